@@ -1,0 +1,1 @@
+//! The netlink messages that Selvage exchanges with the kernel.

@@ -1,0 +1,3 @@
+//! The Selvage node daemon and its command line.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The shell around selvage-bgp-core: sockets, threads, timers.

@@ -1,0 +1,3 @@
+//! The CNI plugin of Selvage.
+
+fn main() {}

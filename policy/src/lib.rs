@@ -1,0 +1,1 @@
+//! From Kubernetes network policies to an nftables plan.

@@ -1,0 +1,1 @@
+//! Network namespaces, links and routing daemons as values.

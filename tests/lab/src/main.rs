@@ -1,0 +1,3 @@
+//! Network namespaces, links and routing daemons as values.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! End-to-end, interoperability and fault tests, and benches.
