@@ -1,0 +1,1 @@
+//! Import and export rules. The built-in ones now; statements of users join them later.

@@ -1,0 +1,5 @@
+//! Messages as they are on the wire (RFC 4271 section 4 and successors).
+
+pub mod attr;
+pub mod nlri;
+pub mod notification;
