@@ -21,7 +21,7 @@ pub enum Origin {
 
 /// An AS_PATH in its canonical wire form: segments of (type, count, four-octet numbers).
 /// Valid by construction: whoever makes one has checked types and lengths.
-#[derive(Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
 pub struct AsPath(pub(crate) Box<[u8]>);
 
 /// Where to send packets for a route.
