@@ -1,11 +1,16 @@
 //! Path attributes as values.
 
+mod as_path;
+
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use crate::ids::{Asn, IfIndex, RouterId};
+
+pub(crate) use as_path::Builder as AsPathBuilder;
+pub use as_path::{AsPath, Segment, SegmentKind, Segments};
 
 /// Where a route came from (RFC 4271 section 5.1.1). The order is that of preference.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -18,11 +23,6 @@ pub enum Origin {
     /// By other means.
     Incomplete = 2,
 }
-
-/// An AS_PATH in its canonical wire form: segments of (type, count, four-octet numbers).
-/// Valid by construction: whoever makes one has checked types and lengths.
-#[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
-pub struct AsPath(pub(crate) Box<[u8]>);
 
 /// Where to send packets for a route.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
