@@ -1,1 +1,9 @@
 //! From Kubernetes network policies to an nftables plan.
+//!
+//! Objects and facts go in, a [`plan::Plan`] comes out, byte for byte the same for the same input. No sockets, no
+//! files, no clock, no async; nothing here depends on the order of a hash table.
+
+pub mod api;
+pub mod model;
+pub mod plan;
+pub mod ranges;

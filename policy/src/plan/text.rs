@@ -1,0 +1,1 @@
+//! A plan or a delta as an `nft -f` script, for people and for tests.
