@@ -1,0 +1,67 @@
+//! Opening a pod's interface on the host: the one step after which packets reach the pod.
+//!
+//! The host end of a veth is created down and stays down until the pod's policy is in the kernel.
+//! *Open* is: up, then a route to each of the pod's addresses. In this order, because the kernel
+//! refuses a route over a device that is down. Both directions can be repeated.
+
+use std::net::IpAddr;
+
+use rustix::io::Errno;
+
+use crate::batch::Batch;
+use crate::error::Result;
+use crate::prefix::Prefix;
+use crate::route::{Hop, Route, Target};
+use crate::socket::{Report, Socket};
+use crate::{link, route};
+
+/// The maker of routes to local pods (`RTPROT_*`), no other program's number.
+pub const PROTOCOL_POD: u8 = 86;
+
+/// Raises interface `index` and routes the pod's addresses over it (/32 and /128, table main,
+/// [`PROTOCOL_POD`]). A route to one of them over another interface is moved here. Repeating it
+/// changes nothing. The first refusal is the error: then close it again.
+pub fn open_interface(socket: &mut Socket, index: u32, addrs: &[IpAddr]) -> Result<()> {
+    socket.apply(|batch| {
+        link::set_up(batch, index, true);
+        for &addr in addrs {
+            route::replace(batch, &pod_route(index, addr));
+        }
+    })
+}
+
+/// Removes the routes of [`open_interface`] and lowers the interface. What is gone already, the
+/// interface included, is no error.
+pub fn close_interface(socket: &mut Socket, index: u32, addrs: &[IpAddr]) -> Result<()> {
+    let mut report = socket.report(|batch| close(batch, index, addrs))?;
+    let gone = [Errno::SRCH, Errno::NODEV].map(Errno::raw_os_error);
+    report
+        .failures
+        .retain(|failure| !gone.contains(&failure.refusal.errno));
+    report.into_result()
+}
+
+/// The route to a local pod's address.
+pub fn pod_route(index: u32, addr: IpAddr) -> Route {
+    let hop = Hop {
+        oif: Some(index),
+        weight: 1,
+        ..Hop::default()
+    };
+    Route::new(Prefix::host(addr), Target::Hop(hop), PROTOCOL_POD)
+}
+
+fn close(batch: &mut Batch, index: u32, addrs: &[IpAddr]) {
+    for &addr in addrs {
+        route::delete(batch, &pod_route(index, addr));
+    }
+    link::set_up(batch, index, false);
+}
+
+/// The report of closing many interfaces in one batch; for draining a node.
+pub fn close_interfaces(socket: &mut Socket, pods: &[(u32, Vec<IpAddr>)]) -> Result<Report> {
+    socket.report(|batch| {
+        pods.iter()
+            .for_each(|(index, addrs)| close(batch, *index, addrs))
+    })
+}

@@ -1,0 +1,6 @@
+//! Against the kernel, in network namespaces that the tests make. Needs root.
+
+mod space;
+
+mod links;
+mod routes;
