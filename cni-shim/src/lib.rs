@@ -4,3 +4,4 @@
 //! interface is opened only after the pod's policy is in the kernel.
 
 pub mod link;
+pub mod spec;
