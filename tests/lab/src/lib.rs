@@ -1,1 +1,31 @@
 //! Network namespaces, links and routing daemons as values.
+//!
+//! ```text
+//!  sandbox::enter()      mount, network and pid namespaces; their first process is this program, so that
+//!        │               nothing outlives it and nothing outside is ever changed
+//!       Lab              one experiment: a directory and a prefix for names, any number side by side
+//!        ├─ Netns        a host, a router, a node, a pod: a network namespace with a name
+//!        ├─ Network      a bridge in a namespace of its own ── Link ── Netns;  a link is cut and repaired
+//!        ├─ Process      a daemon in a namespace: its output, its end, its resource use
+//!        ├─ daemon::*    BIRD, FRR, GoBGP: configuration from one description, state as values
+//!        └─ probe::*     TCP, UDP, ICMP echo and counted flows, spoken by ourselves
+//! ```
+//!
+//! No `ip`, no `ping`: links are made by the project's own netlink crate, probes are sockets in a
+//! thread that has entered the namespace.
+
+pub mod daemon;
+pub mod deadline;
+pub mod lab;
+pub mod netns;
+pub mod network;
+pub mod probe;
+pub mod process;
+pub mod sandbox;
+pub mod topology;
+
+pub use deadline::{eventually, eventually_ok};
+pub use lab::Lab;
+pub use netns::Netns;
+pub use network::{Cut, Link, Network};
+pub use process::Process;

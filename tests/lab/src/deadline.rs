@@ -1,0 +1,93 @@
+//! Waiting for a condition with a deadline: the only way in which tests wait.
+
+use std::fmt::Debug;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// How long to pause between two looks at a condition.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Waits until `condition` holds and returns how long that took.
+///
+/// # Errors
+/// When it does not hold within `limit`; the message repeats `what`.
+pub fn eventually(
+    limit: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> bool,
+) -> Result<Duration> {
+    let start = Instant::now();
+    while !condition() {
+        if start.elapsed() >= limit {
+            bail!("not within {limit:?}: {what}");
+        }
+        thread::sleep(PAUSE);
+    }
+    Ok(start.elapsed())
+}
+
+/// Waits until `attempt` succeeds and returns its value.
+///
+/// # Errors
+/// The last error of `attempt` when it never succeeds within `limit`.
+pub fn eventually_ok<T>(
+    limit: Duration,
+    what: &str,
+    mut attempt: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Ok(value) => return Ok(value),
+            Err(error) if start.elapsed() >= limit => {
+                return Err(error).with_context(|| format!("not within {limit:?}: {what}"));
+            }
+            Err(_) => thread::sleep(PAUSE),
+        }
+    }
+}
+
+/// Waits until `look` returns `wanted`; the error shows what was there last.
+///
+/// # Errors
+/// When another value is still there after `limit`.
+pub fn eventually_eq<T: PartialEq + Debug>(
+    limit: Duration,
+    what: &str,
+    wanted: &T,
+    mut look: impl FnMut() -> Result<T>,
+) -> Result<()> {
+    eventually_ok(limit, what, || {
+        let found = look()?;
+        if found != *wanted {
+            bail!("found {found:?}, wanted {wanted:?}");
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_that_comes_true_is_met_and_one_that_never_does_is_named() {
+        let mut looks = 0;
+        eventually(Duration::from_secs(5), "third look", || {
+            looks += 1;
+            looks == 3
+        })
+        .expect("met");
+        assert_eq!(looks, 3);
+        let error = eventually(Duration::ZERO, "the impossible", || false).expect_err("never");
+        assert!(error.to_string().contains("the impossible"));
+    }
+
+    #[test]
+    fn the_last_value_is_part_of_the_error() {
+        let error = eventually_eq(Duration::ZERO, "two", &2, || Ok(1)).expect_err("one is not two");
+        assert!(format!("{error:#}").contains("found 1, wanted 2"));
+    }
+}

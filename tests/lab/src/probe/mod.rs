@@ -1,0 +1,46 @@
+//! Probes of our own: sockets opened in a thread that has entered the namespace.
+
+pub mod flow;
+pub mod ping;
+pub mod server;
+pub mod tcp;
+pub mod udp;
+
+use std::io;
+
+/// What came of an attempt to reach somebody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It answered.
+    Yes,
+    /// It answered that nobody listens there: the packet did arrive.
+    Refused,
+    /// Somebody, or our own kernel, said that there is no way.
+    Unreachable,
+    /// Nothing came back in time: dropped on the way, or nobody there.
+    Silence,
+}
+
+impl Answer {
+    /// Whether packets went both ways.
+    #[must_use]
+    pub fn is_yes(self) -> bool {
+        self == Answer::Yes
+    }
+
+    /// What an error of a socket says about the way.
+    ///
+    /// # Errors
+    /// The error itself when it says nothing about the way.
+    fn from_error(error: io::Error) -> io::Result<Answer> {
+        use io::ErrorKind as K;
+        match error.kind() {
+            K::ConnectionRefused | K::ConnectionReset => Ok(Answer::Refused),
+            K::HostUnreachable | K::NetworkUnreachable | K::NetworkDown | K::PermissionDenied => {
+                Ok(Answer::Unreachable)
+            }
+            K::TimedOut | K::WouldBlock => Ok(Answer::Silence),
+            _ => Err(error),
+        }
+    }
+}

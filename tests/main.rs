@@ -1,0 +1,3 @@
+//! The system trials, in one binary.
+
+fn main() {}
