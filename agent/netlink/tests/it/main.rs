@@ -3,4 +3,5 @@
 mod space;
 
 mod links;
+mod nexthops;
 mod routes;

@@ -9,16 +9,16 @@ use selvage_netlink::{Prefix, Socket, close_interface, link, open, open_interfac
 
 use crate::space::Space;
 
-fn ip(text: &str) -> IpAddr {
+pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-fn prefix(text: &str) -> Prefix {
+pub fn prefix(text: &str) -> Prefix {
     let (addr, len) = text.split_once('/').unwrap();
     Prefix::new(ip(addr), len.parse().unwrap())
 }
 
-fn via(gateway: &str, weight: u16) -> Hop {
+pub fn via(gateway: &str, weight: u16) -> Hop {
     Hop {
         gateway: Some(ip(gateway)),
         weight,
@@ -27,7 +27,7 @@ fn via(gateway: &str, weight: u16) -> Hop {
 }
 
 /// A namespace with an interface up at 10.0.0.1/24 and fd00::1/64.
-fn wired() -> (Space, Space, u32) {
+pub fn wired() -> (Space, Space, u32) {
     let (space, other) = (Space::new(), Space::new());
     let (index, far) = space.veth("a0", &other, "a1");
     other
