@@ -1,1 +1,28 @@
-//! The shell around selvage-bgp-core: sockets, threads, timers.
+//! The shell around `selvage-bgp-core`: sockets, threads, timers.
+//!
+//! ```text
+//!        sockets, timers                     table
+//!   ┌───────────────────────┐  RibWork  ┌──────────────┐  RouteEvent
+//!   │ bgp-io   IoThread     │ ────────► │ bgp-rib      │ ───────────► whoever programs routes
+//!   │  Peer (core), Streams │ ◄──────── │  Rib (core)  │
+//!   └───────────────────────┘  IoWork   └──────────────┘
+//!             ▲ Handle: configure, peers            ▲ Handle: query, tell
+//! ```
+//!
+//! No task per peer: one loop over ready sockets, one read buffer, one log for each update group. Queues carry batches.
+
+mod conn;
+mod connector;
+mod io_thread;
+mod listener;
+mod peers;
+mod queue;
+mod rib_thread;
+mod sockopt;
+mod speaker;
+mod stream;
+
+pub use io_thread::ConfigureError;
+pub use rib_thread::{RouteEvent, RouteSink};
+pub use selvage_bgp_core as core;
+pub use speaker::{Clock, Handle, PeerStatus, Speaker, Start, Stopped};

@@ -1,0 +1,157 @@
+//! The table of peers: who is where, who may connect, whose place is free.
+
+use std::{collections::HashMap, collections::VecDeque, net::IpAddr, sync::Arc, time::Duration};
+
+use selvage_bgp_core::{
+    clock::Now,
+    config::{PeerAsn, PeerConfig, SpeakerConfig},
+    ids::{Epoch, IfIndex, PeerIdx, PeerKey},
+    session::{ConnId, Peer, State},
+};
+
+use crate::stream::Member;
+
+/// A freed place is left alone for this long, so that nothing under way can be mistaken for its next owner's.
+const QUARANTINE: Duration = Duration::from_secs(30);
+
+/// A peer and what the shell knows of it.
+pub(crate) struct Slot {
+    pub(crate) peer: Peer,
+    pub(crate) config: Arc<PeerConfig>,
+    /// It came by a range: it goes when its session is gone for good.
+    pub(crate) dynamic: bool,
+    pub(crate) state: State,
+    /// Its connections: two at most, for as long as a collision lasts.
+    pub(crate) conns: Vec<(ConnId, usize)>,
+    /// The connection that carries routes, and the session's number.
+    pub(crate) established: Option<(ConnId, Epoch)>,
+    /// Its place in an update group.
+    pub(crate) member: Option<Member>,
+    /// It fell behind, left its group, and asks for a dump when the kernel takes bytes from it again.
+    pub(crate) wants_resync: bool,
+    /// The deadline that is registered for it.
+    pub(crate) deadline: Option<Now>,
+}
+
+impl Slot {
+    /// The place in the connection table of one of its connections.
+    pub(crate) fn token(&self, conn: ConnId) -> Option<usize> {
+        self.conns
+            .iter()
+            .find(|(id, _)| *id == conn)
+            .map(|(_, token)| *token)
+    }
+}
+
+/// All peers, by place and by address.
+#[derive(Default)]
+pub(crate) struct Peers {
+    slots: Vec<Option<Slot>>,
+    by_key: HashMap<PeerKey, PeerIdx>,
+    free: VecDeque<(Now, PeerIdx)>,
+}
+
+impl Peers {
+    pub(crate) fn get(&self, idx: PeerIdx) -> Option<&Slot> {
+        self.slots.get(usize::from(idx.0))?.as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, idx: PeerIdx) -> Option<&mut Slot> {
+        self.slots.get_mut(usize::from(idx.0))?.as_mut()
+    }
+
+    pub(crate) fn find(&self, key: &PeerKey) -> Option<PeerIdx> {
+        self.by_key.get(key).copied()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (PeerIdx, &Slot)> {
+        self.slots
+            .iter()
+            .enumerate()
+            .filter_map(|(i, s)| Some((PeerIdx(i as u16), s.as_ref()?)))
+    }
+
+    /// Adds a peer; `None` when all 65,536 places are taken.
+    pub(crate) fn add(
+        &mut self,
+        now: Now,
+        peer: Peer,
+        config: Arc<PeerConfig>,
+        dynamic: bool,
+    ) -> Option<PeerIdx> {
+        let key = config.key;
+        let slot = Slot {
+            peer,
+            config,
+            dynamic,
+            state: State::Idle,
+            conns: Vec::new(),
+            established: None,
+            member: None,
+            wants_resync: false,
+            deadline: None,
+        };
+        let rested = self
+            .free
+            .front()
+            .is_some_and(|(at, _)| now.since(*at) >= QUARANTINE);
+        let idx = match if rested { self.free.pop_front() } else { None } {
+            Some((_, idx)) => {
+                self.slots[usize::from(idx.0)] = Some(slot);
+                idx
+            }
+            None => {
+                let idx = PeerIdx(u16::try_from(self.slots.len()).ok()?);
+                self.slots.push(Some(slot));
+                idx
+            }
+        };
+        self.by_key.insert(key, idx);
+        Some(idx)
+    }
+
+    /// Takes a peer out.
+    pub(crate) fn remove(&mut self, now: Now, idx: PeerIdx) -> Option<Slot> {
+        let slot = self.slots.get_mut(usize::from(idx.0))?.take()?;
+        self.by_key.remove(&slot.config.key);
+        self.free.push_back((now, idx));
+        Some(slot)
+    }
+}
+
+/// The key of a neighbour by the address that it comes from.
+pub(crate) fn key_of(addr: IpAddr, interface: Option<IfIndex>) -> PeerKey {
+    let addr = addr.to_canonical();
+    PeerKey {
+        addr,
+        scope: interface.filter(|_| is_link_local(addr)),
+    }
+}
+
+/// Whether the address means nothing without an interface.
+pub(crate) fn is_link_local(addr: IpAddr) -> bool {
+    matches!(addr, IpAddr::V6(a) if a.is_unicast_link_local())
+}
+
+/// The settings of a neighbour that comes from `key` and is not configured by address: those of the longest range.
+pub(crate) fn from_range(config: &SpeakerConfig, key: PeerKey) -> Option<Arc<PeerConfig>> {
+    let range = config
+        .ranges
+        .iter()
+        .filter(|r| r.prefix.contains(key.addr))
+        .max_by_key(|r| r.prefix.len())?;
+    Some(Arc::new(PeerConfig {
+        key,
+        passive: true,
+        ..(*range.template).clone()
+    }))
+}
+
+/// Whether the session to this neighbour leaves our autonomous system, as far as the configuration says.
+pub(crate) fn is_external(config: &SpeakerConfig, peer: &PeerConfig) -> bool {
+    match peer.asn {
+        PeerAsn::Internal => false,
+        PeerAsn::External => true,
+        PeerAsn::Exactly(asn) => asn != peer.local_asn.unwrap_or(config.asn),
+    }
+}

@@ -1,0 +1,200 @@
+//! The speaker as its owner sees it: started with a configuration, told another one, asked questions, stopped.
+
+use std::{
+    io,
+    sync::{Arc, mpsc},
+    thread::{self, JoinHandle},
+    time::Instant,
+};
+
+use mio::{Poll, Waker};
+use selvage_bgp_core::{
+    clock::Now,
+    config::{PeerConfig, SpeakerConfig},
+    ids::{PeerIdx, PeerKey},
+    rib::{Page, Query, Rib, RibInput},
+    session::{Snapshot, Stop},
+};
+
+use crate::{
+    io_thread::{ConfigureError, IoThread, IoWork, WAKER},
+    peers::Slot,
+    queue::{ToIo, ToRib},
+    rib_thread::{RibThread, RibWork, RouteSink},
+    sockopt,
+};
+
+/// The clock of a speaker: nanoseconds since it started.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// What time it is.
+    pub fn now(&self) -> Now {
+        Now(u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+/// How a speaker starts.
+pub struct Start {
+    /// What it is.
+    pub config: Arc<SpeakerConfig>,
+    /// Whether an earlier run left its routes in the kernel: then the restart bit is set, and announcements wait for those
+    /// of the peers (RFC 4724 section 4.1).
+    pub restarting: bool,
+    /// Anything that differs between machines: spreads retries.
+    pub seed: u64,
+    /// Who programs routes.
+    pub routes: RouteSink,
+}
+
+/// A neighbour, as it is at the moment.
+#[derive(Clone, Debug)]
+pub struct PeerStatus {
+    /// Its place in the RIB's tables.
+    pub idx: PeerIdx,
+    /// How it is configured.
+    pub config: Arc<PeerConfig>,
+    /// Whether it came by a range.
+    pub dynamic: bool,
+    /// Its session.
+    pub session: Snapshot,
+}
+
+impl PeerStatus {
+    pub(crate) fn of(now: Now, idx: PeerIdx, slot: &Slot) -> PeerStatus {
+        PeerStatus {
+            idx,
+            config: slot.config.clone(),
+            dynamic: slot.dynamic,
+            session: slot.peer.snapshot(now),
+        }
+    }
+}
+
+/// A running speaker. Two threads: one for sockets and timers, one for the table. Cheap to ask, never in their way.
+pub struct Speaker {
+    handle: Handle,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Speaks to a running speaker; cloned for everybody who needs it.
+#[derive(Clone)]
+pub struct Handle {
+    clock: Clock,
+    io: Arc<ToIo<IoWork>>,
+    rib: Arc<ToRib<RibWork>>,
+}
+
+/// The speaker's threads are gone.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the BGP speaker has stopped")]
+pub struct Stopped;
+
+impl Speaker {
+    /// Starts the threads. What the operating system refuses of the configuration comes back beside the speaker.
+    pub fn start(start: Start) -> io::Result<(Speaker, Vec<ConfigureError>)> {
+        sockopt::raise_open_files();
+        let poll = Poll::new()?;
+        let io = Arc::new(ToIo::new(Waker::new(poll.registry(), WAKER)?));
+        let rib = Arc::new(ToRib::new());
+        let clock = Clock(Instant::now());
+        let rib_thread = RibThread {
+            rib: Rib::new(start.config.clone(), clock.now(), start.restarting),
+            clock,
+            inbox: rib.clone(),
+            io: io.clone(),
+            routes: start.routes,
+        };
+        let io_thread = IoThread::new(
+            poll,
+            clock,
+            io.clone(),
+            rib.clone(),
+            start.config.clone(),
+            start.restarting,
+            start.seed,
+        );
+        let threads = vec![
+            thread::Builder::new()
+                .name("bgp-rib".into())
+                .spawn(|| rib_thread.run())?,
+            thread::Builder::new()
+                .name("bgp-io".into())
+                .spawn(|| io_thread.run())?,
+        ];
+        let speaker = Speaker {
+            handle: Handle { clock, io, rib },
+            threads,
+        };
+        let errors = speaker.handle.configure(start.config).unwrap_or_default();
+        Ok((speaker, errors))
+    }
+
+    /// What others need to speak to it.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Ends every session in the given way, then the threads.
+    pub fn stop(self, how: Stop) {
+        let (done, ended) = mpsc::sync_channel(1);
+        if self
+            .handle
+            .io
+            .send(&mut vec![IoWork::Stop(how, done)])
+            .is_ok()
+        {
+            // The thread may have gone by itself.
+            let _ = ended.recv();
+        }
+        for thread in self.threads {
+            // A panic in it has been reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Handle {
+    /// The speaker's clock.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// Be this from now on: sessions that need not end go on. What is refused comes back; all else is in force.
+    pub fn configure(&self, config: Arc<SpeakerConfig>) -> Result<Vec<ConfigureError>, Stopped> {
+        self.ask_io(|reply| IoWork::Configure(config, reply))
+    }
+
+    /// All neighbours, in no order.
+    pub fn peers(&self) -> Result<Vec<PeerStatus>, Stopped> {
+        self.ask_io(IoWork::Peers)
+    }
+
+    /// Asks a neighbour for all its routes again (RFC 2918).
+    pub fn refresh(&self, peer: PeerKey) -> Result<(), Stopped> {
+        self.io
+            .send(&mut vec![IoWork::Refresh(peer)])
+            .map_err(|_| Stopped)
+    }
+
+    /// A page of the table.
+    pub fn query(&self, query: Query) -> Result<Page, Stopped> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.rib.send(&mut vec![RibWork::Query(query, reply)], 64);
+        answer.recv().map_err(|_| Stopped)
+    }
+
+    /// Something for the RIB, such as [`RibInput::Reachability`].
+    pub fn tell(&self, inputs: impl IntoIterator<Item = RibInput>) {
+        let mut work: Vec<RibWork> = inputs.into_iter().map(RibWork::Input).collect();
+        let octets = work.iter().map(RibWork::octets).sum();
+        self.rib.send(&mut work, octets);
+    }
+
+    fn ask_io<T>(&self, work: impl FnOnce(mpsc::SyncSender<T>) -> IoWork) -> Result<T, Stopped> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.io.send(&mut vec![work(reply)]).map_err(|_| Stopped)?;
+        answer.recv().map_err(|_| Stopped)
+    }
+}
