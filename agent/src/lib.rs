@@ -1,0 +1,6 @@
+//! The Selvage node daemon and its command line, as a library so that tests reach every part.
+
+pub mod inbox;
+pub mod objects;
+pub mod source;
+pub mod store;

@@ -1,0 +1,178 @@
+//! Object metadata: the part that every kind shares.
+
+use std::collections::BTreeMap;
+
+use selvage_policy::model::Labels;
+use serde::Deserialize;
+
+use super::decode::Mode;
+use super::fault::closest;
+use super::{Faults, Key, Kind, Timestamp};
+
+/// What we keep of `metadata`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Meta {
+    /// Namespace (empty for cluster-scoped kinds) and name.
+    pub key: Key,
+    /// Given by the API server; in files as written, else empty.
+    pub uid: String,
+    /// Labels.
+    pub labels: Labels,
+    /// Annotations, without those that tools keep whole objects in.
+    pub annotations: BTreeMap<String, String>,
+    /// When it was made, as far as known.
+    pub created: Option<Timestamp>,
+    /// Opaque version of the API server.
+    pub resource_version: String,
+    /// Counts changes of the spec; 0 where nobody counts.
+    pub generation: i64,
+}
+
+/// Fields of ObjectMeta that exist in Kubernetes, whether we read them or not.
+const KNOWN: [&str; 14] = [
+    "name",
+    "generateName",
+    "namespace",
+    "selfLink",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "labels",
+    "annotations",
+    "ownerReferences",
+    "finalizers",
+];
+
+/// Written by `kubectl apply`: a second copy of the object.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct RawMeta {
+    pub(super) name: Option<String>,
+    pub(super) namespace: Option<String>,
+    uid: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, Option<String>>>,
+    creation_timestamp: Option<String>,
+    resource_version: Option<String>,
+    generation: Option<i64>,
+}
+
+/// Reports fields of `metadata` that do not exist.
+pub(super) fn check_fields(
+    metadata: &serde_json::Map<String, serde_json::Value>,
+    faults: &mut Faults,
+) {
+    for field in metadata.keys() {
+        if KNOWN.contains(&field.as_str()) || field == "managedFields" {
+            continue;
+        }
+        let path = format!("metadata.{field}");
+        match closest(field, KNOWN) {
+            Some(name) => faults.hinted(
+                path,
+                "unknown field",
+                format_args!("did you mean `{name}`?"),
+            ),
+            None => faults.add(path, "unknown field"),
+        }
+    }
+}
+
+/// Lowers metadata; in files the API server's defaults are applied.
+pub(super) fn lower(kind: Kind, raw: RawMeta, mode: Mode, faults: &mut Faults) -> Option<Meta> {
+    let name = raw.name.unwrap_or_default();
+    if name.is_empty() {
+        faults.hinted("metadata.name", "missing", "every object needs a name");
+        return None;
+    }
+    if let Err(reason) = valid_name(&name, kind) {
+        faults.add("metadata.name", reason);
+    }
+    let mut namespace = raw.namespace.unwrap_or_default();
+    if !kind.namespaced() {
+        if !namespace.is_empty() && mode == Mode::File && kind.strict() {
+            faults.hinted(
+                "metadata.namespace",
+                format_args!("{kind} is cluster-scoped"),
+                "leave the field out",
+            );
+        }
+        namespace.clear();
+    } else if namespace.is_empty() {
+        namespace = "default".into();
+    }
+    let mut labels = raw.labels.unwrap_or_default();
+    for (name, value) in &labels {
+        if let Err(reason) = valid_label(name, value) {
+            faults.add(format!("metadata.labels.{name}"), reason);
+        }
+    }
+    if kind == Kind::Namespace && mode == Mode::File {
+        labels.insert("kubernetes.io/metadata.name".into(), name.clone());
+    }
+    let created = raw
+        .creation_timestamp
+        .and_then(|text| faults.take("metadata.creationTimestamp", text.parse::<Timestamp>()));
+    let annotations = raw.annotations.unwrap_or_default().into_iter();
+    Some(Meta {
+        key: Key { namespace, name },
+        uid: raw.uid.unwrap_or_default(),
+        labels: labels.into(),
+        annotations: annotations
+            .filter(|(name, _)| name != LAST_APPLIED)
+            .map(|(name, value)| (name, value.unwrap_or_default()))
+            .collect(),
+        created,
+        resource_version: raw.resource_version.unwrap_or_default(),
+        generation: raw.generation.unwrap_or_default(),
+    })
+}
+
+fn valid_name(name: &str, kind: Kind) -> Result<(), String> {
+    let longest = if kind == Kind::Namespace { 63 } else { 253 };
+    if name.len() > longest {
+        return Err(format!("longer than {longest} characters"));
+    }
+    let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-' || c == b'.';
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    if !name.bytes().all(allowed) || !edge(name.chars().next()) || !edge(name.chars().last()) {
+        return Err(format!(
+            "`{name}` is not a name: lower-case letters, digits, `-` and `.`, with a letter or digit at both ends"
+        ));
+    }
+    Ok(())
+}
+
+/// The syntax of a label (Kubernetes "Labels and Selectors"): `[prefix/]name`, and a value of at most 63 characters.
+pub(super) fn valid_label(name: &str, value: &str) -> Result<(), String> {
+    let (prefix, short) = match name.split_once('/') {
+        Some((prefix, short)) => (Some(prefix), short),
+        None => (None, name),
+    };
+    let prefix_fits = prefix.is_none_or(|prefix| !prefix.is_empty() && prefix.len() <= 253);
+    if !prefix_fits || short.is_empty() || !label_word(short) {
+        return Err(format!("`{name}` is not a label name"));
+    }
+    if !value.is_empty() && !label_word(value) {
+        return Err(format!(
+            "`{value}` is not a label value: at most 63 letters, digits, `-`, `_` and `.`"
+        ));
+    }
+    Ok(())
+}
+
+fn label_word(word: &str) -> bool {
+    let bytes = word.as_bytes();
+    let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    bytes.len() <= 63
+        && bytes
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+        && edge(bytes.first())
+        && edge(bytes.last())
+}

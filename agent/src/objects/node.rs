@@ -1,0 +1,123 @@
+//! `v1 Node`: labels, addresses, pod CIDRs.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Meta;
+use super::decode::Context;
+
+/// A node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Metadata.
+    pub meta: Meta,
+    /// Addresses of type `InternalIP`, at most one of each family, in the order given.
+    pub internal_ips: Vec<IpAddr>,
+    /// `spec.podCIDRs`, host bits cut.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawSpec {
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Option<Vec<String>>,
+    #[serde(rename = "podCIDR")]
+    pod_cidr: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RawStatus {
+    addresses: Option<Vec<RawAddress>>,
+}
+
+#[derive(Deserialize)]
+struct RawAddress {
+    #[serde(rename = "type")]
+    kind: String,
+    address: String,
+}
+
+impl Node {
+    /// The node's address of one family.
+    pub fn internal_ip(&self, v6: bool) -> Option<IpAddr> {
+        self.internal_ips
+            .iter()
+            .copied()
+            .find(|address| address.is_ipv6() == v6)
+    }
+
+    pub(super) fn lower(
+        meta: Meta,
+        spec: &Value,
+        status: &Value,
+        context: &mut Context,
+    ) -> Option<Node> {
+        let spec: RawSpec = context.decode("spec", spec)?;
+        let status: RawStatus = context.decode("status", status)?;
+        let mut pod_cidrs = Vec::new();
+        let (field, texts) = match (spec.pod_cidrs, spec.pod_cidr) {
+            (Some(many), _) => ("podCIDRs", many),
+            (None, one) => (
+                "podCIDR",
+                one.into_iter().filter(|text| !text.is_empty()).collect(),
+            ),
+        };
+        for (i, text) in texts.iter().enumerate() {
+            let path = if field == "podCIDRs" {
+                format!("spec.podCIDRs[{i}]")
+            } else {
+                "spec.podCIDR".into()
+            };
+            if let Some(cidr) = context.faults.take(&path, cidr(text)) {
+                pod_cidrs.push(cidr);
+            }
+        }
+        let mut internal_ips: Vec<IpAddr> = Vec::new();
+        for (i, raw) in status.addresses.unwrap_or_default().iter().enumerate() {
+            if raw.kind != "InternalIP" {
+                continue;
+            }
+            let path = format!("status.addresses[{i}].address");
+            let Some(address) = context.faults.take(&path, address(&raw.address)) else {
+                continue;
+            };
+            if !internal_ips
+                .iter()
+                .any(|known| known.is_ipv6() == address.is_ipv6())
+            {
+                internal_ips.push(address);
+            }
+        }
+        Some(Node {
+            meta,
+            internal_ips,
+            pod_cidrs,
+        })
+    }
+}
+
+/// Parses an address of a host.
+pub(super) fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse()
+        .map_err(|_| format!("`{text}` is not an IP address"))
+}
+
+/// Parses a CIDR and cuts its host bits.
+pub(super) fn cidr(text: &str) -> Result<IpNet, String> {
+    if let Ok(net) = text.parse::<IpNet>() {
+        return Ok(net.trunc());
+    }
+    if let Ok(address) = text.parse::<IpAddr>() {
+        let length = if address.is_ipv6() { 128 } else { 32 };
+        return Err(format!(
+            "`{text}` has no length; a single address is `{address}/{length}`"
+        ));
+    }
+    Err(format!(
+        "`{text}` is not a CIDR as in `10.244.1.0/24` or `fd00:10:244:1::/64`"
+    ))
+}

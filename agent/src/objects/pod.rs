@@ -1,0 +1,160 @@
+//! `v1 Pod`, slim: what policy and routes need, and nothing else.
+
+use std::net::IpAddr;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Meta;
+use super::decode::Context;
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pod {
+    /// Metadata.
+    pub meta: Meta,
+    /// `spec.nodeName`; empty while it is not scheduled.
+    pub node: String,
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// The named and numbered ports of all containers.
+    pub ports: Vec<ContainerPort>,
+    /// `status.phase`.
+    pub phase: Phase,
+    /// `status.podIPs`.
+    pub ips: Vec<IpAddr>,
+}
+
+/// One entry of `containers[].ports`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerPort {
+    /// Empty if it has none.
+    pub name: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// `containerPort`, 1 to 65535.
+    pub port: u16,
+}
+
+/// A transport protocol that a container port may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// The API server's default.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+/// `status.phase`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Default)]
+pub enum Phase {
+    /// Accepted, not running yet.
+    #[default]
+    Pending,
+    /// Bound to a node and started.
+    Running,
+    /// All containers ended well.
+    Succeeded,
+    /// All containers ended, at least one badly.
+    Failed,
+    /// The node does not answer, or a phase that we do not know.
+    #[serde(other)]
+    Unknown,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawSpec {
+    node_name: Option<String>,
+    host_network: Option<bool>,
+    containers: Option<Vec<RawContainer>>,
+    init_containers: Option<Vec<RawContainer>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawContainer {
+    ports: Option<Vec<RawPort>>,
+    restart_policy: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawPort {
+    name: Option<String>,
+    protocol: Option<Protocol>,
+    container_port: u16,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawStatus {
+    phase: Option<Phase>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<RawIp>>,
+}
+
+#[derive(Deserialize)]
+struct RawIp {
+    ip: String,
+}
+
+impl Pod {
+    pub(super) fn lower(
+        meta: Meta,
+        spec: &Value,
+        status: &Value,
+        context: &mut Context,
+    ) -> Option<Pod> {
+        let spec: RawSpec = context.decode("spec", spec)?;
+        let status: RawStatus = context.decode("status", status)?;
+        let sidecars = spec.init_containers.unwrap_or_default();
+        let sidecars = sidecars
+            .into_iter()
+            .filter(|c| c.restart_policy.as_deref() == Some("Always"));
+        let ports = spec
+            .containers
+            .unwrap_or_default()
+            .into_iter()
+            .chain(sidecars);
+        let ports = ports.flat_map(|container| container.ports.unwrap_or_default());
+        let ports = ports.map(|raw| ContainerPort {
+            name: raw.name.unwrap_or_default(),
+            protocol: raw.protocol.unwrap_or_default(),
+            port: raw.container_port,
+        });
+        let mut ips = Vec::new();
+        let single = status.pod_ip.filter(|text| !text.is_empty());
+        let listed = status.pod_ips.filter(|list| !list.is_empty());
+        match (listed, single) {
+            (Some(list), _) => {
+                for (i, raw) in list.iter().enumerate() {
+                    ips.extend(context.faults.take(
+                        &format!("status.podIPs[{i}].ip"),
+                        super::node::address(&raw.ip),
+                    ));
+                }
+            }
+            (None, Some(text)) => ips.extend(
+                context
+                    .faults
+                    .take("status.podIP", super::node::address(&text)),
+            ),
+            (None, None) => {}
+        }
+        Some(Pod {
+            meta,
+            node: spec.node_name.unwrap_or_default(),
+            host_network: spec.host_network.unwrap_or_default(),
+            ports: ports.collect(),
+            phase: status.phase.unwrap_or_default(),
+            ips,
+        })
+    }
+}

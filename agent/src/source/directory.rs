@@ -1,0 +1,300 @@
+//! What a directory of files says, as one set of objects.
+//!
+//! Pure state: the watcher hands in what it read, the events come out. As long as a file has a fault, no object
+//! disappears because of it: what was good stays. Where two files hold the same object, the file that sorts first
+//! counts and both are named; the result never depends on the order in which the files were read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::yaml::{self, Contents};
+use super::{At, ObjectEvent, Origin, Problem};
+use crate::objects::{Key, Kind, Object};
+
+type Id = (Kind, Key);
+
+/// All files of one source.
+///
+/// `stage_*` takes in what was read, [`Directory::settle`] says what changed by it.
+#[derive(Debug, Default)]
+pub struct Directory {
+    files: BTreeMap<PathBuf, File>,
+    /// Which files hold an object.
+    holders: BTreeMap<Id, BTreeSet<PathBuf>>,
+    /// What may have changed since the last time that the outside was told.
+    touched: BTreeSet<Id>,
+    /// Files that are gone, and whose problems were told.
+    cleared: BTreeSet<PathBuf>,
+    /// What the outside was told last.
+    told: BTreeMap<Id, Object>,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    objects: BTreeMap<Id, Held>,
+    problems: Vec<Problem>,
+    told: Vec<Problem>,
+}
+
+#[derive(Debug)]
+struct Held {
+    object: Object,
+    at: At,
+}
+
+impl Directory {
+    /// Takes in the whole text of a file, new or changed.
+    pub fn stage_text(&mut self, path: &Path, text: &str) {
+        self.replace(path, yaml::read(path, text));
+    }
+
+    /// Takes in that a file could not be read; what it held stays.
+    pub fn stage_unreadable(&mut self, path: &Path, reason: String) {
+        let at = At::File {
+            path: path.to_owned(),
+            line: 0,
+            column: 0,
+        };
+        let problem = Problem {
+            at,
+            kind: String::new(),
+            key: Key::default(),
+            path: String::new(),
+            reason,
+            hint: None,
+        };
+        self.replace(
+            path,
+            Contents {
+                problems: vec![problem],
+                ..Contents::default()
+            },
+        );
+    }
+
+    /// Takes in that a file is gone.
+    pub fn stage_removed(&mut self, path: &Path) {
+        let Some(file) = self.files.remove(path) else {
+            return;
+        };
+        if !file.told.is_empty() {
+            self.cleared.insert(path.to_owned());
+        }
+        for id in file.objects.into_keys() {
+            self.let_go(&id, path);
+            self.touched.insert(id);
+        }
+    }
+
+    /// The files that are known.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.keys().map(PathBuf::as_path)
+    }
+
+    /// How many objects are in force.
+    pub fn len(&self) -> usize {
+        self.told.len()
+    }
+
+    /// Whether no object is in force.
+    pub fn is_empty(&self) -> bool {
+        self.told.is_empty()
+    }
+
+    /// What changed since the last call, in an order that does not depend on how it came about.
+    pub fn settle(&mut self) -> Vec<ObjectEvent> {
+        let mut events = Vec::new();
+        for id in std::mem::take(&mut self.touched) {
+            let first = self.holders.get(&id).and_then(BTreeSet::first);
+            let now = first
+                .and_then(|path| self.files.get(path)?.objects.get(&id))
+                .map(|held| &held.object);
+            match (self.told.get(&id), now) {
+                (Some(before), Some(now)) if before == now => {}
+                (_, Some(now)) => {
+                    events.push(ObjectEvent::Applied(now.clone()));
+                    self.told.insert(id, now.clone());
+                }
+                (Some(_), None) => {
+                    self.told.remove(&id);
+                    events.push(ObjectEvent::Deleted(id.0, id.1));
+                }
+                (None, None) => {}
+            }
+        }
+        let cleared = std::mem::take(&mut self.cleared).into_iter();
+        events.extend(cleared.map(|path| ObjectEvent::Cleared(Origin::File(path))));
+        self.settle_problems(&mut events);
+        events
+    }
+
+    fn settle_problems(&mut self, events: &mut Vec<ObjectEvent>) {
+        let duplicates = self.duplicates();
+        for (path, file) in &mut self.files {
+            let mut problems = file.problems.clone();
+            problems.extend(duplicates.get(path).into_iter().flatten().cloned());
+            if problems == file.told {
+                continue;
+            }
+            events.push(ObjectEvent::Cleared(Origin::File(path.clone())));
+            events.extend(problems.iter().cloned().map(ObjectEvent::Invalid));
+            file.told = problems;
+        }
+    }
+
+    fn replace(&mut self, path: &Path, contents: Contents) {
+        self.cleared.remove(path);
+        let mut fresh = BTreeMap::new();
+        for (object, at) in contents.objects {
+            let id = (object.kind(), object.key().clone());
+            self.holders
+                .entry(id.clone())
+                .or_default()
+                .insert(path.to_owned());
+            self.touched.insert(id.clone());
+            fresh.insert(id, Held { object, at });
+        }
+        let file = self.files.entry(path.to_owned()).or_default();
+        let mut old = std::mem::take(&mut file.objects);
+        old.retain(|id, _| !fresh.contains_key(id));
+        let faulty = !contents.problems.is_empty();
+        if faulty {
+            fresh.append(&mut old);
+        }
+        file.objects = fresh;
+        file.problems = contents.problems;
+        for id in old.into_keys() {
+            self.let_go(&id, path);
+            self.touched.insert(id);
+        }
+    }
+
+    fn let_go(&mut self, id: &Id, path: &Path) {
+        let Some(holders) = self.holders.get_mut(id) else {
+            return;
+        };
+        holders.remove(path);
+        if holders.is_empty() {
+            self.holders.remove(id);
+        }
+    }
+
+    fn duplicates(&self) -> BTreeMap<PathBuf, Vec<Problem>> {
+        let mut problems: BTreeMap<PathBuf, Vec<Problem>> = BTreeMap::new();
+        for (id, holders) in self.holders.iter().filter(|(_, holders)| holders.len() > 1) {
+            let mut places = holders
+                .iter()
+                .filter_map(|path| Some((path, &self.files.get(path)?.objects.get(id)?.at)));
+            let Some((_, winner)) = places.next() else {
+                continue;
+            };
+            for (path, at) in places {
+                problems.entry(path.clone()).or_default().push(Problem {
+                    at: at.clone(),
+                    kind: id.0.to_string(),
+                    key: id.1.clone(),
+                    path: String::new(),
+                    reason: format!(
+                        "the same object is in two files; {winner} counts, this one does not"
+                    ),
+                    hint: Some("remove it from one of them".into()),
+                });
+            }
+        }
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, cidr: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: [{cidr}]}}\n---\n"
+        )
+    }
+
+    fn read(directory: &mut Directory, path: &Path, text: &str) -> Vec<String> {
+        directory.stage_text(path, text);
+        names(&directory.settle())
+    }
+
+    fn removed(directory: &mut Directory, path: &Path) -> Vec<String> {
+        directory.stage_removed(path);
+        names(&directory.settle())
+    }
+
+    fn names(events: &[ObjectEvent]) -> Vec<String> {
+        let name = |event: &ObjectEvent| match event {
+            ObjectEvent::Applied(object) => format!("+{}", object.key()),
+            ObjectEvent::Deleted(_, key) => format!("-{key}"),
+            ObjectEvent::Cleared(Origin::File(path)) => format!("clear {}", path.display()),
+            ObjectEvent::Invalid(problem) => format!("! {problem}"),
+            other => format!("{other:?}"),
+        };
+        events.iter().map(name).collect()
+    }
+
+    #[test]
+    fn what_was_good_stays_until_the_file_is_good_again() {
+        let mut directory = Directory::default();
+        let path = Path::new("a.yaml");
+        let both = node("n1", "10.0.1.0/24") + &node("n2", "10.0.2.0/24");
+        assert_eq!(read(&mut directory, path, &both), ["+n1", "+n2"]);
+        assert_eq!(read(&mut directory, path, &both), Vec::<String>::new());
+        let broken = read(&mut directory, path, "a: [b\n");
+        assert_eq!(broken.first().map(String::as_str), Some("clear a.yaml"));
+        assert_eq!(broken.len(), 2, "{broken:?}");
+        // One bad object: the other one is taken, nothing disappears.
+        let half = node("n1", "10.0.9.0/24") + &node("n2", "nonsense");
+        let events = read(&mut directory, path, &half);
+        assert_eq!(events.first().map(String::as_str), Some("+n1"));
+        assert!(
+            events
+                .iter()
+                .any(|event| event.contains("a.yaml:9:19: Node n2: spec.podCIDRs[0]")),
+            "{events:?}"
+        );
+        assert_eq!(
+            read(&mut directory, path, &node("n1", "10.0.9.0/24")),
+            ["-n2", "clear a.yaml"]
+        );
+        assert_eq!(removed(&mut directory, path), ["-n1"]);
+    }
+
+    #[test]
+    fn two_files_with_one_object_are_both_named() {
+        let (a, b) = (Path::new("a.yaml"), Path::new("b.yaml"));
+        for order in [[a, b], [b, a]] {
+            let mut directory = Directory::default();
+            let mut last = Vec::new();
+            for path in order {
+                let cidr = if path == a {
+                    "10.0.1.0/24"
+                } else {
+                    "10.0.2.0/24"
+                };
+                last = read(&mut directory, path, &node("n1", cidr));
+            }
+            let events = last;
+            let problem = events
+                .iter()
+                .find(|event| event.starts_with('!'))
+                .cloned()
+                .unwrap_or_default();
+            assert!(
+                problem.contains("b.yaml:1:1") && problem.contains("a.yaml:1:1 counts"),
+                "{events:?}"
+            );
+            let Some(Object::Node(told)) = directory.told.values().next() else {
+                panic!("no node")
+            };
+            assert_eq!(
+                told.pod_cidrs.first().map(ToString::to_string).as_deref(),
+                Some("10.0.1.0/24")
+            );
+            assert_eq!(removed(&mut directory, a), ["+n1", "clear b.yaml"]);
+        }
+    }
+}

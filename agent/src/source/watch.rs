@@ -1,0 +1,311 @@
+//! Watches a file or a directory with inotify and feeds what it says to a sink.
+//!
+//! A file is read when it is complete: after its writer closed it, or when it was moved into place. At the start,
+//! and after the kernel lost events, everything is read; what is half written then is read again when it is closed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::io::Errno;
+
+use super::ObjectEvent;
+use super::directory::Directory;
+use super::yaml::MAX_FILE;
+use crate::objects::Kind;
+
+/// The most files that a directory may hold.
+pub const MAX_FILES: usize = 20_000;
+
+/// Where batches go. Called on the watcher's thread; returns false when nobody listens any more.
+pub type Sink = Box<dyn FnMut(Vec<ObjectEvent>) -> bool + Send>;
+
+/// A running watcher; dropping it stops the thread.
+#[derive(Debug)]
+pub struct Watcher {
+    stop: OwnedFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Starts to watch `path`, a file or a directory. Fails if it is not there.
+pub fn spawn(path: &Path, sink: Sink) -> io::Result<Watcher> {
+    let mut source = Source::open(path, sink)?;
+    let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    let listen = stop.try_clone()?;
+    let thread = std::thread::Builder::new()
+        .name("source".into())
+        .spawn(move || source.run(&listen))?;
+    Ok(Watcher {
+        stop,
+        thread: Some(thread),
+    })
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Reads everything once, without watching.
+pub fn read_all(path: &Path) -> io::Result<(Directory, Vec<ObjectEvent>)> {
+    let mut directory = Directory::default();
+    for file in list(path, None)? {
+        load(&mut directory, &file);
+    }
+    let events = directory.settle();
+    Ok((directory, events))
+}
+
+struct Source {
+    inotify: OwnedFd,
+    /// The directory that is watched.
+    folder: PathBuf,
+    /// The one file of it that counts, if the source is a file.
+    only: Option<PathBuf>,
+    watching: bool,
+    directory: Directory,
+    sink: Sink,
+}
+
+enum Seen {
+    Nothing,
+    Files(BTreeSet<PathBuf>),
+    /// Events were lost, the directory went away, or a link to it was replaced.
+    Everything,
+}
+
+impl Source {
+    fn open(path: &Path, sink: Sink) -> io::Result<Source> {
+        let path = std::path::absolute(path)?;
+        let is_folder = fs::metadata(&path)?.is_dir();
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        let (folder, only) = match (is_folder, path.parent()) {
+            (false, Some(parent)) => (parent.to_owned(), Some(path.clone())),
+            _ => (path, None),
+        };
+        let mut source = Source {
+            inotify,
+            folder,
+            only,
+            watching: false,
+            directory: Directory::default(),
+            sink,
+        };
+        source.watch()?;
+        Ok(source)
+    }
+
+    fn watch(&mut self) -> io::Result<()> {
+        let flags = WatchFlags::CLOSE_WRITE
+            | WatchFlags::MOVED_TO
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::CREATE
+            | WatchFlags::DELETE
+            | WatchFlags::DELETE_SELF
+            | WatchFlags::MOVE_SELF
+            | WatchFlags::ONLYDIR;
+        inotify::add_watch(&self.inotify, &self.folder, flags)?;
+        self.watching = true;
+        Ok(())
+    }
+
+    fn run(&mut self, stop: &OwnedFd) {
+        let mut first: Vec<ObjectEvent> = Kind::ALL.into_iter().map(ObjectEvent::Relist).collect();
+        first.extend(self.scan());
+        first.extend(Kind::ALL.into_iter().map(ObjectEvent::Synced));
+        if !(self.sink)(first) {
+            return;
+        }
+        loop {
+            let mut fds = [
+                PollFd::new(stop, PollFlags::IN),
+                PollFd::new(&self.inotify, PollFlags::IN),
+            ];
+            // Only while the directory is away is there something to do without an event.
+            let retry = Timespec {
+                tv_sec: 1,
+                tv_nsec: 0,
+            };
+            match poll(&mut fds, (!self.watching).then_some(&retry)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => {
+                    tracing::error!(%error, "the object directory is no longer watched");
+                    return;
+                }
+            }
+            let [stopped, ..] = fds;
+            if !stopped.revents().is_empty() {
+                return;
+            }
+            let events = self.turn();
+            if !events.is_empty() && !(self.sink)(events) {
+                return;
+            }
+        }
+    }
+
+    fn turn(&mut self) -> Vec<ObjectEvent> {
+        if !self.watching {
+            if self.watch().is_err() {
+                return Vec::new();
+            }
+            tracing::info!(path = %self.folder.display(), "the object directory is back");
+            return self.scan();
+        }
+        match self.seen() {
+            Seen::Nothing => return Vec::new(),
+            Seen::Everything => return self.scan(),
+            Seen::Files(paths) => {
+                for path in paths {
+                    load(&mut self.directory, &path);
+                }
+            }
+        }
+        self.directory.settle()
+    }
+
+    /// Takes everything that the kernel has to say.
+    fn seen(&mut self) -> Seen {
+        let mut buffer = [MaybeUninit::uninit(); 16 << 10];
+        let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
+        let mut files = BTreeSet::new();
+        let mut everything = false;
+        let mut gone = false;
+        while let Ok(event) = reader.next() {
+            let flags = event.events();
+            if flags.intersects(ReadFlags::IGNORED | ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF)
+            {
+                gone = true;
+                continue;
+            }
+            let Some(name) = event.file_name().and_then(|name| name.to_str().ok()) else {
+                everything |= flags.contains(ReadFlags::QUEUE_OVERFLOW);
+                continue;
+            };
+            // How the kubelet replaces all files of a ConfigMap at once.
+            everything |= name == "..data" && flags.contains(ReadFlags::MOVED_TO);
+            let path = self.folder.join(name);
+            // A new file is complete when it is closed; a link is complete at once.
+            let unfinished = flags.contains(ReadFlags::CREATE) && !path.is_symlink();
+            if counts(&path, self.only.as_deref()) && !unfinished {
+                files.insert(path);
+            }
+        }
+        if gone {
+            self.watching = false;
+            let _ = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
+                .map(|fresh| self.inotify = fresh);
+            tracing::warn!(path = %self.folder.display(), "the object directory is gone; its last objects stay in force");
+            return Seen::Nothing;
+        }
+        match (everything, files.is_empty()) {
+            (true, _) => Seen::Everything,
+            (false, true) => Seen::Nothing,
+            (false, false) => Seen::Files(files),
+        }
+    }
+
+    fn scan(&mut self) -> Vec<ObjectEvent> {
+        let files = match list(&self.folder, self.only.as_deref()) {
+            Ok(files) => files,
+            Err(error) => {
+                self.directory
+                    .stage_unreadable(&self.folder, error.to_string());
+                return self.directory.settle();
+            }
+        };
+        let gone: Vec<PathBuf> = self
+            .directory
+            .paths()
+            .filter(|path| !files.contains(*path))
+            .map(Path::to_owned)
+            .collect();
+        for path in gone {
+            self.directory.stage_removed(&path);
+        }
+        for path in files {
+            load(&mut self.directory, &path);
+        }
+        self.directory.settle()
+    }
+}
+
+/// Whether a file is one of those that hold objects.
+fn counts(path: &Path, only: Option<&Path>) -> bool {
+    if let Some(only) = only {
+        return path == only;
+    }
+    let hidden = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .is_none_or(|name| name.starts_with('.'));
+    let extension = path
+        .extension()
+        .and_then(|extension| extension.to_str())
+        .unwrap_or_default();
+    !hidden && ["yaml", "yml", "json"].contains(&extension)
+}
+
+fn list(path: &Path, only: Option<&Path>) -> io::Result<BTreeSet<PathBuf>> {
+    if let Some(only) = only {
+        return Ok(only.exists().then(|| only.to_owned()).into_iter().collect());
+    }
+    if !fs::metadata(path)?.is_dir() {
+        return Ok([path.to_owned()].into());
+    }
+    let mut files = BTreeSet::new();
+    for entry in fs::read_dir(path)? {
+        let path = entry?.path();
+        if counts(&path, None) && path.is_file() {
+            files.insert(path);
+        }
+    }
+    if files.len() > MAX_FILES {
+        return Err(io::Error::other(format!(
+            "{} files, at most {MAX_FILES} are read",
+            files.len()
+        )));
+    }
+    Ok(files)
+}
+
+fn load(directory: &mut Directory, path: &Path) {
+    match text(path) {
+        Ok(text) => directory.stage_text(path, &text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => directory.stage_removed(path),
+        Err(error) => directory.stage_unreadable(path, error.to_string()),
+    }
+}
+
+/// The text of a file that is not larger than [`MAX_FILE`].
+pub fn text(path: &Path) -> io::Result<String> {
+    // Asked before opening: to open a pipe would wait for its other end.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let file = fs::File::open(path)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(io::Error::other(format!(
+            "larger than {} MiB",
+            MAX_FILE >> 20
+        )));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        io::Error::other(format!(
+            "not UTF-8 text: byte {} is not a character",
+            error.utf8_error().valid_up_to()
+        ))
+    })
+}

@@ -1,0 +1,472 @@
+//! The world as far as the agent knows it: objects, attachments, and what the kernel and the speaker showed.
+//!
+//! One owner on one thread; facts only, no conclusions (those are `desired`'s) and no I/O. A change comes back as
+//! [`Dirty`]: what has to be thought over again.
+
+pub mod observed;
+mod sweep;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use selvage_cni::link::Attachment;
+use selvage_policy::model::{NamedPort, NamespaceFact, Phase, PodFact, PodKey, PolicyKey, Proto};
+
+pub use observed::{Link, Observed, PeerState, PolicyState, RouteCounts, SessionState};
+
+use crate::objects::{
+    BgpConfiguration, BgpPeer, Key, Kind, NetworkPolicy, Node, Object, Pod, Secret, pod,
+};
+use crate::source::{ObjectEvent, Origin, Problem};
+use sweep::Sweep;
+
+/// A static pod's own UID, as the runtime passes it; the API server gives its mirror another one.
+const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// The world.
+#[derive(Debug, Default)]
+pub struct Store {
+    nodes: BTreeMap<String, Arc<Node>>,
+    namespaces: BTreeMap<String, Arc<NamespaceFact>>,
+    pods: BTreeMap<PodKey, Arc<PodFact>>,
+    policies: BTreeMap<PolicyKey, Arc<NetworkPolicy>>,
+    configuration: Option<Arc<BgpConfiguration>>,
+    peers: BTreeMap<String, Arc<BgpPeer>>,
+    secrets: BTreeMap<Key, Arc<Secret>>,
+    problems: BTreeMap<Origin, Vec<Problem>>,
+    attachments: BTreeMap<AttachmentId, Arc<Attachment>>,
+    links: BTreeMap<u32, Link>,
+    sessions: BTreeMap<IpAddr, PeerState>,
+    routes: RouteCounts,
+    policy: PolicyState,
+    lacking: BTreeMap<&'static str, String>,
+    synced: BTreeSet<Kind>,
+    sweeps: BTreeMap<Kind, Sweep>,
+}
+
+/// Container id and interface name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttachmentId {
+    /// `CNI_CONTAINERID`.
+    pub container: String,
+    /// `CNI_IFNAME`.
+    pub ifname: String,
+}
+
+impl AttachmentId {
+    /// The id of an attachment.
+    pub fn of(attachment: &Attachment) -> Self {
+        AttachmentId {
+            container: attachment.container_id.clone(),
+            ifname: attachment.ifname.clone(),
+        }
+    }
+}
+
+/// What a batch of facts touched.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// Nodes, peers, configuration, secrets, links: the speaker's configuration may differ now.
+    pub bgp: bool,
+    /// Pods that are new, changed or gone.
+    pub pods: BTreeSet<PodKey>,
+    /// Namespaces that are new, changed or gone.
+    pub namespaces: BTreeSet<String>,
+    /// Policies that are new, changed or gone.
+    pub policies: BTreeSet<PolicyKey>,
+    /// Attachments that are new, changed or gone.
+    pub attachments: BTreeSet<AttachmentId>,
+    /// Sessions, counts, problems: only views differ.
+    pub views: bool,
+    /// A kind was synced that was not before.
+    pub synced: bool,
+}
+
+impl Dirty {
+    /// Whether nothing changed.
+    pub fn is_clean(&self) -> bool {
+        *self == Dirty::default()
+    }
+
+    /// Whether the policy compiler has to be told.
+    pub fn policy(&self) -> bool {
+        !(self.pods.is_empty()
+            && self.namespaces.is_empty()
+            && self.policies.is_empty()
+            && self.attachments.is_empty())
+    }
+}
+
+impl Store {
+    /// Takes in what a source said.
+    pub fn apply(&mut self, events: impl IntoIterator<Item = ObjectEvent>) -> Dirty {
+        let mut dirty = Dirty::default();
+        for event in events {
+            match event {
+                ObjectEvent::Relist(kind) => {
+                    let present = self.keys(kind);
+                    self.sweeps.insert(kind, Sweep::new(present));
+                }
+                ObjectEvent::Applied(object) => {
+                    if let Some(sweep) = self.sweeps.get_mut(&object.kind()) {
+                        sweep.seen(object.key());
+                    }
+                    self.set(object, &mut dirty);
+                }
+                ObjectEvent::Deleted(kind, key) => self.remove(kind, &key, &mut dirty),
+                ObjectEvent::Synced(kind) => {
+                    for key in self
+                        .sweeps
+                        .remove(&kind)
+                        .map(Sweep::unseen)
+                        .unwrap_or_default()
+                    {
+                        self.remove(kind, &key, &mut dirty);
+                    }
+                    dirty.synced |= self.synced.insert(kind);
+                }
+                ObjectEvent::Cleared(origin) => {
+                    dirty.views |= self.problems.remove(&origin).is_some()
+                }
+                ObjectEvent::Invalid(problem) => {
+                    self.problems
+                        .entry(problem.origin())
+                        .or_default()
+                        .push(problem);
+                    dirty.views = true;
+                }
+            }
+        }
+        dirty
+    }
+
+    /// Takes in what the kernel or the speaker showed.
+    pub fn observe(&mut self, observed: Observed) -> Dirty {
+        let mut dirty = Dirty {
+            views: true,
+            ..Dirty::default()
+        };
+        match observed {
+            Observed::Links(links) => {
+                dirty.bgp = addressing_differs(&self.links, &links);
+                self.links = links;
+            }
+            Observed::Link(index, link) => {
+                let before = self.links.insert(index, link.clone());
+                dirty.bgp = before.is_none_or(|before| before.addresses != link.addresses);
+            }
+            Observed::LinkGone(index) => dirty.bgp = self.links.remove(&index).is_some(),
+            Observed::Routes(counts) => self.routes = counts,
+            Observed::Policy(state) => self.policy = state,
+            Observed::Peer(state) => {
+                self.sessions.insert(state.address, state);
+            }
+            Observed::PeerGone(address) => {
+                self.sessions.remove(&address);
+            }
+            Observed::Lacking(name, what) => {
+                self.lacking.insert(name, what);
+            }
+            Observed::NotLacking(name) => {
+                self.lacking.remove(name);
+            }
+        }
+        dirty
+    }
+
+    /// Takes in that a pod's interface exists.
+    pub fn attach(&mut self, attachment: Attachment) -> Dirty {
+        let mut dirty = Dirty::default();
+        let id = AttachmentId::of(&attachment);
+        let attachment = Arc::new(attachment);
+        if self.attachments.get(&id) != Some(&attachment) {
+            self.attachments.insert(id.clone(), attachment);
+            dirty.attachments.insert(id);
+        }
+        dirty
+    }
+
+    /// Takes in that a pod's interface goes away.
+    pub fn detach(&mut self, id: &AttachmentId) -> Dirty {
+        let mut dirty = Dirty::default();
+        if self.attachments.remove(id).is_some() {
+            dirty.attachments.insert(id.clone());
+        }
+        dirty
+    }
+
+    fn set(&mut self, object: Object, dirty: &mut Dirty) {
+        match object {
+            Object::Node(node) => {
+                dirty.bgp |= replace(&mut self.nodes, node.meta.key.name.clone(), node);
+            }
+            Object::Namespace(namespace) => {
+                let name = namespace.meta.key.name.clone();
+                let labels = namespace.meta.labels.clone();
+                let fact = NamespaceFact {
+                    name: name.as_str().into(),
+                    labels,
+                };
+                if replace(&mut self.namespaces, name.clone(), Arc::new(fact)) {
+                    dirty.namespaces.insert(name);
+                }
+            }
+            Object::Pod(pod) => {
+                let fact = pod_fact(&pod);
+                let key = fact.key.clone();
+                if replace(&mut self.pods, key.clone(), Arc::new(fact)) {
+                    dirty.pods.insert(key);
+                }
+            }
+            Object::NetworkPolicy(policy) => {
+                let key = PolicyKey::new(
+                    policy.meta.key.namespace.as_str(),
+                    policy.meta.key.name.as_str(),
+                );
+                if replace(&mut self.policies, key.clone(), policy) {
+                    dirty.policies.insert(key);
+                }
+            }
+            Object::BgpConfiguration(configuration) => {
+                dirty.bgp |= self.configuration.as_ref() != Some(&configuration);
+                self.configuration = Some(configuration);
+            }
+            Object::BgpPeer(peer) => {
+                dirty.bgp |= replace(&mut self.peers, peer.meta.key.name.clone(), peer)
+            }
+            Object::Secret(secret) => {
+                dirty.bgp |= replace(&mut self.secrets, secret.meta.key.clone(), secret)
+            }
+        }
+    }
+
+    fn remove(&mut self, kind: Kind, key: &Key, dirty: &mut Dirty) {
+        match kind {
+            Kind::Node => dirty.bgp |= self.nodes.remove(&key.name).is_some(),
+            Kind::Namespace => {
+                if self.namespaces.remove(&key.name).is_some() {
+                    dirty.namespaces.insert(key.name.clone());
+                }
+            }
+            Kind::Pod => {
+                let key = PodKey::new(key.namespace.as_str(), key.name.as_str());
+                if self.pods.remove(&key).is_some() {
+                    dirty.pods.insert(key);
+                }
+            }
+            Kind::NetworkPolicy => {
+                let key = PolicyKey::new(key.namespace.as_str(), key.name.as_str());
+                if self.policies.remove(&key).is_some() {
+                    dirty.policies.insert(key);
+                }
+            }
+            Kind::BgpConfiguration => dirty.bgp |= self.configuration.take().is_some(),
+            Kind::BgpPeer => dirty.bgp |= self.peers.remove(&key.name).is_some(),
+            Kind::Secret => dirty.bgp |= self.secrets.remove(key).is_some(),
+        }
+    }
+
+    fn keys(&self, kind: Kind) -> BTreeSet<Key> {
+        let cluster = |name: &String| Key::new("", name.as_str());
+        match kind {
+            Kind::Node => self.nodes.keys().map(cluster).collect(),
+            Kind::Namespace => self.namespaces.keys().map(cluster).collect(),
+            Kind::Pod => self
+                .pods
+                .keys()
+                .map(|key| Key::new(&*key.namespace, &*key.name))
+                .collect(),
+            Kind::NetworkPolicy => self
+                .policies
+                .keys()
+                .map(|key| Key::new(&*key.namespace, &*key.name))
+                .collect(),
+            Kind::BgpConfiguration => self
+                .configuration
+                .iter()
+                .map(|object| object.meta.key.clone())
+                .collect(),
+            Kind::BgpPeer => self.peers.keys().map(cluster).collect(),
+            Kind::Secret => self.secrets.keys().cloned().collect(),
+        }
+    }
+}
+
+/// Reading.
+impl Store {
+    /// All nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.nodes.values()
+    }
+
+    /// A node.
+    pub fn node(&self, name: &str) -> Option<&Arc<Node>> {
+        self.nodes.get(name)
+    }
+
+    /// All namespaces, by name.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Arc<NamespaceFact>> {
+        self.namespaces.values()
+    }
+
+    /// A namespace.
+    pub fn namespace(&self, name: &str) -> Option<&Arc<NamespaceFact>> {
+        self.namespaces.get(name)
+    }
+
+    /// All pods, by key.
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<PodFact>> {
+        self.pods.values()
+    }
+
+    /// A pod.
+    pub fn pod(&self, key: &PodKey) -> Option<&Arc<PodFact>> {
+        self.pods.get(key)
+    }
+
+    /// All policies, by key.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<NetworkPolicy>> {
+        self.policies.values()
+    }
+
+    /// A policy.
+    pub fn policy(&self, key: &PolicyKey) -> Option<&Arc<NetworkPolicy>> {
+        self.policies.get(key)
+    }
+
+    /// The speaker's configuration, if somebody wrote one.
+    pub fn configuration(&self) -> Option<&Arc<BgpConfiguration>> {
+        self.configuration.as_ref()
+    }
+
+    /// All peers, by name.
+    pub fn peers(&self) -> impl Iterator<Item = &Arc<BgpPeer>> {
+        self.peers.values()
+    }
+
+    /// A secret.
+    pub fn secret(&self, key: &Key) -> Option<&Arc<Secret>> {
+        self.secrets.get(key)
+    }
+
+    /// All secrets, by key.
+    pub fn secrets(&self) -> impl Iterator<Item = &Arc<Secret>> {
+        self.secrets.values()
+    }
+
+    /// What is wrong in the sources.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.values().flatten()
+    }
+
+    /// All attachments.
+    pub fn attachments(&self) -> impl Iterator<Item = (&AttachmentId, &Arc<Attachment>)> {
+        self.attachments.iter()
+    }
+
+    /// An attachment.
+    pub fn attachment(&self, id: &AttachmentId) -> Option<&Arc<Attachment>> {
+        self.attachments.get(id)
+    }
+
+    /// The links of this namespace, by index.
+    pub fn links(&self) -> &BTreeMap<u32, Link> {
+        &self.links
+    }
+
+    /// The sessions, by address.
+    pub fn sessions(&self) -> impl Iterator<Item = &PeerState> {
+        self.sessions.values()
+    }
+
+    /// A session.
+    pub fn session(&self, address: &IpAddr) -> Option<&PeerState> {
+        self.sessions.get(address)
+    }
+
+    /// Routes in the kernel.
+    pub fn routes(&self) -> RouteCounts {
+        self.routes
+    }
+
+    /// Policy in the kernel.
+    pub fn policy_state(&self) -> &PolicyState {
+        &self.policy
+    }
+
+    /// What the kernel or its settings do not give.
+    pub fn lacking(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.lacking
+            .iter()
+            .map(|(name, what)| (*name, what.as_str()))
+    }
+
+    /// Whether the source has delivered all kinds once.
+    pub fn synced(&self) -> bool {
+        Kind::ALL.iter().all(|kind| self.synced.contains(kind))
+    }
+
+    /// How many objects of a kind there are.
+    pub fn count(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Node => self.nodes.len(),
+            Kind::Namespace => self.namespaces.len(),
+            Kind::Pod => self.pods.len(),
+            Kind::NetworkPolicy => self.policies.len(),
+            Kind::BgpConfiguration => usize::from(self.configuration.is_some()),
+            Kind::BgpPeer => self.peers.len(),
+            Kind::Secret => self.secrets.len(),
+        }
+    }
+}
+
+/// Puts a value in its place; whether something changed.
+fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, value: Arc<V>) -> bool {
+    if map.get(&key) == Some(&value) {
+        return false;
+    }
+    map.insert(key, value);
+    true
+}
+
+fn addressing_differs(before: &BTreeMap<u32, Link>, now: &BTreeMap<u32, Link>) -> bool {
+    let addresses = |links: &BTreeMap<u32, Link>| -> Vec<(u32, Vec<ipnet::IpNet>)> {
+        links
+            .iter()
+            .map(|(index, link)| (*index, link.addresses.clone()))
+            .collect()
+    };
+    addresses(before) != addresses(now)
+}
+
+/// The one form in which a pod is kept.
+fn pod_fact(pod: &Pod) -> PodFact {
+    let meta = &pod.meta;
+    let uid = meta.annotations.get(CONFIG_MIRROR).unwrap_or(&meta.uid);
+    let named = pod.ports.iter().filter(|port| !port.name.is_empty());
+    PodFact {
+        uid: uid.as_str().into(),
+        key: PodKey::new(meta.key.namespace.as_str(), meta.key.name.as_str()),
+        labels: meta.labels.clone(),
+        ips: pod.ips.clone(),
+        node: (!pod.node.is_empty()).then(|| pod.node.as_str().into()),
+        host_network: pod.host_network,
+        phase: match pod.phase {
+            pod::Phase::Succeeded | pod::Phase::Failed => Phase::Finished,
+            pod::Phase::Pending | pod::Phase::Running | pod::Phase::Unknown => Phase::Live,
+        },
+        ports: named
+            .map(|port| NamedPort {
+                name: port.name.as_str().into(),
+                protocol: match port.protocol {
+                    pod::Protocol::Tcp => Proto::Tcp,
+                    pod::Protocol::Udp => Proto::Udp,
+                    pod::Protocol::Sctp => Proto::Sctp,
+                },
+                port: port.port,
+            })
+            .collect(),
+        created: meta.created.map_or(0, |time| time.0),
+    }
+}

@@ -1,0 +1,138 @@
+//! What the kernel and the speaker showed: facts like any other, never commands.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+
+/// One observation. Sent by the owner of the thing observed, applied by [`super::Store::observe`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Observed {
+    /// All links and their addresses, as they are now.
+    Links(BTreeMap<u32, Link>),
+    /// One link, new or changed.
+    Link(u32, Link),
+    /// A link is gone.
+    LinkGone(u32),
+    /// The kernel's side of the routes learned by BGP.
+    Routes(RouteCounts),
+    /// The kernel's side of policy.
+    Policy(PolicyState),
+    /// A neighbour's session, new or changed.
+    Peer(PeerState),
+    /// A neighbour is no longer configured.
+    PeerGone(IpAddr),
+    /// Something that the agent wants but this kernel or its settings do not give; by a short stable name.
+    Lacking(&'static str, String),
+    /// It is there after all.
+    NotLacking(&'static str),
+}
+
+/// A network interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// IFF_UP.
+    pub up: bool,
+    /// IFF_LOWER_UP: it has a carrier.
+    pub carrier: bool,
+    /// Its group (IFLA_GROUP).
+    pub group: u32,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Addresses with their prefix length.
+    pub addresses: Vec<IpNet>,
+}
+
+/// The kernel's side of the routes learned by BGP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RouteCounts {
+    /// Installed, IPv4.
+    pub ipv4: u64,
+    /// Installed, IPv6.
+    pub ipv6: u64,
+    /// Wanted, but no next hop of theirs can be reached.
+    pub unresolved: u64,
+    /// Wanted, but refused by the kernel.
+    pub failed: u64,
+    /// Whether everything wanted when asked last was answered by the kernel.
+    pub settled: bool,
+}
+
+/// The kernel's side of policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyState {
+    /// The newest generation that the kernel acknowledged; 0 before the first.
+    pub enforced: u64,
+    /// Why the newest attempt failed.
+    pub failure: Option<String>,
+    /// How often somebody else's change was repaired.
+    pub repaired: u64,
+}
+
+/// A neighbour's session.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PeerState {
+    /// Its address.
+    pub address: IpAddr,
+    /// Where the session is.
+    pub state: SessionState,
+    /// Since when.
+    pub since: SystemTime,
+    /// Its autonomous system, once known.
+    pub asn: Option<u32>,
+    /// Why it is down, or went down last.
+    pub last_error: Option<String>,
+    /// Prefixes accepted from it, IPv4 and IPv6.
+    pub received: [u64; 2],
+    /// Prefixes announced to it, IPv4 and IPv6.
+    pub advertised: [u64; 2],
+    /// Whether its End-of-RIB came, for the families in use.
+    pub end_of_rib: bool,
+    /// Whether routes of an earlier session are kept as stale.
+    pub stale: bool,
+    /// How often it was Established.
+    pub flaps: u64,
+    /// Families in use; empty unless Established.
+    pub families: [bool; 2],
+    /// Who it is (its BGP identifier), once known.
+    pub router_id: Option<String>,
+    /// Negotiated hold time in seconds; 0: none.
+    pub hold: u16,
+    /// It connected from inside a range.
+    pub dynamic: bool,
+}
+
+/// States of RFC 4271 section 8.2.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum SessionState {
+    /// Not trying.
+    #[default]
+    Idle,
+    /// Connecting.
+    Connect,
+    /// Waiting to connect again.
+    Active,
+    /// OPEN sent.
+    OpenSent,
+    /// OPEN received.
+    OpenConfirm,
+    /// Exchanging routes.
+    Established,
+}
+
+impl SessionState {
+    /// As the standard spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            SessionState::Idle => "Idle",
+            SessionState::Connect => "Connect",
+            SessionState::Active => "Active",
+            SessionState::OpenSent => "OpenSent",
+            SessionState::OpenConfirm => "OpenConfirm",
+            SessionState::Established => "Established",
+        }
+    }
+}
