@@ -21,6 +21,7 @@ pub mod netns;
 pub mod network;
 pub mod probe;
 pub mod process;
+pub mod programs;
 pub mod sandbox;
 pub mod topology;
 

@@ -13,18 +13,23 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
-use selvage_netlink::link::{self, VethEnd};
+use selvage_netlink::link::{self, OperState, VethEnd};
 use selvage_netlink::route::{self, Hop, Route, Target};
-use selvage_netlink::{Prefix, addr};
+use selvage_netlink::{Prefix, Socket, addr};
 
+use crate::deadline::eventually;
 use crate::lab::Lab;
 use crate::netns::Netns;
 
 /// Who made the routes that the lab adds: RTPROT_STATIC.
 const PROTOCOL_STATIC: u8 = 4;
+
+/// How long a new link may take to carry packets.
+const LIFE: Duration = Duration::from_secs(10);
 
 /// A bridge in a namespace of its own. A handle.
 #[derive(Clone, Debug)]
@@ -121,14 +126,21 @@ impl Network {
             link::set_up(batch, port, true);
         })?;
 
-        let mut socket = member.rtnetlink()?;
-        let index = link::get_by_name(&mut socket, &interface)?.index;
-        socket.apply(|batch| {
+        let mut inside = member.rtnetlink()?;
+        let index = link::get_by_name(&mut inside, &interface)?.index;
+        inside.apply(|batch| {
             link::set_up(batch, index, true);
             for address in addresses {
                 let prefix = Prefix::new(address.addr(), address.prefix_len());
                 addr::add(batch, &addr::Address::new(index, prefix));
             }
+        })?;
+        // The kernel's link watch brings both ends to life a moment later; until then they drop what is sent.
+        let is_up = |socket: &mut Socket, index| {
+            link::get(socket, index).is_ok_and(|link| link.oper_state == OperState::Up)
+        };
+        eventually(LIFE, "both ends of a new link are up", || {
+            is_up(&mut socket, port) && is_up(&mut inside, index)
         })?;
         Ok(Link {
             network: self.clone(),

@@ -43,19 +43,10 @@ pub(super) fn reconfigure(router: &Router) -> Result<()> {
 fn birdc(router: &Router, words: &[&str]) -> Result<String> {
     let mut command = Command::new(program(Kind::Bird, "birdc")?);
     command
-        .arg("-r")
         .args(["-s", "bird.ctl"])
+        .args(words)
         .current_dir(&router.directory);
-    if words == ["configure"] {
-        command = Command::new(program(Kind::Bird, "birdc")?);
-        command
-            .args(["-s", "bird.ctl"])
-            .current_dir(&router.directory);
-    }
-    output_of(&router.netns, {
-        command.args(words);
-        command
-    })
+    output_of(&router.netns, command)
 }
 
 fn configuration(speaker: &Speaker) -> String {
@@ -205,7 +196,10 @@ fn parse_routes(text: &str) -> Result<Vec<Route>> {
         let Some((column, path)) = line.split_once(' ') else {
             continue;
         };
-        if line.starts_with("BIRD ") || line.starts_with("Table ") {
+        if ["BIRD ", "Table ", "Access restricted"]
+            .iter()
+            .any(|word| line.starts_with(word))
+        {
             continue;
         }
         if !column.is_empty() {
@@ -292,6 +286,7 @@ peer1      BGP        ---        up     08:18:02.703  Established
     #[test]
     fn routes_are_read_as_birdc_2_0_12_prints_them() {
         let text = "BIRD 2.0.12 ready.
+Access restricted
 Table master4:
 10.1.0.0/24          unreachable [own_ipv4 08:18:01.827] * (200)
 \tType: static univ

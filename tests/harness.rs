@@ -1,0 +1,106 @@
+//! A trial: its name, what it needs, what it does in a lab of its own.
+
+use std::env;
+use std::fs;
+
+use anyhow::Result;
+use libtest_mimic::{Completion, Failed, Trial};
+use selvage_lab::daemon::{Kind, find_program};
+use selvage_lab::process::tail_of;
+use selvage_lab::{Lab, programs};
+
+/// What has to be there for a trial.
+#[derive(Clone, Copy, Debug)]
+pub enum Need {
+    /// A routing daemon of others.
+    Daemon(Kind),
+    /// A program of this project, built beside the tests.
+    Own(&'static str),
+    /// A program of the system, and the Debian package that has it.
+    System(&'static str, &'static str),
+}
+
+impl Need {
+    /// Why it is not there, if it is not.
+    fn missing(self) -> Option<String> {
+        match self {
+            Need::Daemon(kind) if kind.is_installed() => None,
+            Need::Daemon(kind) => Some(format!(
+                "{kind} is not installed: apt-get install {}",
+                kind.package()
+            )),
+            Need::Own(name) => programs::find(name).err().map(|error| error.to_string()),
+            Need::System(name, _) if find_program(name).is_some() => None,
+            Need::System(name, package) => Some(format!(
+                "{name} is not installed: apt-get install {package}"
+            )),
+        }
+    }
+}
+
+/// One trial.
+#[derive(Clone, Copy)]
+pub struct Case {
+    name: &'static str,
+    needs: &'static [Need],
+    run: fn(&Lab) -> Result<()>,
+}
+
+impl Case {
+    /// A trial called `area::what_it_shows`.
+    pub const fn new(
+        name: &'static str,
+        needs: &'static [Need],
+        run: fn(&Lab) -> Result<()>,
+    ) -> Case {
+        Case { name, needs, run }
+    }
+}
+
+/// Whether a missing part is a failure.
+pub fn in_ci() -> bool {
+    env::var_os("CI").is_some_and(|value| value == "true" || value == "1")
+}
+
+/// The trials for the runner.
+pub fn trials(cases: Vec<Case>) -> Vec<Trial> {
+    let trial = |case: Case| Trial::ignorable_test(case.name, move || run(case));
+    cases.into_iter().map(trial).collect()
+}
+
+fn run(case: Case) -> Result<Completion, Failed> {
+    if let Some(missing) = case.needs.iter().find_map(|need| need.missing()) {
+        return match in_ci() {
+            true => Err(missing.into()),
+            false => Ok(Completion::ignored_with(missing)),
+        };
+    }
+    let lab = Lab::new(&case.name.replace("::", "_")).map_err(|error| format!("{error:#}"))?;
+    match (case.run)(&lab) {
+        Ok(()) => Ok(Completion::Completed),
+        Err(error) => Err(format!("{error:#}\n{}", logs(&lab)).into()),
+    }
+}
+
+/// The end of what each process of the lab has written.
+fn logs(lab: &Lab) -> String {
+    let mut files: Vec<_> = fs::read_dir(lab.directory())
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+        .collect();
+    files.sort();
+    let part = |path: &std::path::PathBuf| {
+        let text = fs::read(path)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        format!("---- {name}\n{}\n", tail_of(&text, 20))
+    };
+    files.iter().map(part).collect()
+}
