@@ -34,6 +34,14 @@ pub enum RibInput {
     },
     /// A member fell too far behind in its group's log: it has left, and needs a dump of its own when it can read again.
     Resync(PeerIdx, Epoch),
+    /// All members of a group, and all its dumps, are past the log chunks before `log`. Never needed for correctness: what
+    /// the RIB remembers of withdrawn prefixes, for members that may not have seen the withdrawal yet, is freed by it.
+    Passed {
+        /// Whose log.
+        group: GroupId,
+        /// The first sequence number that somebody may still need.
+        log: u64,
+    },
 }
 
 /// What the RIB has to say, in order.
@@ -47,6 +55,8 @@ pub enum RibOutput {
         chunk: Chunk,
     },
     /// A member's stream begins: all chunks of `dump`, then the group's log from the sequence number that [`RibOutput::DumpEnd`] names.
+    /// A member that is in a stream already (refresh, other filters) leaves it at a message boundary and begins here: what it
+    /// has not been sent yet, it need not be sent. End-of-RIB follows in the log, behind all that was known at the join.
     Join {
         /// Who.
         peer: PeerIdx,
@@ -64,7 +74,8 @@ pub enum RibOutput {
         /// What.
         chunk: Chunk,
     },
-    /// The dump is complete; its players go on in the group's log at `log`.
+    /// The dump is complete; its players go on in the group's log at `log`, which is where the log ended when the first of
+    /// them joined, and is needed until the dump is retired.
     DumpEnd {
         /// Which.
         dump: DumpId,
@@ -87,13 +98,28 @@ pub enum RibOutput {
     TooManyPrefixes(PeerIdx, Epoch),
 }
 
-/// Whole messages for all members of a group but one at most.
+/// Whole messages for all members of a group but one at most, or for a few members only: see [`Chunk::is_for`].
+///
+/// Chunks that were made together lie one after the other in memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Chunk {
     /// One or more complete BGP messages.
     pub bytes: Bytes,
     /// The member that must not get them: the routes are its own.
     pub skip: Option<PeerIdx>,
+    /// If present: nobody else gets them. Sorted. (The withdrawal for a member whose own route has become the best one,
+    /// which all others are told as an announcement; End-of-RIB for those who have just joined.)
+    pub only: Option<Arc<[PeerIdx]>>,
+}
+
+impl Chunk {
+    /// Whether `peer`, a member of the group, is to be sent this.
+    pub fn is_for(&self, peer: PeerIdx) -> bool {
+        match &self.only {
+            None => self.skip != Some(peer),
+            Some(only) => only.binary_search(&peer).is_ok(),
+        }
+    }
 }
 
 /// One encoding of a group's whole table.
