@@ -4,6 +4,14 @@
 //! files, no clock, no async; nothing here depends on the order of a hash table.
 
 pub mod api;
+mod compiler;
+mod group;
+mod index;
+mod lower;
 pub mod model;
 pub mod plan;
 pub mod ranges;
+mod rules;
+
+pub use compiler::{Change, Compiler, Config, LocalStatus};
+pub use lower::{Refused, lower};

@@ -9,16 +9,18 @@
 //! that loads a network header and `Proto` every rule that loads a single port; a concat key with `meta l4proto` in it
 //! guards itself. Where a rule has several matches they stand in this order and all hold.
 
+pub(crate) mod build;
 mod delta;
 mod diff;
 mod key;
+pub(crate) mod order;
 pub mod text;
 
 pub use delta::{Delta, Gen, Misfit, Op};
 pub use diff::diff;
 pub use key::{Field, IfaceMatch, Key, KeyType, Name};
 
-use crate::model::Family;
+use crate::model::{Family, Proto};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -40,6 +42,21 @@ pub struct Set {
     pub def: SetDef,
     /// Its elements; the verdict is present exactly in a map.
     pub elements: BTreeMap<Key, Option<Verdict>>,
+}
+
+impl Set {
+    /// The elements of an address in a set of pods' addresses.
+    pub(crate) fn of_address(&self, addr: IpAddr) -> impl Iterator<Item = &Key> {
+        let alone = self
+            .elements
+            .get_key_value(&Key::Addr(addr))
+            .map(|(key, _)| key);
+        let first = Key::AddrProtoPort(addr, Proto::Tcp, 0);
+        let last = Key::AddrProtoPort(addr, Proto::Sctp, u16::MAX);
+        alone
+            .into_iter()
+            .chain(self.elements.range(first..=last).map(|(key, _)| key))
+    }
 }
 
 /// What a set is, without its elements.

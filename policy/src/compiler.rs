@@ -1,0 +1,493 @@
+//! The compiler: owns the facts and the only mirror of what was planned.
+//!
+//! ```text
+//! Change ─► index::Facts ─► Dirty ─► rules ─► group ─► plan::order::Transaction ─► Plan (mirror)
+//!                             │                                                  └► Op … ─► take_delta
+//!                             └─ addresses ─► elements of the sets that exist
+//! ```
+//! Changes only mark; the plan catches up when it is asked for. So many changes become one delta, and what came and
+//! went in between leaves no trace.
+
+use crate::group::{GroupSpec, Members, SetSpec};
+use crate::index::{Dirty, Facts, Standing};
+use crate::model::{
+    Direction, Family, IfName, LocalPod, NamespaceFact, PodFact, PodKey, Policy, PolicyKey,
+};
+use crate::plan::build::{self, Elements};
+use crate::plan::order::Transaction;
+use crate::plan::{Delta, Gen, IfaceMatch, Key, Name, Op, Plan};
+use crate::rules;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// What does not change while the compiler lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Name of the table, family inet: starts with a letter, then letters, digits and `_`.
+    pub table: String,
+    /// How interfaces of pods are recognised.
+    pub pod_interfaces: IfaceMatch,
+    /// Conntrack mark bit (or bits) of revoked flows; 0: established flows always pass.
+    pub revoked_mark: u32,
+    /// The name of this node, for what is known about its addresses.
+    pub node: Arc<str>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            table: "selvage".to_owned(),
+            pod_interfaces: IfaceMatch::default(),
+            revoked_mark: 1 << 31,
+            node: "".into(),
+        }
+    }
+}
+
+/// A fact that is new, different or gone.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A pod as it is now; the store shares its own.
+    Pod(Arc<PodFact>),
+    /// A pod that the API does not have any more.
+    PodGone(PodKey),
+    /// A namespace as it is now.
+    Namespace(NamespaceFact),
+    /// A namespace that is gone.
+    NamespaceGone(Arc<str>),
+    /// A policy as it is now.
+    Policy(Arc<Policy>),
+    /// A policy that is gone.
+    PolicyGone(PolicyKey),
+    /// An attachment of this node as it is now.
+    Local(LocalPod),
+    /// An attachment that is gone.
+    LocalGone(IfName),
+    /// A node's addresses as they are now, of every kind (for [`Compiler::why`] and [`Compiler::allowed`] only).
+    Node(Arc<str>, Vec<IpAddr>),
+    /// A node that is gone.
+    NodeGone(Arc<str>),
+}
+
+/// How far an attachment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalStatus {
+    /// No such attachment was told.
+    Unknown,
+    /// Its pod is not known (or no longer, or under another UID): closed.
+    Waiting,
+    /// Its pod has finished: closed.
+    Finished,
+    /// One of its addresses belongs to another attachment: that address is closed.
+    Shadowed,
+    /// Its dispatch is in the plan since this generation: enforced once that (or a later one) is in the kernel.
+    Planned(Gen),
+}
+
+/// From facts to the plan. See the module.
+#[derive(Debug)]
+pub struct Compiler {
+    pub(crate) config: Config,
+    pub(crate) facts: Facts,
+    dirty: Dirty,
+    plan: Plan,
+    pending: Vec<Op>,
+    taken: Gen,
+    locals: BTreeMap<IfName, Dispatched>,
+    groups: BTreeMap<Name, Group>,
+    sets: BTreeMap<Name, Shared>,
+}
+
+/// What an attachment has in the plan.
+#[derive(Debug)]
+struct Dispatched {
+    elements: Elements,
+    chains: Vec<Name>,
+    status: LocalStatus,
+}
+
+#[derive(Debug)]
+struct Group {
+    users: usize,
+    sets: Vec<Name>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    users: usize,
+    members: Option<Members>,
+}
+
+impl Compiler {
+    /// A compiler that knows nothing yet; its first delta makes the table.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        let plan = build::base(&config);
+        Compiler {
+            pending: plan.ops(),
+            plan,
+            config,
+            facts: Facts::default(),
+            dirty: Dirty::default(),
+            taken: Gen::default(),
+            locals: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            sets: BTreeMap::new(),
+        }
+    }
+
+    /// Takes note of a change. A fact that is told again unchanged costs a comparison.
+    pub fn apply(&mut self, change: Change) {
+        let (facts, dirty) = (&mut self.facts, &mut self.dirty);
+        match change {
+            Change::Pod(fact) => facts.set_pod(fact, dirty),
+            Change::PodGone(key) => facts.remove_pod(&key, dirty),
+            Change::Namespace(fact) => facts.set_namespace(fact, dirty),
+            Change::NamespaceGone(name) => facts.remove_namespace(&name, dirty),
+            Change::Policy(policy) => facts.set_policy(policy, dirty),
+            Change::PolicyGone(key) => facts.remove_policy(&key, dirty),
+            Change::Local(local) => facts.set_local(local, dirty),
+            Change::LocalGone(ifname) => facts.remove_local(&ifname, dirty),
+            Change::Node(name, addresses) => facts.set_node(name, addresses),
+            Change::NodeGone(name) => facts.remove_node(&name),
+        }
+    }
+
+    /// The generation that was taken last: that of the last delta or of the last [`Self::take_plan`].
+    #[must_use]
+    pub fn generation(&self) -> Gen {
+        self.taken
+    }
+
+    /// The plan for all changes so far.
+    pub fn plan(&mut self) -> &Plan {
+        self.settle();
+        &self.plan
+    }
+
+    /// What changed since the last delta, in one transaction; `None` if nothing did.
+    pub fn take_delta(&mut self) -> Option<Delta> {
+        self.settle();
+        if self.pending.is_empty() {
+            return None;
+        }
+        let (from, to) = (self.taken, self.next());
+        self.taken = to;
+        Some(Delta {
+            from,
+            to,
+            ops: std::mem::take(&mut self.pending),
+        })
+    }
+
+    /// The whole plan, for a start or a repair: deltas go on from its generation.
+    pub fn take_plan(&mut self) -> (Gen, &Plan) {
+        self.settle();
+        if !self.pending.is_empty() {
+            self.pending.clear();
+            self.taken = self.next();
+        }
+        (self.taken, &self.plan)
+    }
+
+    /// The plan built from the facts alone, forgetting how they came: what [`Self::plan`] must always equal.
+    #[must_use]
+    pub fn full(&self) -> Plan {
+        let mut fresh = Compiler::new(self.config.clone());
+        let facts = &self.facts;
+        for (name, labels) in facts.namespaces() {
+            if let Some(labels) = labels {
+                fresh.apply(Change::Namespace(NamespaceFact {
+                    name: name.clone(),
+                    labels: labels.clone(),
+                }));
+            }
+        }
+        facts
+            .pods()
+            .cloned()
+            .for_each(|fact| fresh.apply(Change::Pod(fact)));
+        facts
+            .policies()
+            .cloned()
+            .for_each(|policy| fresh.apply(Change::Policy(policy)));
+        facts
+            .locals()
+            .cloned()
+            .for_each(|local| fresh.apply(Change::Local(local)));
+        facts.nodes().for_each(|(name, addresses)| {
+            fresh.apply(Change::Node(name.clone(), addresses.clone()))
+        });
+        fresh.settle();
+        fresh.plan
+    }
+
+    /// How far an attachment is, with all changes so far.
+    pub fn status(&mut self, ifname: &IfName) -> LocalStatus {
+        self.settle();
+        self.locals
+            .get(ifname)
+            .map_or(LocalStatus::Unknown, |local| local.status)
+    }
+
+    /// The addresses of this node's pods that are dispatched: a flow that touches none of them is not ours.
+    pub fn local_addresses(&mut self) -> BTreeSet<IpAddr> {
+        self.settle();
+        let keys = self.locals.values().flat_map(|local| local.elements.iter());
+        keys.filter_map(|(_, key, _)| {
+            if let Key::IfnameAddr(_, addr) = key {
+                Some(*addr)
+            } else {
+                None
+            }
+        })
+        .collect()
+    }
+
+    fn next(&self) -> Gen {
+        Gen(self.taken.0 + 1)
+    }
+
+    /// Brings the plan up to date.
+    fn settle(&mut self) {
+        let dirty = std::mem::take(&mut self.dirty);
+        if dirty.addresses.is_empty() && dirty.locals.is_empty() {
+            return;
+        }
+        let next = self.next();
+        let mut tx = Transaction::new(&mut self.plan);
+        let mut work = Work {
+            facts: &self.facts,
+            groups: &mut self.groups,
+            sets: &mut self.sets,
+            tx: &mut tx,
+        };
+        for addr in &dirty.addresses {
+            work.update_members(*addr);
+        }
+        let (mut gone, mut come) = (BTreeSet::new(), BTreeMap::new());
+        let mut released = Vec::new();
+        for ifname in dirty.locals {
+            let new = work.dispatch(ifname, next);
+            come.extend(
+                new.iter()
+                    .flat_map(|d| d.elements.iter())
+                    .cloned()
+                    .map(|(name, key, v)| ((name, key), v)),
+            );
+            let Some(old) = self.locals.remove(&ifname) else {
+                self.locals.extend(new.map(|new| (ifname, new)));
+                continue;
+            };
+            gone.extend(
+                old.elements
+                    .iter()
+                    .map(|(name, key, _)| (name.clone(), key.clone())),
+            );
+            released.extend(old.chains.iter().cloned());
+            if let Some(mut new) = new {
+                new.keep_generation(&old);
+                self.locals.insert(ifname, new);
+            }
+        }
+        for place in gone.iter().filter(|place| !come.contains_key(*place)) {
+            work.tx.remove(&place.0, &place.1);
+        }
+        for ((name, key), verdict) in come {
+            work.tx.put(&name, key, verdict);
+        }
+        work.release(released);
+        self.pending.extend(tx.finish());
+    }
+}
+
+impl Dispatched {
+    /// A dispatch that did not change is in the plan since it was made.
+    fn keep_generation(&mut self, old: &Dispatched) {
+        if let (LocalStatus::Planned(_), LocalStatus::Planned(since)) = (self.status, old.status)
+            && self.elements == old.elements
+        {
+            self.status = LocalStatus::Planned(since);
+        }
+    }
+}
+
+/// One settling: facts are final, groups and sets follow.
+struct Work<'a, 'p> {
+    facts: &'a Facts,
+    groups: &'a mut BTreeMap<Name, Group>,
+    sets: &'a mut BTreeMap<Name, Shared>,
+    tx: &'a mut Transaction<'p>,
+}
+
+impl Work<'_, '_> {
+    /// What an attachment should have in the plan; its groups are there afterwards.
+    fn dispatch(&mut self, ifname: IfName, next: Gen) -> Option<Dispatched> {
+        let local = self.facts.local(&ifname)?;
+        let closed = |status| {
+            Some(Dispatched {
+                elements: Vec::new(),
+                chains: Vec::new(),
+                status,
+            })
+        };
+        let pod = match self.facts.standing(local) {
+            Standing::Pod(id) => self.facts.pod(id).cloned(),
+            Standing::Anonymous => None,
+            Standing::Waiting => return closed(LocalStatus::Waiting),
+            Standing::Finished => return closed(LocalStatus::Finished),
+        };
+        let [ingress, egress] =
+            Direction::ALL.map(|d| pod.as_ref().and_then(|pod| self.group(pod, d)));
+        let mut dispatched = Dispatched {
+            elements: Vec::new(),
+            chains: Vec::new(),
+            status: LocalStatus::Planned(next),
+        };
+        let owned = |addr: &IpAddr| {
+            self.facts
+                .owner(*addr)
+                .is_some_and(|o| o.local == Some(ifname))
+        };
+        let (own, foreign): (BTreeSet<_>, BTreeSet<_>) =
+            local.addresses.iter().copied().partition(owned);
+        if !foreign.is_empty() {
+            dispatched.status = LocalStatus::Shadowed;
+        }
+        for family in Family::ALL {
+            let addresses: Vec<_> = own.iter().filter(|a| Family::of(**a) == family).collect();
+            if addresses.is_empty() {
+                continue;
+            }
+            let [ingress, egress] = [&ingress, &egress]
+                .map(|group| group.as_ref().map(|group| self.acquire(group, family)));
+            dispatched
+                .chains
+                .extend(ingress.iter().chain(&egress).cloned());
+            for addr in addresses {
+                dispatched.elements.extend(build::dispatch_elements(
+                    ifname,
+                    *addr,
+                    ingress.clone(),
+                    egress.clone(),
+                ));
+            }
+        }
+        Some(dispatched)
+    }
+
+    /// The rules of a pod; `None` where it needs no chain.
+    fn group(&self, pod: &PodFact, direction: Direction) -> Option<GroupSpec> {
+        let policies = self.facts.policies_of(&pod.key.namespace).map(|p| &**p);
+        let selecting = policies.filter(|policy| policy.pods.matches(&pod.labels));
+        rules::allowed(selecting, direction, &pod.ports).filter(|group| !group.allows_everything())
+    }
+
+    fn acquire(&mut self, spec: &GroupSpec, family: Family) -> Name {
+        let name = spec.chain_name(family);
+        if let Some(group) = self.groups.get_mut(&name) {
+            group.users += 1;
+            return name;
+        }
+        let layout = spec.layout(family);
+        let sets = layout.sets.keys().cloned().collect();
+        layout
+            .sets
+            .into_iter()
+            .for_each(|(name, spec)| self.acquire_set(name, spec));
+        self.groups.insert(name.clone(), Group { users: 1, sets });
+        self.tx.add_chain(name.clone(), layout.chain);
+        name
+    }
+
+    fn acquire_set(&mut self, name: Name, spec: SetSpec) {
+        if let Some(shared) = self.sets.get_mut(&name) {
+            shared.users += 1;
+            return;
+        }
+        self.tx.add_set(name.clone(), spec.def());
+        spec.fixed()
+            .into_iter()
+            .for_each(|key| self.tx.put(&name, key, None));
+        let members = match spec {
+            SetSpec::Members(members) => Some(members),
+            _ => None,
+        };
+        for addr in members.iter().flat_map(|m| self.facts.candidates(m)) {
+            for key in members
+                .iter()
+                .flat_map(|m| contribution(self.facts, m, addr))
+            {
+                self.tx.put(&name, key, None);
+            }
+        }
+        self.sets.insert(name, Shared { users: 1, members });
+    }
+
+    /// Brings the elements of one address up to date in every set.
+    fn update_members(&mut self, addr: IpAddr) {
+        for (name, shared) in self.sets.iter() {
+            let Some(members) = shared
+                .members
+                .as_ref()
+                .filter(|m| m.family() == Family::of(addr))
+            else {
+                continue;
+            };
+            let new = contribution(self.facts, members, addr);
+            let old: Vec<Key> = self
+                .tx
+                .plan()
+                .sets
+                .get(name)
+                .into_iter()
+                .flat_map(|set| set.of_address(addr))
+                .cloned()
+                .collect();
+            for key in old.iter().filter(|key| !new.contains(*key)) {
+                self.tx.remove(name, key);
+            }
+            for key in new {
+                self.tx.put(name, key, None);
+            }
+        }
+    }
+
+    fn release(&mut self, chains: Vec<Name>) {
+        for name in chains {
+            let Some(group) = self.groups.get_mut(&name) else {
+                continue;
+            };
+            group.users -= 1;
+            if group.users > 0 {
+                continue;
+            }
+            let sets = self
+                .groups
+                .remove(&name)
+                .map(|group| group.sets)
+                .unwrap_or_default();
+            self.tx.del_chain(name);
+            for set in sets {
+                let Some(shared) = self.sets.get_mut(&set) else {
+                    continue;
+                };
+                shared.users -= 1;
+                if shared.users == 0 {
+                    self.sets.remove(&set);
+                    self.tx.del_set(set);
+                }
+            }
+        }
+    }
+}
+
+/// The elements that an address has in a set, by its owner.
+fn contribution(facts: &Facts, members: &Members, addr: IpAddr) -> BTreeSet<Key> {
+    let owner = facts.owner(addr).and_then(|owner| owner.pod);
+    let candidate = owner.and_then(|id| facts.candidate(id));
+    candidate
+        .map(|pod| members.elements(addr, pod))
+        .unwrap_or_default()
+}

@@ -1,0 +1,350 @@
+//! The store of facts, and which of them a change touches.
+
+use super::Dirty;
+use crate::model::{
+    IfName, Labels, LocalPod, NamespaceFact, Phase, PodFact, PodKey, Policy, PolicyKey,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// A pod by number; numbers are reused and never show in a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PodId(u32);
+
+/// Somebody who says that an address is theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Claim {
+    Local(IfName),
+    Pod(PodId),
+}
+
+/// Everything the compiler was told.
+#[derive(Debug, Default)]
+pub(crate) struct Facts {
+    namespaces: BTreeMap<Arc<str>, Namespace>,
+    pods: Vec<Option<Arc<PodFact>>>,
+    free: Vec<PodId>,
+    ids: BTreeMap<PodKey, PodId>,
+    locals: BTreeMap<IfName, LocalPod>,
+    attached: BTreeMap<PodKey, BTreeSet<IfName>>,
+    claims: BTreeMap<IpAddr, Vec<Claim>>,
+    nodes: BTreeMap<Arc<str>, Vec<IpAddr>>,
+}
+
+/// A namespace: known itself, or only by what is in it.
+#[derive(Debug, Default)]
+struct Namespace {
+    labels: Option<Labels>,
+    pods: BTreeSet<PodId>,
+    policies: BTreeMap<Arc<str>, Arc<Policy>>,
+}
+
+impl Facts {
+    pub(crate) fn pod(&self, id: PodId) -> Option<&Arc<PodFact>> {
+        self.pods.get(id.0 as usize)?.as_ref()
+    }
+
+    pub(crate) fn pod_id(&self, key: &PodKey) -> Option<PodId> {
+        self.ids.get(key).copied()
+    }
+
+    pub(crate) fn pods(&self) -> impl Iterator<Item = &Arc<PodFact>> {
+        self.ids.values().filter_map(|id| self.pod(*id))
+    }
+
+    pub(crate) fn local(&self, ifname: &IfName) -> Option<&LocalPod> {
+        self.locals.get(ifname)
+    }
+
+    pub(crate) fn locals(&self) -> impl Iterator<Item = &LocalPod> {
+        self.locals.values()
+    }
+
+    /// The attachments that say they are for this pod.
+    pub(crate) fn attached(&self, key: &PodKey) -> impl Iterator<Item = &LocalPod> {
+        self.attached
+            .get(key)
+            .into_iter()
+            .flatten()
+            .filter_map(|name| self.locals.get(name))
+    }
+
+    pub(crate) fn claims(&self, addr: IpAddr) -> &[Claim] {
+        self.claims
+            .get(&addr)
+            .map(Vec::as_slice)
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = (&Arc<str>, Option<&Labels>)> {
+        self.namespaces
+            .iter()
+            .map(|(name, namespace)| (name, namespace.labels.as_ref()))
+    }
+
+    pub(crate) fn namespace_labels(&self, name: &str) -> Option<&Labels> {
+        self.namespaces.get(name)?.labels.as_ref()
+    }
+
+    pub(crate) fn pods_of(&self, namespace: &str) -> impl Iterator<Item = PodId> {
+        self.namespaces
+            .get(namespace)
+            .into_iter()
+            .flat_map(|n| n.pods.iter().copied())
+    }
+
+    pub(crate) fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.namespaces.values().flat_map(|n| n.policies.values())
+    }
+
+    /// The policies of a namespace, by name.
+    pub(crate) fn policies_of(&self, namespace: &str) -> impl Iterator<Item = &Arc<Policy>> {
+        self.namespaces
+            .get(namespace)
+            .into_iter()
+            .flat_map(|n| n.policies.values())
+    }
+
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (&Arc<str>, &Vec<IpAddr>)> {
+        self.nodes.iter()
+    }
+
+    pub(crate) fn node_has(&self, node: &str, addr: IpAddr) -> bool {
+        self.nodes
+            .get(node)
+            .is_some_and(|addresses| addresses.contains(&addr))
+    }
+
+    pub(crate) fn set_pod(&mut self, fact: Arc<PodFact>, dirty: &mut Dirty) {
+        let known = self.ids.get(&fact.key).copied();
+        if known.and_then(|id| self.pod(id)) == Some(&fact) {
+            return;
+        }
+        self.touch_pod(&fact.key, dirty);
+        let id = match known {
+            Some(id) => id,
+            None => self.new_id(&fact.key),
+        };
+        self.release_claims(id);
+        let key = fact.key.clone();
+        if fact.phase == Phase::Live && !fact.host_network {
+            fact.ips
+                .iter()
+                .for_each(|addr| self.claim(*addr, Claim::Pod(id)));
+        }
+        if let Some(slot) = self.pods.get_mut(id.0 as usize) {
+            *slot = Some(fact);
+        }
+        self.touch_pod(&key, dirty);
+    }
+
+    pub(crate) fn remove_pod(&mut self, key: &PodKey, dirty: &mut Dirty) {
+        self.touch_pod(key, dirty);
+        let Some(id) = self.ids.remove(key) else {
+            return;
+        };
+        self.release_claims(id);
+        if let Some(slot) = self.pods.get_mut(id.0 as usize) {
+            *slot = None;
+        }
+        self.free.push(id);
+        if let Some(namespace) = self.namespaces.get_mut(&key.namespace) {
+            namespace.pods.remove(&id);
+        }
+        self.forget_if_empty(&key.namespace);
+        // Claimants of this node may follow from the pod, so they are looked at once more without it.
+        self.touch_pod(key, dirty);
+    }
+
+    pub(crate) fn set_namespace(&mut self, fact: NamespaceFact, dirty: &mut Dirty) {
+        let namespace = self.namespaces.entry(fact.name.clone()).or_default();
+        if namespace.labels.as_ref() == Some(&fact.labels) {
+            return;
+        }
+        namespace.labels = Some(fact.labels);
+        self.touch_namespace(&fact.name, dirty);
+    }
+
+    pub(crate) fn remove_namespace(&mut self, name: &Arc<str>, dirty: &mut Dirty) {
+        if let Some(namespace) = self.namespaces.get_mut(name) {
+            namespace.labels = None;
+        }
+        self.touch_namespace(name, dirty);
+        self.forget_if_empty(name);
+    }
+
+    pub(crate) fn set_policy(&mut self, policy: Arc<Policy>, dirty: &mut Dirty) {
+        let policies = &mut self
+            .namespaces
+            .entry(policy.key.namespace.clone())
+            .or_default()
+            .policies;
+        let old = policies.insert(policy.key.name.clone(), policy.clone());
+        if old.as_ref() == Some(&policy) {
+            return;
+        }
+        old.iter()
+            .chain([&policy])
+            .for_each(|p| self.touch_selected(p, dirty));
+    }
+
+    pub(crate) fn remove_policy(&mut self, key: &PolicyKey, dirty: &mut Dirty) {
+        let policies = self
+            .namespaces
+            .get_mut(&key.namespace)
+            .map(|n| &mut n.policies);
+        if let Some(old) = policies.and_then(|p| p.remove(&key.name)) {
+            self.touch_selected(&old, dirty);
+        }
+        self.forget_if_empty(&key.namespace);
+    }
+
+    pub(crate) fn set_local(&mut self, local: LocalPod, dirty: &mut Dirty) {
+        if self.locals.get(&local.ifname) == Some(&local) {
+            return;
+        }
+        self.remove_local(&local.ifname, dirty);
+        local
+            .addresses
+            .iter()
+            .for_each(|addr| self.claim(*addr, Claim::Local(local.ifname)));
+        if let Some(pod) = &local.pod {
+            self.attached
+                .entry(pod.key.clone())
+                .or_default()
+                .insert(local.ifname);
+        }
+        let ifname = local.ifname;
+        self.locals.insert(ifname, local);
+        self.touch_local(&ifname, dirty);
+    }
+
+    pub(crate) fn remove_local(&mut self, ifname: &IfName, dirty: &mut Dirty) {
+        self.touch_local(ifname, dirty);
+        let Some(local) = self.locals.remove(ifname) else {
+            return;
+        };
+        for addr in &local.addresses {
+            self.unclaim(*addr, Claim::Local(*ifname));
+        }
+        let Some(pod) = &local.pod else { return };
+        if let Some(attached) = self.attached.get_mut(&pod.key) {
+            attached.remove(ifname);
+            if attached.is_empty() {
+                self.attached.remove(&pod.key);
+            }
+        }
+    }
+
+    pub(crate) fn set_node(&mut self, name: Arc<str>, addresses: Vec<IpAddr>) {
+        self.nodes.insert(name, addresses);
+    }
+
+    pub(crate) fn remove_node(&mut self, name: &str) {
+        self.nodes.remove(name);
+    }
+
+    fn new_id(&mut self, key: &PodKey) -> PodId {
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.pods.push(None);
+            // A cluster ends two orders of magnitude before u32 does.
+            PodId(self.pods.len() as u32 - 1)
+        });
+        self.ids.insert(key.clone(), id);
+        self.namespaces
+            .entry(key.namespace.clone())
+            .or_default()
+            .pods
+            .insert(id);
+        id
+    }
+
+    fn claim(&mut self, addr: IpAddr, claim: Claim) {
+        let claims = self.claims.entry(addr).or_default();
+        if !claims.contains(&claim) {
+            claims.push(claim);
+        }
+    }
+
+    fn unclaim(&mut self, addr: IpAddr, claim: Claim) {
+        if let Some(claims) = self.claims.get_mut(&addr) {
+            claims.retain(|c| *c != claim);
+            if claims.is_empty() {
+                self.claims.remove(&addr);
+            }
+        }
+    }
+
+    fn release_claims(&mut self, id: PodId) {
+        let Some(fact) = self.pod(id).cloned() else {
+            return;
+        };
+        for addr in &fact.ips {
+            self.unclaim(*addr, Claim::Pod(id));
+        }
+    }
+
+    fn forget_if_empty(&mut self, name: &str) {
+        let empty =
+            |n: &Namespace| n.labels.is_none() && n.pods.is_empty() && n.policies.is_empty();
+        if self.namespaces.get(name).is_some_and(empty) {
+            self.namespaces.remove(name);
+        }
+    }
+
+    fn touch_addr(&self, addr: IpAddr, dirty: &mut Dirty) {
+        dirty.addresses.insert(addr);
+        for claim in self.claims(addr) {
+            if let Claim::Local(ifname) = claim {
+                dirty.locals.insert(*ifname);
+            }
+        }
+    }
+
+    fn touch_pod(&self, key: &PodKey, dirty: &mut Dirty) {
+        if let Some(fact) = self.pod_id(key).and_then(|id| self.pod(id)) {
+            fact.ips
+                .iter()
+                .for_each(|addr| self.touch_addr(*addr, dirty));
+        }
+        for local in self.attached(key) {
+            dirty.locals.insert(local.ifname);
+            local
+                .addresses
+                .iter()
+                .for_each(|addr| self.touch_addr(*addr, dirty));
+        }
+    }
+
+    fn touch_local(&self, ifname: &IfName, dirty: &mut Dirty) {
+        dirty.locals.insert(*ifname);
+        let Some(local) = self.local(ifname) else {
+            return;
+        };
+        local
+            .addresses
+            .iter()
+            .for_each(|addr| self.touch_addr(*addr, dirty));
+        if let Some(pod) = &local.pod {
+            self.touch_pod(&pod.key, dirty);
+        }
+    }
+
+    fn touch_namespace(&self, name: &str, dirty: &mut Dirty) {
+        for id in self.pods_of(name) {
+            dirty.addresses.extend(self.addresses_of(id));
+        }
+    }
+
+    fn touch_selected(&self, policy: &Policy, dirty: &mut Dirty) {
+        for local in self.locals() {
+            let Some(pod) = &local.pod else { continue };
+            let same_namespace = pod.key.namespace == policy.key.namespace;
+            let fact = self.pod_id(&pod.key).and_then(|id| self.pod(id));
+            if same_namespace && fact.is_some_and(|f| policy.pods.matches(&f.labels)) {
+                dirty.locals.insert(local.ifname);
+            }
+        }
+    }
+}

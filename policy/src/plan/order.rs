@@ -1,0 +1,97 @@
+//! A transaction in the making: changes in any order, operations in the one that holds.
+
+use super::{Chain, Key, Name, Op, Plan, Set, SetDef, Verdict};
+
+/// Changes a plan and records what it did, by phase.
+pub(crate) struct Transaction<'a> {
+    plan: &'a mut Plan,
+    add_sets: Vec<Op>,
+    add_chains: Vec<Op>,
+    del_elements: Vec<Op>,
+    add_elements: Vec<Op>,
+    del_chains: Vec<Op>,
+    del_sets: Vec<Op>,
+}
+
+impl<'a> Transaction<'a> {
+    pub(crate) fn new(plan: &'a mut Plan) -> Self {
+        Transaction {
+            plan,
+            add_sets: Vec::new(),
+            add_chains: Vec::new(),
+            del_elements: Vec::new(),
+            add_elements: Vec::new(),
+            del_chains: Vec::new(),
+            del_sets: Vec::new(),
+        }
+    }
+
+    pub(crate) fn plan(&self) -> &Plan {
+        self.plan
+    }
+
+    pub(crate) fn add_set(&mut self, name: Name, def: SetDef) {
+        self.plan.sets.insert(
+            name.clone(),
+            Set {
+                def,
+                elements: Default::default(),
+            },
+        );
+        self.add_sets.push(Op::AddSet(name, def));
+    }
+
+    pub(crate) fn add_chain(&mut self, name: Name, chain: Chain) {
+        self.plan.chains.insert(name.clone(), chain.clone());
+        self.add_chains.push(Op::AddChain(name, chain));
+    }
+
+    /// The element is there afterwards, with this verdict.
+    pub(crate) fn put(&mut self, name: &Name, key: Key, verdict: Option<Verdict>) {
+        let Some(set) = self.plan.sets.get_mut(name) else {
+            return;
+        };
+        match set.elements.insert(key.clone(), verdict.clone()) {
+            Some(old) if old == verdict => return,
+            Some(_) => self
+                .del_elements
+                .push(Op::DelElem(name.clone(), key.clone())),
+            None => {}
+        }
+        self.add_elements
+            .push(Op::AddElem(name.clone(), key, verdict));
+    }
+
+    /// The element is not there afterwards.
+    pub(crate) fn remove(&mut self, name: &Name, key: &Key) {
+        let Some(set) = self.plan.sets.get_mut(name) else {
+            return;
+        };
+        if set.elements.remove(key).is_some() {
+            self.del_elements
+                .push(Op::DelElem(name.clone(), key.clone()));
+        }
+    }
+
+    pub(crate) fn del_chain(&mut self, name: Name) {
+        self.plan.chains.remove(&name);
+        self.del_chains.push(Op::DelChain(name));
+    }
+
+    pub(crate) fn del_set(&mut self, name: Name) {
+        self.plan.sets.remove(&name);
+        self.del_sets.push(Op::DelSet(name));
+    }
+
+    pub(crate) fn finish(self) -> Vec<Op> {
+        [
+            self.add_sets,
+            self.add_chains,
+            self.del_elements,
+            self.add_elements,
+            self.del_chains,
+            self.del_sets,
+        ]
+        .concat()
+    }
+}
