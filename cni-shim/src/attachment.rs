@@ -1,0 +1,233 @@
+//! The attachments on disk: `<stateDir>/attachments/<container id>@<interface>.json`.
+//!
+//! An attachment is written before the first thing that it describes is made, and removed after the last one is
+//! gone: whatever a call that died has left behind, DEL finds the way to it. Files appear whole or not at all. A file
+//! without an interface index belongs to an ADD that is under way, or died.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::fault;
+use crate::ipam::lease::{sync_dir, write_synced};
+use crate::link::{ATTACHMENTS, Attachment, attachment_file};
+use crate::spec::{CniError, Code};
+
+/// How long GC waits for ADDs under way.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The attachments below one state directory.
+#[derive(Clone, Debug)]
+pub struct Attachments {
+    dir: PathBuf,
+}
+
+/// What is known about one attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// There is no file.
+    Nothing,
+    /// There is a file that makes no sense: the disk's fault, or somebody's hand.
+    Unreadable,
+    /// The attachment.
+    This(Box<Attachment>),
+}
+
+impl Attachments {
+    /// Those below `state_dir`; nothing is touched.
+    pub fn of(state_dir: &Path) -> Self {
+        Self {
+            dir: state_dir.join(ATTACHMENTS),
+        }
+    }
+
+    /// Where they are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Writes a new attachment; fails with code 100 if there is one of this container and interface.
+    pub fn claim(&self, attachment: &Attachment) -> Result<(), CniError> {
+        let (aside, path) = self.paths(&attachment.container_id, &attachment.ifname);
+        self.write_aside(&aside, attachment)?;
+        fault::point()?;
+        let linked = fs::hard_link(&aside, &path);
+        let _ = fs::remove_file(&aside);
+        match linked {
+            Ok(()) => sync_dir(&self.dir).inspect_err(|_| {
+                let _ = fs::remove_file(&path);
+            }),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(already_attached(attachment)),
+            Err(e) => Err(CniError::file("write", &path, &e)),
+        }
+    }
+
+    /// Overwrites an attachment that [`claim`](Self::claim) has written.
+    pub fn update(&self, attachment: &Attachment) -> Result<(), CniError> {
+        let (aside, path) = self.paths(&attachment.container_id, &attachment.ifname);
+        self.write_aside(&aside, attachment)?;
+        fault::point()?;
+        fs::rename(&aside, &path).map_err(|e| CniError::file("write", &path, &e))?;
+        sync_dir(&self.dir)
+    }
+
+    /// What is known about (`container_id`, `ifname`).
+    pub fn load(&self, container_id: &str, ifname: &str) -> Result<Known, CniError> {
+        read(&self.paths(container_id, ifname).1)
+    }
+
+    /// Forgets an attachment, and what a call that died left of it.
+    pub fn remove(&self, container_id: &str, ifname: &str) -> Result<(), CniError> {
+        let (aside, path) = self.paths(container_id, ifname);
+        for path in [aside, path] {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(CniError::file("remove", &path, &e));
+                }
+                _ => fault::point()?,
+            }
+        }
+        Ok(())
+    }
+
+    /// All attachments that can be read, by file name.
+    pub fn list(&self) -> Result<Vec<Attachment>, CniError> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(CniError::file("list", &self.dir, &e)),
+        };
+        let mut paths = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| CniError::file("list", &self.dir, &e))?;
+            let name = entry.file_name();
+            if name
+                .to_str()
+                .is_some_and(|name| !name.starts_with('.') && name.ends_with(".json"))
+            {
+                paths.push(entry.path());
+            }
+        }
+        paths.sort_unstable();
+        let mut attachments = Vec::new();
+        for path in paths {
+            if let Known::This(attachment) = read(&path)? {
+                attachments.push(*attachment);
+            }
+        }
+        Ok(attachments)
+    }
+
+    /// Keeps GC away while an ADD runs; the lock goes with the returned file.
+    pub fn share(&self) -> Result<File, CniError> {
+        let file = self.lock_file()?;
+        self.flock(&file, FlockOperation::LockShared)?;
+        Ok(file)
+    }
+
+    /// Keeps ADDs away while GC runs. Code 11 if one goes on for longer than a few seconds.
+    pub fn exclude(&self) -> Result<File, CniError> {
+        let file = self.lock_file()?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(file),
+                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR)
+                    if Instant::now() < deadline =>
+                {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(CniError::new(
+                        Code::TryAgainLater,
+                        "an ADD is under way; GC has to wait for it",
+                    ));
+                }
+                Err(e) => return Err(CniError::file("lock", &self.dir, &e.into())),
+            }
+        }
+    }
+
+    fn lock_file(&self) -> Result<File, CniError> {
+        fs::create_dir_all(&self.dir).map_err(|e| CniError::file("create", &self.dir, &e))?;
+        let path = self.dir.join(".lock");
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).mode(0o600);
+        options
+            .open(&path)
+            .map_err(|e| CniError::file("open", &path, &e))
+    }
+
+    fn flock(&self, file: &File, operation: FlockOperation) -> Result<(), CniError> {
+        loop {
+            match flock(file, operation) {
+                Ok(()) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(CniError::file("lock", &self.dir, &e.into())),
+            }
+        }
+    }
+
+    fn write_aside(&self, aside: &Path, attachment: &Attachment) -> Result<(), CniError> {
+        let json = serde_json::to_vec(attachment)
+            .map_err(|e| CniError::new(Code::Io, format!("cannot write the attachment: {e}")))?;
+        write_synced(aside, &json).map_err(|e| {
+            let _ = fs::remove_file(aside);
+            CniError::file("write", aside, &e)
+        })
+    }
+
+    fn paths(&self, container_id: &str, ifname: &str) -> (PathBuf, PathBuf) {
+        let name = attachment_file(container_id, ifname);
+        (self.dir.join(format!(".{name}")), self.dir.join(name))
+    }
+}
+
+fn read(path: &Path) -> Result<Known, CniError> {
+    match fs::read(path) {
+        Ok(bytes) => {
+            Ok(serde_json::from_slice(&bytes)
+                .map_or(Known::Unreadable, |a| Known::This(Box::new(a))))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Known::Nothing),
+        Err(e) => Err(CniError::file("read", path, &e)),
+    }
+}
+
+/// The error of a second ADD.
+pub(crate) fn already_attached(attachment: &Attachment) -> CniError {
+    let (id, ifname) = (&attachment.container_id, &attachment.ifname);
+    CniError::new(
+        Code::AlreadyAttached,
+        format!("container {id} has an attachment of {ifname} already; DEL it first"),
+    )
+}
+
+/// This boot, as the kernel names it; empty where it does not say.
+pub fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}
+
+/// Whether the sandbox of an attachment is gone for certain: made before this boot, or neither its namespace is at
+/// its path any more nor its host end in this namespace, which dies with the other one.
+pub fn is_gone(
+    attachment: &Attachment,
+    boot_id: &str,
+    interface_exists: impl FnOnce(&str) -> bool,
+) -> bool {
+    if attachment.boot_id != boot_id && !boot_id.is_empty() {
+        return true;
+    }
+    let same = |file: &fs::Metadata| {
+        (file.dev(), file.ino()) == (attachment.netns_dev, attachment.netns_inode)
+    };
+    let in_place = fs::metadata(&attachment.netns).is_ok_and(|file| same(&file));
+    !in_place && !interface_exists(&attachment.host_if)
+}
