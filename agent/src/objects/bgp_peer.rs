@@ -69,7 +69,7 @@ pub struct BgpPeer {
 }
 
 /// Where a neighbour is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Neighbor {
     /// At this address.
     Address(IpAddr),

@@ -1,7 +1,10 @@
 //! `networking.k8s.io/v1 NetworkPolicy`: the spec is the policy compiler's; here is only the envelope.
 
+use std::sync::Arc;
+
 use selvage_policy::api::{LabelSelector, NetworkPolicySpec};
-use selvage_policy::model::{Requirement, Selector};
+use selvage_policy::lower;
+use selvage_policy::model::{Policy, PolicyKey, Requirement, Selector};
 use serde_json::Value;
 
 use super::decode::Context;
@@ -14,13 +17,23 @@ pub struct NetworkPolicy {
     /// Metadata.
     pub meta: Meta,
     /// What it says.
-    pub spec: NetworkPolicySpec,
+    pub policy: Arc<Policy>,
 }
 
 impl NetworkPolicy {
     pub(super) fn lower(meta: Meta, spec: &Value, context: &mut Context) -> Option<NetworkPolicy> {
         let raw: NetworkPolicySpec = context.decode("spec", spec)?;
-        Some(NetworkPolicy { meta, spec: raw })
+        let key = PolicyKey::new(meta.key.namespace.as_str(), meta.key.name.as_str());
+        match lower(key, &raw) {
+            Ok(policy) => Some(NetworkPolicy {
+                meta,
+                policy: Arc::new(policy),
+            }),
+            Err(refused) => {
+                context.faults.add(refused.field, refused.reason);
+                None
+            }
+        }
     }
 }
 

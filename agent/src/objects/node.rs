@@ -16,6 +16,8 @@ pub struct Node {
     pub meta: Meta,
     /// Addresses of type `InternalIP`, at most one of each family, in the order given.
     pub internal_ips: Vec<IpAddr>,
+    /// All its addresses, of every type that is an address.
+    pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`, host bits cut.
     pub pod_cidrs: Vec<IpNet>,
 }
@@ -77,17 +79,23 @@ impl Node {
             }
         }
         let mut internal_ips: Vec<IpAddr> = Vec::new();
+        let mut addresses: Vec<IpAddr> = Vec::new();
         for (i, raw) in status.addresses.unwrap_or_default().iter().enumerate() {
-            if raw.kind != "InternalIP" {
+            let internal = raw.kind == "InternalIP";
+            if !internal && raw.kind != "ExternalIP" {
                 continue;
             }
             let path = format!("status.addresses[{i}].address");
             let Some(address) = context.faults.take(&path, address(&raw.address)) else {
                 continue;
             };
-            if !internal_ips
-                .iter()
-                .any(|known| known.is_ipv6() == address.is_ipv6())
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+            if internal
+                && !internal_ips
+                    .iter()
+                    .any(|known| known.is_ipv6() == address.is_ipv6())
             {
                 internal_ips.push(address);
             }
@@ -95,6 +103,7 @@ impl Node {
         Some(Node {
             meta,
             internal_ips,
+            addresses,
             pod_cidrs,
         })
     }

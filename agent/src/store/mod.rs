@@ -69,6 +69,8 @@ impl AttachmentId {
 pub struct Dirty {
     /// Nodes, peers, configuration, secrets, links: the speaker's configuration may differ now.
     pub bgp: bool,
+    /// Nodes that are new, changed or gone.
+    pub nodes: BTreeSet<String>,
     /// Pods that are new, changed or gone.
     pub pods: BTreeSet<PodKey>,
     /// Namespaces that are new, changed or gone.
@@ -77,6 +79,8 @@ pub struct Dirty {
     pub policies: BTreeSet<PolicyKey>,
     /// Attachments that are new, changed or gone.
     pub attachments: BTreeSet<AttachmentId>,
+    /// The host's ends of attachments that are gone or that have another one now.
+    pub detached: BTreeSet<String>,
     /// Sessions, counts, problems: only views differ.
     pub views: bool,
     /// A kind was synced that was not before.
@@ -91,7 +95,8 @@ impl Dirty {
 
     /// Whether the policy compiler has to be told.
     pub fn policy(&self) -> bool {
-        !(self.pods.is_empty()
+        !(self.nodes.is_empty()
+            && self.pods.is_empty()
             && self.namespaces.is_empty()
             && self.policies.is_empty()
             && self.attachments.is_empty())
@@ -180,17 +185,24 @@ impl Store {
         let mut dirty = Dirty::default();
         let id = AttachmentId::of(&attachment);
         let attachment = Arc::new(attachment);
-        if self.attachments.get(&id) != Some(&attachment) {
-            self.attachments.insert(id.clone(), attachment);
-            dirty.attachments.insert(id);
+        let before = self.attachments.insert(id.clone(), Arc::clone(&attachment));
+        if before.as_ref() == Some(&attachment) {
+            return dirty;
         }
+        dirty.detached.extend(
+            before
+                .map(|before| before.host_if.clone())
+                .filter(|name| *name != attachment.host_if),
+        );
+        dirty.attachments.insert(id);
         dirty
     }
 
     /// Takes in that a pod's interface goes away.
     pub fn detach(&mut self, id: &AttachmentId) -> Dirty {
         let mut dirty = Dirty::default();
-        if self.attachments.remove(id).is_some() {
+        if let Some(gone) = self.attachments.remove(id) {
+            dirty.detached.insert(gone.host_if.clone());
             dirty.attachments.insert(id.clone());
         }
         dirty
@@ -199,7 +211,11 @@ impl Store {
     fn set(&mut self, object: Object, dirty: &mut Dirty) {
         match object {
             Object::Node(node) => {
-                dirty.bgp |= replace(&mut self.nodes, node.meta.key.name.clone(), node);
+                let name = node.meta.key.name.clone();
+                if replace(&mut self.nodes, name.clone(), node) {
+                    dirty.bgp = true;
+                    dirty.nodes.insert(name);
+                }
             }
             Object::Namespace(namespace) => {
                 let name = namespace.meta.key.name.clone();
@@ -220,10 +236,7 @@ impl Store {
                 }
             }
             Object::NetworkPolicy(policy) => {
-                let key = PolicyKey::new(
-                    policy.meta.key.namespace.as_str(),
-                    policy.meta.key.name.as_str(),
-                );
+                let key = policy.policy.key.clone();
                 if replace(&mut self.policies, key.clone(), policy) {
                     dirty.policies.insert(key);
                 }
@@ -243,7 +256,12 @@ impl Store {
 
     fn remove(&mut self, kind: Kind, key: &Key, dirty: &mut Dirty) {
         match kind {
-            Kind::Node => dirty.bgp |= self.nodes.remove(&key.name).is_some(),
+            Kind::Node => {
+                if self.nodes.remove(&key.name).is_some() {
+                    dirty.bgp = true;
+                    dirty.nodes.insert(key.name.clone());
+                }
+            }
             Kind::Namespace => {
                 if self.namespaces.remove(&key.name).is_some() {
                     dirty.namespaces.insert(key.name.clone());

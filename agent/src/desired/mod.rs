@@ -1,0 +1,64 @@
+//! What should be, given what is known. Pure functions of the store; nothing here acts, waits or remembers.
+
+pub mod bgp;
+pub mod condition;
+pub mod policy;
+pub mod routes;
+
+use std::collections::BTreeSet;
+
+pub use bgp::{Speaker, bgp};
+pub use condition::Condition;
+pub use policy::{local_pod, local_pods, policy, policy_from_scratch};
+pub use routes::{blackholes, routes};
+
+/// What the agent was told on its command line and that no object says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Local {
+    /// The name of this node.
+    pub node: String,
+    /// The TCP port of BGP, if it is not the one of the BGPConfiguration.
+    pub bgp_port: Option<u16>,
+    /// Whether learned routes go into the kernel; if not, next hops count as reachable.
+    pub kernel: bool,
+    /// The namespaces in which passwords are looked for, in this order.
+    pub secret_namespaces: Vec<String>,
+}
+
+impl Local {
+    /// This node, with nothing out of the ordinary.
+    pub fn new(node: impl Into<String>) -> Self {
+        Local {
+            node: node.into(),
+            bgp_port: None,
+            kernel: true,
+            secret_namespaces: vec!["selvage-system".into(), "default".into()],
+        }
+    }
+}
+
+/// The group of pod interfaces, whose addresses are not ours.
+const POD_LINK_GROUP: u32 = 0x5e1;
+
+/// Addresses of this machine that others may reach it by, with the prefixes of their links.
+fn own_addresses(store: &crate::store::Store) -> BTreeSet<ipnet::IpNet> {
+    let links = store
+        .links()
+        .values()
+        .filter(|link| link.group != POD_LINK_GROUP);
+    links
+        .flat_map(|link| link.addresses.iter().copied())
+        .filter(|net| is_global(net.addr()))
+        .collect()
+}
+
+fn is_global(address: std::net::IpAddr) -> bool {
+    match address {
+        std::net::IpAddr::V4(v4) => {
+            !(v4.is_loopback() || v4.is_link_local() || v4.is_unspecified())
+        }
+        std::net::IpAddr::V6(v6) => {
+            !(v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified())
+        }
+    }
+}
