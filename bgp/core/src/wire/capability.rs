@@ -145,7 +145,7 @@ impl Capability {
 /// Reads the capabilities in the value of one optional parameter. `None`: the lengths contradict each other, or a
 /// capability without which no session can be negotiated (families, AS number) has a wrong length.
 pub fn decode_all(value: &[u8]) -> Option<Vec<Capability>> {
-    let tlv = (be_u8, length_data(be_u8));
+    let tlv = |i| -> IResult<&[u8], (u8, &[u8])> { (be_u8, length_data(be_u8)).parse(i) };
     let (_, all) = all_consuming(many0(tlv)).parse(value).ok()?;
     all.into_iter().map(|(code, v)| decode(code, v)).collect()
 }

@@ -146,7 +146,7 @@ fn parameters(i: &[u8]) -> Option<Vec<(u8, &[u8])>> {
 }
 
 fn extended_parameters(i: &[u8]) -> IResult<&[u8], Vec<(u8, &[u8])>> {
-    let parameter = (be_u8, length_data(be_u16));
+    let parameter = |i| -> IResult<&[u8], (u8, &[u8])> { (be_u8, length_data(be_u16)).parse(i) };
     let (after, list) = length_data(be_u16).parse(i)?;
     let (_, list) = all_consuming(many0(parameter)).parse(list)?;
     Ok((after, list))

@@ -205,6 +205,25 @@ impl Builder {
         }
     }
 
+    /// The path, followed by `tail`: a sequence at its end and one at the beginning of `tail` become one where they fit.
+    pub(crate) fn join(self, tail: &AsPath) -> AsPath {
+        let head = AsPath(self.bytes.into());
+        let mut segments = tail.segments();
+        let (Some(last), Some(first)) = (head.segments().last(), segments.next()) else {
+            return if head.is_empty() { tail.clone() } else { head };
+        };
+        let fits = last.count() + first.count() <= SEGMENT_MAX;
+        if last.kind != SegmentKind::Sequence || first.kind != last.kind || !fits {
+            return AsPath([head.as_bytes(), tail.as_bytes()].concat().into());
+        }
+        let mut joined = Builder {
+            bytes: head.as_bytes()[..head.as_bytes().len() - 2 - last.numbers.len()].to_vec(),
+        };
+        joined.segment(last.kind, last.asns().chain(first.asns()));
+        joined.bytes.extend_from_slice(segments.0);
+        joined.finish()
+    }
+
     /// The path.
     pub(crate) fn finish(self) -> AsPath {
         AsPath(self.bytes.into())
