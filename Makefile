@@ -22,3 +22,9 @@ lint:
 
 test: install lint build
 	$(CARGO) test $(PROFILE) --workspace
+
+# Thin LTO as in a release; the reference daemons and plugins from Debian.
+bench: install
+	$(CARGO) build --release --locked -p selvage -p selvage-tests --bin selvage --bin selvage-bench
+	$(CARGO) build --profile shim --locked -p selvage-cni
+	SELVAGE_BIN_DIR= target/release/selvage-bench all

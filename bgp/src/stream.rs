@@ -228,7 +228,7 @@ impl Streams {
                     chunk
                 }
             };
-            if chunk.skip != Some(peer) {
+            if chunk.is_for(peer) {
                 return (Some(&chunk.bytes), at);
             }
         }

@@ -1,0 +1,423 @@
+//! The load generator: many BGP speakers in one thread, each with an address of its own, that know just enough of the protocol.
+
+use std::{
+    collections::VecDeque,
+    io::{self, Read, Write},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use bytes::{Bytes, BytesMut};
+use mio::{Events, Interest, Poll, Token, net::TcpStream};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Raises the limit on open files as far as it goes.
+pub(crate) fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // If it stays low, connecting will say so.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    );
+}
+
+/// One speaker.
+#[derive(Clone)]
+pub(crate) struct Spec {
+    /// Where it connects from, its identifier as well.
+    pub(crate) address: Ipv4Addr,
+    /// Its autonomous system.
+    pub(crate) asn: u32,
+    /// What it sends once the session is up.
+    pub(crate) announce: Vec<Bytes>,
+}
+
+/// What a speaker saw.
+pub(crate) enum Event<'a> {
+    /// The session is up.
+    Established,
+    /// An UPDATE: withdrawn and announced IPv4 prefixes, as on the wire.
+    Update {
+        withdrawn: &'a [u8],
+        announced: &'a [u8],
+    },
+    /// All that waited to be sent is with the kernel.
+    Drained,
+}
+
+struct Endpoint {
+    spec: Spec,
+    stream: Option<TcpStream>,
+    input: Vec<u8>,
+    output: VecDeque<Bytes>,
+    open_sent: bool,
+    established: bool,
+    writable: bool,
+}
+
+/// Many speakers.
+pub(crate) struct Fleet {
+    poll: Poll,
+    target: SocketAddrV4,
+    endpoints: Vec<Endpoint>,
+    next_keepalive: Instant,
+    buffer: Vec<u8>,
+    /// Connections that had to be tried again, and sessions that were lost.
+    pub(crate) retries: usize,
+}
+
+const KEEPALIVE: [u8; 19] = {
+    let mut m = [0xff; 19];
+    m[16] = 0;
+    m[17] = 19;
+    m[18] = 4;
+    m
+};
+
+impl Fleet {
+    /// Starts to connect all of them at once.
+    pub(crate) fn connect(target: SocketAddrV4, specs: Vec<Spec>) -> Result<Fleet> {
+        let mut fleet = Fleet {
+            poll: Poll::new()?,
+            target,
+            endpoints: Vec::new(),
+            next_keepalive: Instant::now() + Duration::from_secs(2),
+            buffer: vec![0; 256 << 10],
+            retries: 0,
+        };
+        for spec in specs {
+            fleet.endpoints.push(Endpoint {
+                spec,
+                stream: None,
+                input: Vec::new(),
+                output: VecDeque::new(),
+                open_sent: false,
+                established: false,
+                writable: false,
+            });
+            fleet.open(fleet.endpoints.len() - 1)?;
+        }
+        Ok(fleet)
+    }
+
+    fn open(&mut self, i: usize) -> Result<()> {
+        let e = &mut self.endpoints[i];
+        let socket = Socket::new(
+            Domain::IPV4,
+            Type::STREAM.nonblocking(),
+            Some(Protocol::TCP),
+        )?;
+        socket.set_tcp_nodelay(true)?;
+        socket
+            .bind(&SocketAddr::from((e.spec.address, 0)).into())
+            .with_context(|| e.spec.address.to_string())?;
+        match socket.connect(&SocketAddr::from(self.target).into()) {
+            Ok(()) => {}
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
+            Err(e) => return Err(e).context("connect"),
+        }
+        let mut stream = TcpStream::from_std(socket.into());
+        self.poll.registry().register(
+            &mut stream,
+            Token(i),
+            Interest::READABLE | Interest::WRITABLE,
+        )?;
+        *e = Endpoint {
+            spec: e.spec.clone(),
+            stream: Some(stream),
+            input: Vec::new(),
+            output: VecDeque::new(),
+            open_sent: false,
+            established: false,
+            writable: false,
+        };
+        Ok(())
+    }
+
+    /// Queues messages.
+    pub(crate) fn send(&mut self, i: usize, messages: &[Bytes]) {
+        self.endpoints[i].output.extend(messages.iter().cloned());
+    }
+
+    /// Sends and receives until `done` says so; `on` hears of everything first.
+    pub(crate) fn drive(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        mut on: impl FnMut(usize, Event<'_>) -> bool,
+    ) -> Result<Duration> {
+        let start = Instant::now();
+        let mut events = Events::with_capacity(1024);
+        let mut done = false;
+        for i in 0..self.endpoints.len() {
+            done |= self.flush(i, &mut on)?;
+        }
+        while !done {
+            let now = Instant::now();
+            if now - start > limit {
+                bail!("not within {limit:?}: {what}");
+            }
+            if now >= self.next_keepalive {
+                self.next_keepalive = now + Duration::from_secs(2);
+                for i in 0..self.endpoints.len() {
+                    if self.endpoints[i].established {
+                        self.endpoints[i]
+                            .output
+                            .push_front(Bytes::from_static(&KEEPALIVE));
+                        done |= self.flush(i, &mut on)?;
+                    }
+                }
+            }
+            self.poll
+                .poll(&mut events, Some(Duration::from_millis(100)))?;
+            for event in &events {
+                let i = event.token().0;
+                if event.is_writable() {
+                    self.endpoints[i].writable = true;
+                    done |= self.flush(i, &mut on)?;
+                }
+                if event.is_readable() {
+                    done |= self.read(i, &mut on)?;
+                }
+            }
+        }
+        Ok(start.elapsed())
+    }
+
+    fn flush(&mut self, i: usize, on: &mut impl FnMut(usize, Event<'_>) -> bool) -> Result<bool> {
+        let e = &mut self.endpoints[i];
+        let Some(stream) = &mut e.stream else {
+            return Ok(false);
+        };
+        if !e.writable {
+            return Ok(false);
+        }
+        if !e.open_sent {
+            if stream.peer_addr().is_err() {
+                return self.again(i);
+            }
+            e.open_sent = true;
+            e.output.push_front(open(&e.spec));
+        }
+        let had = !e.output.is_empty();
+        while !e.output.is_empty() {
+            let slices: Vec<io::IoSlice<'_>> = e
+                .output
+                .iter()
+                .take(256)
+                .map(|b| io::IoSlice::new(b))
+                .collect();
+            match stream.write_vectored(&slices) {
+                Ok(mut n) => {
+                    while let Some(front) = e.output.front_mut() {
+                        if n < front.len() {
+                            *front = front.slice(n..);
+                            break;
+                        }
+                        n -= front.len();
+                        e.output.pop_front();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    e.writable = false;
+                    return Ok(false);
+                }
+                Err(_) => return self.again(i),
+            }
+        }
+        Ok(had && on(i, Event::Drained))
+    }
+
+    /// Lost or refused: once more, and counted.
+    fn again(&mut self, i: usize) -> Result<bool> {
+        self.retries += 1;
+        if self.retries > 10 * self.endpoints.len() + 1000 {
+            bail!("the daemon refuses connections");
+        }
+        self.endpoints[i].stream = None;
+        std::thread::sleep(Duration::from_millis(1));
+        self.open(i)?;
+        Ok(false)
+    }
+
+    fn read(&mut self, i: usize, on: &mut impl FnMut(usize, Event<'_>) -> bool) -> Result<bool> {
+        let mut done = false;
+        loop {
+            let Some(stream) = &mut self.endpoints[i].stream else {
+                return Ok(done);
+            };
+            let n = match stream.read(&mut self.buffer) {
+                Ok(0) => {
+                    self.again(i)?;
+                    return Ok(done);
+                }
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(done),
+                Err(_) => {
+                    self.again(i)?;
+                    return Ok(done);
+                }
+            };
+            let buffer = std::mem::take(&mut self.buffer);
+            done |= self.take(i, &buffer[..n], on)?;
+            self.buffer = buffer;
+        }
+    }
+
+    fn take(
+        &mut self,
+        i: usize,
+        bytes: &[u8],
+        on: &mut impl FnMut(usize, Event<'_>) -> bool,
+    ) -> Result<bool> {
+        let mut done = false;
+        let mut input = std::mem::take(&mut self.endpoints[i].input);
+        let joined;
+        let mut rest: &[u8] = if input.is_empty() {
+            bytes
+        } else {
+            input.extend_from_slice(bytes);
+            joined = std::mem::take(&mut input);
+            &joined
+        };
+        while let Some(header) = rest.get(..19) {
+            let length = usize::from(u16::from_be_bytes([header[16], header[17]]));
+            let Some(message) = rest.get(..length) else {
+                break;
+            };
+            let body = &message[19..];
+            match message[18] {
+                1 => {
+                    self.endpoints[i]
+                        .output
+                        .push_back(Bytes::from_static(&KEEPALIVE));
+                    done |= self.flush(i, on)?;
+                }
+                2 => done |= update(i, body, on)?,
+                3 => bail!("notification {}/{} from the daemon", body[0], body[1]),
+                4 if !self.endpoints[i].established => {
+                    self.endpoints[i].established = true;
+                    let announce = self.endpoints[i].spec.announce.clone();
+                    self.endpoints[i].output.extend(announce);
+                    done |= on(i, Event::Established);
+                    done |= self.flush(i, on)?;
+                }
+                _ => {}
+            }
+            rest = &rest[length..];
+        }
+        self.endpoints[i].input = rest.to_vec();
+        Ok(done)
+    }
+}
+
+fn update(i: usize, body: &[u8], on: &mut impl FnMut(usize, Event<'_>) -> bool) -> Result<bool> {
+    let cut = || anyhow::anyhow!("a truncated UPDATE from the daemon");
+    let two = |at: usize| {
+        body.get(at..at + 2)
+            .map(|b| usize::from(u16::from_be_bytes([b[0], b[1]])))
+    };
+    let withdrawn_len = two(0).ok_or_else(cut)?;
+    let withdrawn = body.get(2..2 + withdrawn_len).ok_or_else(cut)?;
+    let attributes_len = two(2 + withdrawn_len).ok_or_else(cut)?;
+    let announced = body
+        .get(4 + withdrawn_len + attributes_len..)
+        .ok_or_else(cut)?;
+    Ok(on(
+        i,
+        Event::Update {
+            withdrawn,
+            announced,
+        },
+    ))
+}
+
+fn open(spec: &Spec) -> Bytes {
+    let mut capabilities = vec![1, 4, 0, 1, 0, 1, 2, 0, 65, 4];
+    capabilities.extend(spec.asn.to_be_bytes());
+    let mut body = vec![4];
+    body.extend(u16::try_from(spec.asn).unwrap_or(23456).to_be_bytes());
+    body.extend(90u16.to_be_bytes());
+    body.extend(spec.address.octets());
+    body.push(capabilities.len() as u8 + 2);
+    body.extend([2, capabilities.len() as u8]);
+    body.extend(capabilities);
+    message(1, &body)
+}
+
+/// A whole message.
+pub(crate) fn message(kind: u8, body: &[u8]) -> Bytes {
+    let mut m = BytesMut::with_capacity(19 + body.len());
+    m.extend_from_slice(&[0xff; 16]);
+    m.extend_from_slice(&(19 + body.len() as u16).to_be_bytes());
+    m.extend_from_slice(&[kind]);
+    m.extend_from_slice(body);
+    m.freeze()
+}
+
+/// An UPDATE that announces `prefixes` (address, length) with these attributes.
+pub(crate) fn announce(attributes: &[u8], prefixes: impl Iterator<Item = (u32, u8)>) -> Bytes {
+    let mut body = vec![0, 0];
+    body.extend((attributes.len() as u16).to_be_bytes());
+    body.extend(attributes);
+    put(&mut body, prefixes);
+    message(2, &body)
+}
+
+/// An UPDATE that withdraws `prefixes`.
+pub(crate) fn withdraw(prefixes: impl Iterator<Item = (u32, u8)>) -> Bytes {
+    let mut nlri = Vec::new();
+    put(&mut nlri, prefixes);
+    let mut body = (nlri.len() as u16).to_be_bytes().to_vec();
+    body.extend(nlri);
+    body.extend([0, 0]);
+    message(2, &body)
+}
+
+fn put(to: &mut Vec<u8>, prefixes: impl Iterator<Item = (u32, u8)>) {
+    for (address, length) in prefixes {
+        to.push(length);
+        to.extend(&address.to_be_bytes()[..usize::from(length).div_ceil(8)]);
+    }
+}
+
+/// Path attributes: origin, path, next hop, local preference (internal sessions).
+pub(crate) fn attributes(
+    path: &[u32],
+    next_hop: Ipv4Addr,
+    internal: bool,
+    extra: &[u8],
+) -> Vec<u8> {
+    let mut a = vec![0x40, 1, 1, 0, 0x40, 2];
+    if path.is_empty() {
+        a.push(0);
+    } else {
+        a.extend([2 + 4 * path.len() as u8, 2, path.len() as u8]);
+        path.iter().for_each(|asn| a.extend(asn.to_be_bytes()));
+    }
+    a.extend([0x40, 3, 4]);
+    a.extend(next_hop.octets());
+    if internal {
+        a.extend([0x40, 5, 4, 0, 0, 0, 100]);
+    }
+    a.extend(extra);
+    a
+}
+
+/// The prefixes of a field, as on the wire.
+pub(crate) fn prefixes(mut field: &[u8]) -> impl Iterator<Item = (u32, u8)> + '_ {
+    std::iter::from_fn(move || {
+        let (&length, rest) = field.split_first()?;
+        let octets = usize::from(length).div_ceil(8);
+        let (bits, rest) = rest.split_at_checked(octets)?;
+        field = rest;
+        let mut a = [0; 4];
+        a.get_mut(..octets)?.copy_from_slice(bits);
+        Some((u32::from_be_bytes(a), length))
+    })
+}

@@ -1,0 +1,130 @@
+//! Figures beside those of other daemons, in the same run on the same machine.
+//!
+//! `selvage-bench b1 b3 b6 b10` (or `all`), `--runs 3`, `--daemons selvage,bird,frr`. Runs of different daemons are interleaved;
+//! each row shows minimum, median and maximum. The load generator is this program: one thread, sockets of its own.
+
+mod cni;
+mod daemon;
+mod fib;
+mod fleet;
+mod report;
+mod storm;
+mod table;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Parser;
+use selvage_lab::{
+    Lab,
+    sandbox::{self, Place},
+};
+
+use daemon::Daemon;
+use report::Report;
+
+/// Measures Selvage beside other daemons.
+#[derive(Parser)]
+struct Arguments {
+    /// Which: b1 (join storm), b3 (full table), b6 (kernel routes), b10 (CNI), or all.
+    #[arg(default_value = "all")]
+    benches: Vec<String>,
+    /// Runs of each daemon.
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+    /// The daemons to measure.
+    #[arg(long, value_delimiter = ',', default_values = ["selvage", "bird", "frr"])]
+    daemons: Vec<Daemon>,
+    /// Numbers of clients of the join storm.
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 500])]
+    clients: Vec<usize>,
+    /// Routes of the full table.
+    #[arg(long, default_value_t = 1_000_000)]
+    routes: usize,
+    /// Kernel routes.
+    #[arg(long, default_value_t = 100_000)]
+    fib: usize,
+    /// Pods of the CNI bench.
+    #[arg(long, default_value_t = 50)]
+    pods: usize,
+}
+
+fn main() -> ExitCode {
+    match sandbox::enter() {
+        Ok(Place::Inside) => {}
+        Ok(Place::Outside(code)) => return code,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    }
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    fleet::raise_open_files();
+    let lab = Lab::new("bench")?;
+    let all = arguments.benches.iter().any(|b| b == "all");
+    for bench in ["b1", "b3", "b6", "b10"] {
+        if !all && !arguments.benches.iter().any(|b| b == bench) {
+            continue;
+        }
+        match bench {
+            "b1" => {
+                for clients in &arguments.clients {
+                    let title = format!("B1 join storm, {clients} clients");
+                    report(&title, arguments, |d, n| storm::run(&lab, d, *clients, n))?;
+                }
+            }
+            "b3" => {
+                let title = format!(
+                    "B3 full table, 1 x {} routes to one receiver",
+                    arguments.routes
+                );
+                report(&title, arguments, |d, n| {
+                    table::run(&lab, d, arguments.routes, n)
+                })?;
+            }
+            "b6" => {
+                let title = format!("B6 kernel routes, {} routes", arguments.fib);
+                report(&title, arguments, |d, n| {
+                    fib::run(&lab, d, arguments.fib, n)
+                })?;
+            }
+            _ => cni::run(&lab, arguments.pods, arguments.runs)?,
+        }
+    }
+    if let Some(unknown) = arguments
+        .benches
+        .iter()
+        .find(|b| !["all", "b1", "b3", "b6", "b10"].contains(&b.as_str()))
+    {
+        bail!("no bench {unknown:?}: there are b1, b3, b6, b10 and all");
+    }
+    Ok(())
+}
+
+/// Runs one bench for all daemons in turn, and prints a table. A daemon that fails has a row that says so.
+fn report(
+    title: &str,
+    arguments: &Arguments,
+    mut bench: impl FnMut(Daemon, usize) -> Result<report::Figures>,
+) -> Result<()> {
+    let mut report = Report::new(title);
+    for run in 0..arguments.runs {
+        for &daemon in &arguments.daemons {
+            match bench(daemon, run) {
+                Ok(figures) => report.add(&daemon.to_string(), figures),
+                Err(error) => report.fail(&daemon.to_string(), &format!("{error:#}")),
+            }
+        }
+    }
+    print!("{report}");
+    Ok(())
+}
