@@ -120,6 +120,12 @@ impl Batch {
         self.patch(start + 6, &flags.to_ne_bytes());
     }
 
+    /// Drops the messages behind the first `messages`, which take `size` bytes.
+    pub(crate) fn truncate(&mut self, messages: usize, size: usize) {
+        self.starts.truncate(messages);
+        self.bytes.truncate(size);
+    }
+
     fn patch(&mut self, at: usize, value: &[u8]) {
         if let Some(field) = self.bytes.get_mut(at..at + value.len()) {
             field.copy_from_slice(value);

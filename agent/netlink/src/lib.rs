@@ -29,6 +29,7 @@ pub mod monitor;
 pub mod neigh;
 pub mod netns;
 pub mod nexthop;
+pub mod nft;
 pub mod open;
 pub mod prefix;
 pub mod route;

@@ -326,6 +326,30 @@ impl Socket {
         }
     }
 
+    /// Reads all answers that are there to `count` messages; returns whether the last was
+    /// acknowledged. A failed commit is told in an answer to the first.
+    pub(crate) fn collect_all(
+        &mut self,
+        first_seq: u32,
+        count: usize,
+        report: &mut Report,
+    ) -> Result<bool> {
+        let mut acknowledged = false;
+        while let Some(length) = self.read()? {
+            for message in messages(self.buffer.get(..length).unwrap_or_default()) {
+                let index = message.seq.wrapping_sub(first_seq) as usize;
+                if message.kind != NLMSG_ERROR || message.port != self.port || index >= count {
+                    continue;
+                }
+                match refusal(&message)? {
+                    Some(refusal) => report.failures.push(Failure { index, refusal }),
+                    None => acknowledged |= index == count - 1,
+                }
+            }
+        }
+        Ok(acknowledged)
+    }
+
     /// Makes room in the send buffer for one datagram of this size, where that is allowed.
     pub(crate) fn reserve_send(&mut self, bytes: usize) -> Result<()> {
         if bytes <= self.send_limit {
@@ -364,11 +388,6 @@ impl Socket {
                 Err(errno) => return Err(errno.into()),
             }
         }
-    }
-
-    /// The datagram read last.
-    pub(crate) fn datagram(&self, length: usize) -> &[u8] {
-        self.buffer.get(..length).unwrap_or_default()
     }
 
     fn chunk_end(&self, batch: &Batch, from: usize) -> Result<usize> {

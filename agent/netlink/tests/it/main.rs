@@ -4,4 +4,5 @@ mod space;
 
 mod links;
 mod nexthops;
+mod nft;
 mod routes;
