@@ -122,6 +122,23 @@ impl Attachments {
         Ok(attachments)
     }
 
+    /// Removes what ADDs that died left half written. Only with [`exclude`](Self::exclude) held.
+    pub fn remove_unfinished(&self) -> Result<(), CniError> {
+        let entries = fs::read_dir(&self.dir).map_err(|e| CniError::file("list", &self.dir, &e))?;
+        for entry in entries {
+            let entry = entry.map_err(|e| CniError::file("list", &self.dir, &e))?;
+            let name = entry.file_name();
+            if name
+                .to_str()
+                .is_some_and(|name| name.starts_with('.') && name.ends_with(".json"))
+            {
+                let path = entry.path();
+                fs::remove_file(&path).map_err(|e| CniError::file("remove", &path, &e))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Keeps GC away while an ADD runs; the lock goes with the returned file.
     pub fn share(&self) -> Result<File, CniError> {
         let file = self.lock_file()?;

@@ -2,13 +2,30 @@
 //!
 //! The plugin is a static program without a runtime. It can do its work alone; with an agent on the node a pod's
 //! interface is opened only after the pod's policy is in the kernel.
+//!
+//! ```text
+//!  environment, standard input ──► plugin ──► add, del, check, gc, status, loopback ──► result or error
+//!                                   spec       │        │          │
+//!                                            ipam      veth     handover ◄─ link ─► agent
+//!                                              │         │          │
+//!                                  leases, attachments  kernel    cni.sock
+//! ```
 
+pub mod add;
 pub mod attachment;
+pub mod check;
+pub mod del;
 mod fault;
+pub mod gc;
+pub mod handover;
 pub mod ipam;
 pub mod link;
+pub mod loopback;
+pub mod plugin;
 pub mod spec;
+pub mod status;
 pub mod undo;
+pub mod veth;
 
 #[cfg(test)]
 mod tests;

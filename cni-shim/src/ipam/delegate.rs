@@ -149,7 +149,8 @@ impl Delegate {
         )
     }
 
-    fn name(&self) -> String {
+    /// The plugin's name, as `ipam.type` has it.
+    pub fn name(&self) -> String {
         self.program
             .file_name()
             .map(Path::new)

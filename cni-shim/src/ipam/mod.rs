@@ -321,10 +321,10 @@ fn reclaim(leases: &Locked<'_>, attachments: &Attachments, gone: Gone<'_>) -> Re
             leases.remove(addr)?;
             continue;
         };
-        if let Known::This(attachment) = attachments.load(&owner.container_id, &owner.ifname)? {
-            if gone(&attachment) {
-                leases.release(addr, &owner)?;
-            }
+        if let Known::This(attachment) = attachments.load(&owner.container_id, &owner.ifname)?
+            && gone(&attachment)
+        {
+            leases.release(addr, &owner)?;
         }
     }
     Ok(())

@@ -30,11 +30,11 @@ impl Range {
             return Err(subnet.invalid(&format!(
                 "host bits are set; the network is {}/{}",
                 net.first(),
-                net.len()
+                net.prefix_len()
             )));
         }
         let longest = if net.is_v6() { 126 } else { 30 };
-        if net.len() > longest {
+        if net.prefix_len() > longest {
             return Err(subnet.invalid(&format!(
                 "too small to give addresses from; /{longest} is the smallest"
             )));

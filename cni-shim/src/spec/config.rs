@@ -258,10 +258,10 @@ fn refuse_unsupported(runtime: Option<&Field<'_>>) -> Result<(), CniError> {
     let Some(runtime) = runtime else {
         return Ok(());
     };
-    if let Some(ports) = runtime.get("portMappings")? {
-        if !ports.list()?.is_empty() {
-            return Err(ports.unsupported("host ports are not supported by this release"));
-        }
+    if let Some(ports) = runtime.get("portMappings")?
+        && !ports.list()?.is_empty()
+    {
+        return Err(ports.unsupported("host ports are not supported by this release"));
     }
     if let Some(bandwidth) = runtime.get("bandwidth")? {
         for key in ["ingressRate", "ingressBurst", "egressRate", "egressBurst"] {
