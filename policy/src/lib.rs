@@ -11,7 +11,9 @@ mod lower;
 pub mod model;
 pub mod plan;
 pub mod ranges;
+pub mod revoke;
 mod rules;
+pub mod verdict;
 
 pub use compiler::{Change, Compiler, Config, LocalStatus};
 pub use lower::{Refused, lower};
