@@ -480,11 +480,18 @@ impl IoThread {
             }
         }
         let mut dirty = std::mem::take(&mut self.dirty);
+        let any = !dirty.is_empty();
         for idx in dirty.drain(..) {
             self.flush_peer(idx);
         }
         if self.dirty.is_empty() {
             self.dirty = dirty;
+        }
+        for group in self.members.keys().filter(|_| any) {
+            if let Some(log) = self.streams.passed(*group) {
+                let passed = RibInput::Passed { group: *group, log };
+                self.to_rib.push(RibWork::Input(passed));
+            }
         }
         let now = self.clock.now();
         let mut i = 0;

@@ -36,6 +36,8 @@ struct Group {
     base: u64,
     log: VecDeque<Chunk>,
     octets: usize,
+    /// The base that the RIB was last told of.
+    told: u64,
     /// How many members and dumps need the log from a sequence number on.
     pins: BTreeMap<u64, u32>,
 }
@@ -198,7 +200,7 @@ impl Streams {
         }
     }
 
-    /// The next chunk from `at` on that is not `peer`'s own, and the position after it; without one, the position to wait at.
+    /// The next chunk from `at` on that is for `peer`, and the position after it; without one, the position to wait at.
     pub(crate) fn next(&self, member: Member, peer: PeerIdx) -> (Option<&Bytes>, Position) {
         let mut at = member.at;
         loop {
@@ -281,6 +283,18 @@ impl Streams {
                 .sum::<usize>()
     }
 
+    /// From which sequence number on the group's log may still be needed, if that is worth telling: everything has been
+    /// sent, or a good piece since it was told last.
+    pub(crate) fn passed(&mut self, id: GroupId) -> Option<u64> {
+        let group = self.groups.get_mut(&id)?;
+        let far = group.base - group.told;
+        if far == 0 || (far < 256 && !group.log.is_empty()) {
+            return None;
+        }
+        group.told = group.base;
+        Some(group.base)
+    }
+
     /// Whether the group's log holds more than is good.
     pub(crate) fn is_long(&self, group: GroupId) -> bool {
         self.groups
@@ -299,6 +313,7 @@ mod tests {
         Chunk {
             bytes: Bytes::copy_from_slice(&[byte]),
             skip: skip.map(PeerIdx),
+            only: None,
         }
     }
 
