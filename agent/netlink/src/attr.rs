@@ -217,6 +217,16 @@ impl<'a> Attr<'a> {
         String::from_utf8_lossy(self.value.get(..end).unwrap_or_default()).into_owned()
     }
 
+    /// Whether it is this string, compared without a copy.
+    pub fn is_text(&self, wanted: &str) -> bool {
+        let text = self
+            .value
+            .split(|&byte| byte == 0)
+            .next()
+            .unwrap_or_default();
+        text == wanted.as_bytes()
+    }
+
     /// An address of exactly 4 or 16 bytes.
     pub fn ip(&self) -> Option<IpAddr> {
         ip_from(self.value)

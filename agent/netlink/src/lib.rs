@@ -23,6 +23,8 @@
 pub mod addr;
 pub mod attr;
 pub mod batch;
+pub mod conntrack;
+mod decode;
 pub mod error;
 pub mod link;
 pub mod monitor;
@@ -37,6 +39,7 @@ pub mod socket;
 mod sys;
 
 pub use batch::Batch;
+pub use decode::decode_any;
 pub use error::{Error, Failure, Refusal, Result};
 pub use link::Mac;
 pub use monitor::{Monitor, RouteEvent};

@@ -25,7 +25,7 @@ const BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// More messages in one `sendmsg` gain nothing.
 const CHUNK_MESSAGES: usize = 1024;
 /// What the answer to one message may take of the receive buffer, as the kernel counts.
-const ANSWER_BYTES: usize = 1024;
+const ANSWER_BYTES: usize = 2048;
 /// How often a listing that changed while it was read is begun again.
 const DUMP_ATTEMPTS: usize = 8;
 
@@ -125,8 +125,7 @@ impl Socket {
     fn prepare(fd: OwnedFd) -> Result<Self> {
         sys::set_netlink(&fd, sys::NetlinkOption::ExtAck, 1)?;
         sys::set_netlink(&fd, sys::NetlinkOption::CapAck, 1)?;
-        // Refused by NETLINK_NETFILTER on no kernel that we support; without it only the
-        // filters of listings are lost, and every listing is filtered again here.
+        // Without it the kernel filters no listing; each is filtered here again.
         let _ = sys::set_netlink(&fd, sys::NetlinkOption::StrictCheck, 1);
         // In a user namespace the limits of the machine hold, and the batches become smaller.
         if sockopt::set_socket_send_buffer_size_force(&fd, BUFFER_BYTES).is_err() {
@@ -334,8 +333,18 @@ impl Socket {
         count: usize,
         report: &mut Report,
     ) -> Result<bool> {
-        let mut acknowledged = false;
-        while let Some(length) = self.read()? {
+        let (mut acknowledged, mut overrun) = (false, false);
+        loop {
+            let length = match self.read() {
+                Ok(Some(length)) => length,
+                Ok(None) => break,
+                // Only refusals can be so many; those that did fit tell enough.
+                Err(Error::Overrun) => {
+                    overrun = true;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             for message in messages(self.buffer.get(..length).unwrap_or_default()) {
                 let index = message.seq.wrapping_sub(first_seq) as usize;
                 if message.kind != NLMSG_ERROR || message.port != self.port || index >= count {
@@ -347,7 +356,11 @@ impl Socket {
                 }
             }
         }
-        Ok(acknowledged)
+        if overrun && report.failures.is_empty() {
+            Err(Error::Overrun)
+        } else {
+            Ok(acknowledged)
+        }
     }
 
     /// Makes room in the send buffer for one datagram of this size, where that is allowed.
@@ -425,10 +438,17 @@ impl Socket {
         };
         self.scratch = batch;
         sent?;
-        let mut interrupted = false;
+        let (mut interrupted, mut lost) = (false, None);
         loop {
-            let Some(length) = self.read()? else {
-                return Err(Error::NoReply);
+            // A listing must be read to its end, or the next one is refused (EBUSY).
+            let length = match self.read() {
+                Ok(Some(length)) => length,
+                Ok(None) => return Err(lost.unwrap_or(Error::NoReply)),
+                Err(error @ (Error::Overrun | Error::Truncated)) => {
+                    lost = Some(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             for message in messages(self.buffer.get(..length).unwrap_or_default()) {
                 if message.seq != seq || message.port != self.port {
@@ -438,13 +458,14 @@ impl Socket {
                     message.flags & FLAG_MULTI != 0 && message.flags & FLAG_DUMP_INTR != 0;
                 match message.kind {
                     NLMSG_ERROR | NLMSG_DONE => {
-                        return match refusal(&message)? {
-                            Some(refusal) => Err(Failure { index: 0, refusal }.into()),
-                            None if interrupted => Err(Error::Interrupted),
-                            None => Ok(()),
+                        return match (refusal(&message)?, lost) {
+                            (Some(refusal), _) => Err(Failure { index: 0, refusal }.into()),
+                            (None, Some(error)) => Err(error),
+                            (None, None) if interrupted => Err(Error::Interrupted),
+                            (None, None) => Ok(()),
                         };
                     }
-                    NLMSG_OVERRUN => return Err(Error::Overrun),
+                    NLMSG_OVERRUN => lost = Some(Error::Overrun),
                     _ => handle(message),
                 }
             }
@@ -514,6 +535,11 @@ fn refusal(message: &Message<'_>) -> Result<Option<Refusal>> {
     Ok(Some(refusal))
 }
 
+/// Whether this is an answer that can be read.
+pub(crate) fn answer(message: &Message<'_>) -> bool {
+    matches!(message.kind, NLMSG_ERROR | NLMSG_DONE) && refusal(message).is_ok()
+}
+
 /// The messages in a datagram; ends at the first that does not fit.
 pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     let mut rest = datagram;
@@ -529,4 +555,87 @@ pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(message)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u16, flags: u16, body: &[u8]) -> Message<'_> {
+        Message {
+            kind,
+            flags,
+            seq: 1,
+            port: 2,
+            body,
+        }
+    }
+
+    /// The code, the header of the request, and a text as extended acknowledgement.
+    fn refused(code: i32, request: &[u8], text: &[u8]) -> Vec<u8> {
+        let mut bytes = code.to_ne_bytes().to_vec();
+        bytes.extend_from_slice(&(16 + request.len() as u32).to_ne_bytes());
+        bytes.extend_from_slice(&[0; 12]);
+        bytes.extend_from_slice(request);
+        bytes.extend_from_slice(&(4 + text.len() as u16).to_ne_bytes());
+        bytes.extend_from_slice(&1u16.to_ne_bytes());
+        bytes.extend_from_slice(text);
+        bytes
+    }
+
+    #[test]
+    fn the_text_of_a_refusal_is_found_behind_a_whole_or_a_capped_request() {
+        let whole = refused(-22, &[7; 8], b"no good\0");
+        let mut capped = refused(-22, &[], b"no good\0");
+        // The length says how long the request was, though it is not there.
+        capped[4..8].copy_from_slice(&400u32.to_ne_bytes());
+        let cases = [
+            (FLAG_ACK_TLVS, &whole, Some("no good")),
+            (FLAG_ACK_TLVS | FLAG_CAPPED, &capped, Some("no good")),
+            (FLAG_CAPPED, &capped, None),
+            (FLAG_ACK_TLVS, &capped, None),
+        ];
+        for (flags, body, text) in cases {
+            let refusal = refusal(&message(NLMSG_ERROR, flags, body))
+                .unwrap()
+                .unwrap();
+            assert_eq!(
+                (refusal.errno, refusal.message.as_deref()),
+                (22, text),
+                "{flags:x}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_acknowledgement_is_no_refusal_and_a_short_one_is_malformed() {
+        let fine = message(NLMSG_ERROR, 0, &[0; 20]);
+        assert_eq!(refusal(&fine).unwrap(), None);
+        assert_eq!(refusal(&message(NLMSG_DONE, 0, &[])).unwrap(), None);
+        assert!(refusal(&message(NLMSG_ERROR, 0, &[0; 3])).is_err());
+    }
+
+    #[test]
+    fn messages_end_at_the_first_that_does_not_fit() {
+        let mut batch = Batch::new();
+        batch.push(16, 0, |body| body.raw(&[1, 2, 3]));
+        batch.push(17, 0, |body| body.u8(1, 9));
+        batch.number(u32::MAX);
+        let bytes = batch.as_bytes();
+        let kinds = |bytes| messages(bytes).map(|m| (m.kind, m.seq)).collect::<Vec<_>>();
+        assert_eq!(kinds(bytes), [(16, u32::MAX), (17, 0)]);
+        assert_eq!(kinds(&bytes[..bytes.len() - 5]), [(16, u32::MAX)]);
+        let mut endless = bytes.to_vec();
+        endless[..4].copy_from_slice(&0u32.to_ne_bytes());
+        assert_eq!(kinds(&endless), []);
+    }
+
+    #[test]
+    fn what_is_too_long_is_not_sent() {
+        let mut socket = Socket::open(Protocol::Route).unwrap();
+        let result = socket.report(|batch| {
+            batch.push(16, 0, |body| body.bytes(1, &[0; 70_000]));
+        });
+        assert!(matches!(result, Err(Error::TooLong)), "{result:?}");
+    }
 }

@@ -246,7 +246,7 @@ pub(crate) fn decode_chain(message: &Message<'_>, table: &str) -> Option<ChainIn
     let (mut hook, mut policy, mut kind) = (None, 1, None);
     for attr in attrs(message, NEWCHAIN)? {
         match attr.kind {
-            1 if attr.text() != table => return None,
+            1 if !attr.is_text(table) => return None,
             2 => chain.handle = attr.be64()?,
             3 => chain.name = attr.text(),
             4 => hook = decode_hook(&attr),
@@ -285,7 +285,7 @@ pub(crate) fn decode_set(message: &Message<'_>, table: &str) -> Option<SetInfo> 
     let mut set = SetInfo::default();
     for attr in attrs(message, NEWSET)? {
         match attr.kind {
-            1 if attr.text() != table => return None,
+            1 if !attr.is_text(table) => return None,
             2 => set.name = attr.text(),
             3 => set.flags = attr.be32()?,
             4 => set.key_type = attr.be32()?,
@@ -303,7 +303,7 @@ pub(crate) fn decode_rule(message: &Message<'_>, table: &str) -> Option<RuleInfo
     let mut rule = RuleInfo::default();
     for attr in attrs(message, NEWRULE)? {
         match attr.kind {
-            1 if attr.text() != table => return None,
+            1 if !attr.is_text(table) => return None,
             2 => rule.chain = attr.text(),
             3 => rule.handle = attr.be64()?,
             4 => rule.expressions = Expr::decode_list(&attr),
@@ -360,6 +360,20 @@ fn decode_data(attr: &Attr<'_>) -> Option<ElementData> {
     }
     let verdict = attr.nested().find(|inner| inner.kind == DATA_VERDICT)?;
     Verdict::decode(&verdict).map(ElementData::Verdict)
+}
+
+/// Whether a message is one of a listing.
+pub(crate) fn decode_any(message: &Message<'_>) -> bool {
+    let elements = decode_elements(message);
+    let listed = !elements.is_empty() && !join(elements).is_empty();
+    let table = decode_table(message)
+        .map(|table| table.name)
+        .unwrap_or_default();
+    listed
+        || !table.is_empty()
+        || decode_chain(message, &table).is_some()
+        || decode_set(message, &table).is_some()
+        || decode_rule(message, &table).is_some()
 }
 
 /// Puts the ranges of a tree together: each start with the end that follows it. Two ranges that

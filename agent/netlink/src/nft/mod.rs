@@ -5,6 +5,7 @@
 //! bytes that the kernel compares. Everything written here can be listed by `nft` 1.0.6; names that
 //! are words of its language (`all`, `fwd`) are for the caller to avoid.
 
+mod codec;
 mod element;
 pub mod expr;
 pub mod list;

@@ -2,6 +2,7 @@
 
 mod space;
 
+mod conntrack;
 mod links;
 mod nexthops;
 mod nft;

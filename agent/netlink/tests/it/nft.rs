@@ -178,7 +178,7 @@ fn write(transaction: &mut Transaction) {
 
 fn rules() -> Vec<(&'static str, Vec<Expr>, Option<&'static str>)> {
     let saddr = |slot| Expr::source(false, Reg::slot(slot));
-    let vmap = vec![
+    let vmap = [
         Expr::family(false).to_vec(),
         vec![saddr(0), Expr::vmap("m_pods")],
     ]
