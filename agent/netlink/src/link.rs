@@ -314,8 +314,8 @@ pub fn delete(batch: &mut Batch, index: u32) {
     batch.push(RTM_DELLINK, 0, |body| header(body, index, 0, 0));
 }
 
-/// Deletes all links of a group at once: 250 take the time of five deleted singly. `ENODEV` or
-/// nothing if the group is empty.
+/// Deletes all links of a group at once: 250 take the time of five deleted singly. `ENODEV` if
+/// the group is empty.
 pub fn delete_group(batch: &mut Batch, group: u32) {
     batch.push(RTM_DELLINK, 0, |body| {
         header(body, 0, 0, 0);

@@ -131,6 +131,10 @@ fn links_are_changed_enslaved_and_deleted() {
             link::delete(batch, bridge.index);
         })
         .unwrap();
+    let error = socket
+        .apply(|batch| link::delete_group(batch, 9))
+        .unwrap_err();
+    assert!(error.is(Errno::NODEV), "{error}");
     let rest: Vec<Link> = link::list(&mut socket).unwrap();
     assert_eq!(rest.len(), 1, "{rest:?}");
     assert!(link::get(&mut socket, a).unwrap_err().is(Errno::NODEV));

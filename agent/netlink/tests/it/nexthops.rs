@@ -1,11 +1,13 @@
 //! Nexthop objects, and the notifications about them and others.
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use selvage_netlink::monitor::Group;
 use selvage_netlink::nexthop::{self, Kind, Member};
 use selvage_netlink::route::{self, Filter, Hop, Route, Target};
 use selvage_netlink::{Monitor, RouteEvent, link};
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use crate::routes::{prefix, via, wired};
 
@@ -178,4 +180,54 @@ fn a_batch_of_many_thousands_is_sent_in_parts() {
     let indices: Vec<_> = again.failures.iter().map(|failure| failure.index).collect();
     assert_eq!(indices, (0..routes.len()).collect::<Vec<_>>());
     assert!(again.ignoring(Errno::EXIST).is_ok());
+}
+
+#[test]
+fn lost_carrier_takes_nexthops_and_routes_and_tells_of_the_link_only() {
+    let (space, other, index) = wired();
+    let mut socket = space.route();
+    let hop = Hop {
+        oif: Some(index),
+        ..via("10.0.0.2", 1)
+    };
+    let (group, members) = (ID + 0x8_0000, [Member { id: ID, weight: 1 }]);
+    let route = Route::new(prefix("10.1.0.0/16"), Target::Nexthop(group), 85);
+    socket
+        .apply(|batch| {
+            nexthop::replace_hop(batch, ID, 85, &hop, false);
+            nexthop::replace_group(batch, group, 85, &members);
+            route::add(batch, &route);
+        })
+        .unwrap();
+    let mut monitor = Monitor::open_in(space.netns.as_fd(), &Group::ROUTING).unwrap();
+    let far = link::get_by_name(&mut other.route(), "a1").unwrap().index;
+    other
+        .route()
+        .apply(|batch| link::set_up(batch, far, false))
+        .unwrap();
+    // The kernel tells of the carrier from a work queue: wait for it.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let (mut down, mut gone) = (false, Vec::new());
+    while !down && Instant::now() < deadline {
+        let timeout = Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        };
+        poll(&mut [PollFd::new(&monitor, PollFlags::IN)], Some(&timeout)).unwrap();
+        let mut take = |event, _| match event {
+            RouteEvent::Link(link) if link.index == index => down |= !link.is_running(),
+            RouteEvent::NexthopGone(nexthop) => gone.push(nexthop.id),
+            RouteEvent::RouteGone(route) => gone.push(route.protocol.into()),
+            _ => {}
+        };
+        while monitor.receive(16, &mut take).unwrap() == 16 {}
+    }
+    assert!(down);
+    assert!(!gone.contains(&group) && !gone.contains(&85), "{gone:?}");
+    assert_eq!(nexthop::list(&mut socket).unwrap(), []);
+    let filter = Filter {
+        protocol: Some(85),
+        ..Filter::default()
+    };
+    assert_eq!(route::list(&mut socket, false, &filter).unwrap(), []);
 }

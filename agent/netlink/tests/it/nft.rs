@@ -1,7 +1,7 @@
 //! nf_tables: what is written is listed by us and by `nft`, and loads again from its text.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 
@@ -14,7 +14,7 @@ use selvage_netlink::nft::{
     Base, ChainType, DataType, Element, Expr, Hook, NftEvent, Object, Reg, Set, Table, Transaction,
     Verdict, Watch,
 };
-use selvage_netlink::{Error, Protocol, Socket, netns};
+use selvage_netlink::{Error, Protocol, Socket, link, netns};
 
 use crate::space::Space;
 
@@ -662,4 +662,104 @@ fn a_watch_tells_our_changes_from_those_of_others() {
     let (_, port, name) = generation(&theirs);
     assert_ne!(port, socket.port());
     assert_eq!(name, "nft");
+}
+
+#[test]
+fn packets_meet_the_rules() {
+    let space = Space::new();
+    let mut route = space.route();
+    route.apply(|batch| link::set_up(batch, 1, true)).unwrap();
+    let mut socket = netfilter(&space);
+    let (a, b) = netns::within(space.netns.as_fd(), || {
+        (
+            UdpSocket::bind("127.0.0.1:0").unwrap(),
+            UdpSocket::bind("127.0.0.1:0").unwrap(),
+        )
+    })
+    .unwrap();
+    let port = b.local_addr().unwrap().port();
+    let next = |n: u16| port.wrapping_add(n);
+    let loopback = |last: u8| [127, 0, 0, last];
+    let ports = Set::ranges("s_ports", &[DataType::INET_SERVICE]);
+    let mut t = Transaction::new();
+    t.add_table(&TABLE);
+    t.add_chain(&TABLE, "p_1");
+    for set in [
+        Set::hash("s_flows", FLOW),
+        Set::ranges("s_cidrs", V4),
+        Set::ranges("s_proto_ports", PORT_RANGES),
+        ports,
+        Set::verdicts("m_pods", V4),
+    ] {
+        t.add_set(&TABLE, &set);
+    }
+    let key = flow("127.0.0.1", 17, port);
+    t.add_elements(&TABLE, &Set::hash("s_flows", FLOW), [Element::one(&key)]);
+    let (first, last) = (loopback(0), loopback(1));
+    t.add_elements(
+        &TABLE,
+        &Set::ranges("s_cidrs", V4),
+        [Element::range(&first, &last)],
+    );
+    let (first, last) = (proto_port(17, port), proto_port(17, port.saturating_add(5)));
+    let pair = Set::ranges("s_proto_ports", PORT_RANGES);
+    t.add_elements(&TABLE, &pair, [Element::range(&first, &last)]);
+    t.add_elements(&TABLE, &ports, [Element::one(&next(1).to_be_bytes())]);
+    let jump = Element::verdict(&[127, 0, 0, 1], Verdict::Jump("p_1"));
+    t.add_elements(&TABLE, &Set::verdicts("m_pods", V4), [jump]);
+    t.add_base_chain(&TABLE, "out", &Base::filter(Hook::Output, 0));
+    t.add_rule(&TABLE, "p_1", &[Expr::COUNTER], None);
+    let udp = [Expr::family(false), Expr::l4proto(17)].concat();
+    let concat = [
+        Expr::source(false, Reg::slot(0)),
+        Expr::Meta {
+            dreg: Reg::slot(1),
+            key: Meta::L4PROTO,
+        },
+        Expr::destination_port(Reg::slot(2)),
+        Expr::in_set("s_flows", false),
+    ];
+    let pipapo = [
+        Expr::meta(Meta::L4PROTO),
+        Expr::destination_port(Reg::slot(1)),
+        Expr::in_set("s_proto_ports", false),
+    ];
+    let source = Expr::source(false, Reg::FIRST);
+    let destination_port = Expr::destination_port(Reg::FIRST);
+    let matches: [(&[Expr], u64); 7] = [
+        (&concat, 1),
+        (&pipapo, 1),
+        (&[source.clone(), Expr::in_set("s_cidrs", false)], 1),
+        (&[source.clone(), Expr::in_set("s_cidrs", true)], 0),
+        (&[destination_port, Expr::in_set("s_ports", false)], 0),
+        (&Expr::oif_group(0), 1),
+        (&Expr::oif_group(5), 0),
+    ];
+    for (expressions, _) in matches {
+        let rule = [&udp, expressions, &[Expr::COUNTER]].concat();
+        t.add_rule(&TABLE, "out", &rule, None);
+    }
+    t.add_rule(
+        &TABLE,
+        "out",
+        &[&udp[..], &[source, Expr::vmap("m_pods")]].concat(),
+        None,
+    );
+    let drop = [&udp[..], &[Expr::destination_port(Reg::FIRST)]].concat();
+    let drop = [drop, vec![Expr::eq(next(2).to_be_bytes()), Expr::DROP]].concat();
+    t.add_rule(&TABLE, "out", &drop, None);
+    t.commit(&mut socket).unwrap();
+    a.send_to(b"x", ("127.0.0.1", port)).unwrap();
+    let mut count = |chain| -> Vec<u64> {
+        let rules = list::rules(&mut socket, &TABLE, Some(chain)).unwrap();
+        rules
+            .iter()
+            .filter_map(|rule| rule.counter())
+            .map(|(packets, _)| packets)
+            .collect()
+    };
+    assert_eq!(count("out"), matches.map(|(_, packets)| packets));
+    assert_eq!(count("p_1"), [1]);
+    let refused = a.send_to(b"x", ("127.0.0.1", next(2))).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
 }
