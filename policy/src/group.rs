@@ -12,7 +12,7 @@
 //! | pods on many ports, or all pods of selected namespaces | an address set and the ports beside it |
 //! | blocks | one range list per list of ports |
 
-use crate::model::{Direction, Family, PeerSelector, PortAtom, Proto};
+use crate::model::{Direction, Family, NamespaceMatch, PeerSelector, PortAtom, Proto};
 use crate::plan::{Action, Chain, LookupKey, Match, Name, Rule, Side, Verdict};
 use crate::ranges::{AddrRanges, PortRange, coalesce_ports};
 use std::collections::{BTreeMap, BTreeSet};
@@ -217,11 +217,8 @@ impl GroupSpec {
 impl PodTerm {
     /// Whether it may well be most of the cluster.
     fn is_broad(&self) -> bool {
-        let selected = matches!(
-            self.select.namespaces,
-            crate::model::NamespaceMatch::Selected(_)
-        );
-        selected && self.select.pods.is_everything() && self.within.is_none()
+        let one = matches!(self.select.namespaces, NamespaceMatch::Named(_));
+        !one && self.select.pods.is_everything() && self.within.is_none()
     }
 }
 

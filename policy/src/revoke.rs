@@ -33,9 +33,19 @@ impl Compiler {
             protocol: flow.protocol,
             port: Some(flow.port),
         };
-        let here = |addr| self.facts.owner(addr).is_some_and(|owner| owner.local.is_some());
-        let judged = [(Direction::Egress, flow.source), (Direction::Ingress, flow.destination)];
-        judged.into_iter().filter(|(_, own)| here(*own)).all(|(direction, _)| self.decide(direction, &packet).allows())
+        let here = |addr| {
+            self.facts
+                .owner(addr)
+                .is_some_and(|owner| owner.local.is_some())
+        };
+        let judged = [
+            (Direction::Egress, flow.source),
+            (Direction::Ingress, flow.destination),
+        ];
+        judged
+            .into_iter()
+            .filter(|(_, own)| here(*own))
+            .all(|(direction, _)| self.decide(direction, &packet).allows())
     }
 }
 
@@ -53,6 +63,8 @@ impl Delta {
     /// Whether it may open something that was closed; if not, no revoked flow needs a look.
     #[must_use]
     pub fn may_allow(&self) -> bool {
-        self.ops.iter().any(|op| matches!(op, Op::AddElem(..) | Op::DelElem(..)))
+        self.ops
+            .iter()
+            .any(|op| matches!(op, Op::AddElem(..) | Op::DelElem(..)))
     }
 }

@@ -116,7 +116,7 @@ fn resolve<'a>(
 
 fn every_pod() -> PeerSelector {
     PeerSelector {
-        namespaces: NamespaceMatch::Selected(Selector::default()),
+        namespaces: NamespaceMatch::Any,
         pods: Selector::default(),
     }
 }

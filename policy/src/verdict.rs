@@ -6,7 +6,9 @@
 use crate::compiler::Compiler;
 use crate::group::Candidate;
 use crate::index::{PodId, Standing};
-use crate::model::{Direction, Family, Peers, PodKey, Policy, PolicyKey, PortAtom, Ports, Proto, Rule};
+use crate::model::{
+    Direction, Family, Peers, PodKey, Policy, PolicyKey, PortAtom, Ports, Proto, Rule,
+};
 use crate::ranges::PortRange;
 use std::fmt;
 use std::net::IpAddr;
@@ -121,13 +123,23 @@ impl fmt::Display for Decision {
             Decision::NotAPod => f.write_str("allowed: no pod that policy applies to"),
             Decision::SamePod => f.write_str("allowed: a pod always reaches itself"),
             Decision::OwnNode => f.write_str("allowed: traffic between a pod and its node"),
-            Decision::NotIsolated => f.write_str("allowed: no policy selects the pod in this direction"),
-            Decision::Allowed { policy, rule } => write!(f, "allowed by NetworkPolicy {policy}, rule {rule}"),
+            Decision::NotIsolated => {
+                f.write_str("allowed: no policy selects the pod in this direction")
+            }
+            Decision::Allowed { policy, rule } => {
+                write!(f, "allowed by NetworkPolicy {policy}, rule {rule}")
+            }
             Decision::Denied { policies } => {
                 let names: Vec<_> = policies.iter().map(ToString::to_string).collect();
-                write!(f, "denied: isolated by NetworkPolicy {}, and no rule allows it", names.join(", "))
+                write!(
+                    f,
+                    "denied: isolated by NetworkPolicy {}, and no rule allows it",
+                    names.join(", ")
+                )
             }
-            Decision::Closed => f.write_str("denied: the interface is closed until its pod is known"),
+            Decision::Closed => {
+                f.write_str("denied: the interface is closed until its pod is known")
+            }
         }
     }
 }
@@ -157,7 +169,12 @@ impl Compiler {
     /// The ends cannot be turned into two addresses of one family.
     pub fn why(&self, query: &Query) -> Result<Explanation, NoAnswer> {
         let (source, destination) = self.ends(&query.source, &query.destination)?;
-        let packet = Packet { source, destination, protocol: query.protocol, port: query.port };
+        let packet = Packet {
+            source,
+            destination,
+            protocol: query.protocol,
+            port: query.port,
+        };
         Ok(Explanation {
             source: self.identity(source),
             destination: self.identity(destination),
@@ -169,10 +186,18 @@ impl Compiler {
     /// What a direction says: for ingress the destination's, for egress the source's.
     pub(crate) fn decide(&self, direction: Direction, packet: &Packet) -> Decision {
         let (own, peer) = packet.end(direction);
-        let Some(owner) = self.facts.owner(own) else { return Decision::NotAPod };
-        let closed = owner.local.and_then(|ifname| self.facts.local(&ifname)).is_some_and(|local| {
-            matches!(self.facts.standing(local), Standing::Waiting | Standing::Finished)
-        });
+        let Some(owner) = self.facts.owner(own) else {
+            return Decision::NotAPod;
+        };
+        let closed = owner
+            .local
+            .and_then(|ifname| self.facts.local(&ifname))
+            .is_some_and(|local| {
+                matches!(
+                    self.facts.standing(local),
+                    Standing::Waiting | Standing::Finished
+                )
+            });
         // What a closed interface sends is dropped before anything else is asked; nothing else opens it either, but
         // the node itself is not filtered.
         if closed && (direction == Direction::Egress || own == peer) {
@@ -194,27 +219,44 @@ impl Compiler {
     }
 
     fn judge(&self, direction: Direction, id: PodId, peer: IpAddr, packet: &Packet) -> Decision {
-        let Some(pod) = self.facts.pod(id) else { return Decision::NotIsolated };
+        let Some(pod) = self.facts.pod(id) else {
+            return Decision::NotIsolated;
+        };
         let policies = self.facts.policies_of(&pod.key.namespace).map(|p| &**p);
-        let isolating: Vec<&Policy> =
-            policies.filter(|p| p.rules(direction).is_some() && p.pods.matches(&pod.labels)).collect();
+        let isolating: Vec<&Policy> = policies
+            .filter(|p| p.rules(direction).is_some() && p.pods.matches(&pod.labels))
+            .collect();
         if isolating.is_empty() {
             return Decision::NotIsolated;
         }
         let candidate = |id| self.facts.candidate(id);
-        let peer_pod = self.facts.owner(peer).and_then(|owner| owner.pod).and_then(candidate);
+        let peer_pod = self
+            .facts
+            .owner(peer)
+            .and_then(|owner| owner.pod)
+            .and_then(candidate);
         let destination = match direction {
             Direction::Ingress => candidate(id),
             Direction::Egress => peer_pod,
         };
         for policy in &isolating {
-            for (rule, spec) in policy.rules(direction).unwrap_or_default().iter().enumerate() {
+            for (rule, spec) in policy
+                .rules(direction)
+                .unwrap_or_default()
+                .iter()
+                .enumerate()
+            {
                 if spec.allows_peer(peer, peer_pod) && spec.allows_port(packet, destination) {
-                    return Decision::Allowed { policy: policy.key.clone(), rule };
+                    return Decision::Allowed {
+                        policy: policy.key.clone(),
+                        rule,
+                    };
                 }
             }
         }
-        Decision::Denied { policies: isolating.into_iter().map(|p| p.key.clone()).collect() }
+        Decision::Denied {
+            policies: isolating.into_iter().map(|p| p.key.clone()).collect(),
+        }
     }
 
     /// Whether the peer is the node that the pod runs on.
@@ -222,22 +264,40 @@ impl Compiler {
         if self.facts.owner(peer).is_some() {
             return false;
         }
-        let bound = pod.and_then(|id| self.facts.pod(id)).and_then(|fact| fact.node.as_deref());
-        let node = if local { Some(&*self.config.node) } else { bound };
+        let bound = pod
+            .and_then(|id| self.facts.pod(id))
+            .and_then(|fact| fact.node.as_deref());
+        let node = if local {
+            Some(&*self.config.node)
+        } else {
+            bound
+        };
         node.is_some_and(|node| self.facts.node_has(node, peer))
     }
 
     fn identity(&self, addr: IpAddr) -> Identity {
-        let pod = self.facts.owner(addr).and_then(|owner| owner.pod).and_then(|id| self.facts.pod(id));
-        let mut nodes = self.facts.nodes().filter(|(_, addresses)| addresses.contains(&addr));
-        Identity { addr, pod: pod.map(|fact| fact.key.clone()), node: nodes.next().map(|(name, _)| name.clone()) }
+        let pod = self
+            .facts
+            .owner(addr)
+            .and_then(|owner| owner.pod)
+            .and_then(|id| self.facts.pod(id));
+        let mut nodes = self
+            .facts
+            .nodes()
+            .filter(|(_, addresses)| addresses.contains(&addr));
+        Identity {
+            addr,
+            pod: pod.map(|fact| fact.key.clone()),
+            node: nodes.next().map(|(name, _)| name.clone()),
+        }
     }
 
     /// Addresses for both ends, IPv4 first if a choice is left.
     fn ends(&self, source: &End, destination: &End) -> Result<(IpAddr, IpAddr), NoAnswer> {
         let (from, to) = (self.addresses(source)?, self.addresses(destination)?);
         for family in Family::ALL {
-            let of = |addresses: &[IpAddr]| addresses.iter().copied().find(|a| Family::of(*a) == family);
+            let of =
+                |addresses: &[IpAddr]| addresses.iter().copied().find(|a| Family::of(*a) == family);
             if let (Some(from), Some(to)) = (of(&from), of(&to)) {
                 return Ok((from, to));
             }
@@ -254,7 +314,10 @@ impl Compiler {
         match end {
             End::Addr(addr) => Ok(vec![*addr]),
             End::Pod(key) => {
-                let id = self.facts.pod_id(key).ok_or_else(|| NoAnswer::UnknownPod(key.clone()))?;
+                let id = self
+                    .facts
+                    .pod_id(key)
+                    .ok_or_else(|| NoAnswer::UnknownPod(key.clone()))?;
                 let host = self.facts.pod(id).filter(|fact| fact.host_network);
                 Ok(host.map_or_else(|| self.facts.addresses_of(id), |fact| fact.ips.clone()))
             }
@@ -267,21 +330,32 @@ impl Rule {
         match &self.peers {
             Peers::Any => true,
             Peers::Some { pods, blocks } => {
-                blocks.contains(addr) || pod.is_some_and(|pod| pods.iter().any(|select| select.matches(pod)))
+                blocks.contains(addr)
+                    || pod.is_some_and(|pod| pods.iter().any(|select| select.matches(pod)))
             }
         }
     }
 
     fn allows_port(&self, packet: &Packet, destination: Option<Candidate<'_>>) -> bool {
-        let Ports::Some(atoms) = &self.ports else { return true };
-        let Some(proto) = Proto::from_number(packet.protocol) else { return false };
+        let Ports::Some(atoms) = &self.ports else {
+            return true;
+        };
+        let Some(proto) = Proto::from_number(packet.protocol) else {
+            return false;
+        };
         atoms.iter().any(|atom| match atom {
             PortAtom::Number(p, range) => {
-                *p == proto && packet.port.map_or(*range == PortRange::ALL, |port| range.contains(port))
+                *p == proto
+                    && packet
+                        .port
+                        .map_or(*range == PortRange::ALL, |port| range.contains(port))
             }
             PortAtom::Name(p, name) => {
                 let ports = destination.map(|pod| pod.ports).unwrap_or_default();
-                *p == proto && ports.iter().any(|own| own.protocol == proto && Some(own.port) == packet.port && own.name == *name)
+                *p == proto
+                    && ports.iter().any(|own| {
+                        own.protocol == proto && Some(own.port) == packet.port && own.name == *name
+                    })
             }
         })
     }

@@ -167,6 +167,7 @@ impl crate::model::PeerSelector {
     /// Whether the pod is selected.
     pub(crate) fn matches(&self, pod: Candidate<'_>) -> bool {
         let namespace = match &self.namespaces {
+            NamespaceMatch::Any => true,
             NamespaceMatch::Named(name) => **name == *pod.namespace,
             NamespaceMatch::Selected(selector) => {
                 pod.namespace_labels.is_some_and(|l| selector.matches(l))

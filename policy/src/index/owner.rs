@@ -133,6 +133,7 @@ impl Facts {
                 }
             };
             match &term.select.namespaces {
+                NamespaceMatch::Any => self.namespaces().for_each(|(name, _)| collect(name)),
                 NamespaceMatch::Named(name) => collect(&**name),
                 NamespaceMatch::Selected(selector) => {
                     let selected = self

@@ -118,11 +118,13 @@ pub struct PeerSelector {
     pub pods: Selector,
 }
 
-/// A namespace by name, or several by label.
+/// A namespace by name, or several by label, or all.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NamespaceMatch {
     /// This one: the policy's own.
     Named(Arc<str>),
-    /// All that the selector selects.
+    /// All that the selector selects; one that is not known itself, only by its pods, is never among them.
     Selected(Selector),
+    /// All, known or not: no peer says so, but a named port without peers means whoever exposes it.
+    Any,
 }

@@ -1,8 +1,8 @@
 //! A plan or a delta as an `nft -f` script, for people and for tests. The agent writes netlink, not text.
 
 use super::{
-    Action, Chain, Field, Hook, IfaceMatch, Key, KeyType, LookupKey, Match, Name, Op, Plan, Rule, SetDef, Side,
-    Verdict,
+    Action, Chain, Field, Hook, IfaceMatch, Key, KeyType, LookupKey, Match, Name, Op, Plan, Rule,
+    SetDef, Side, Verdict,
 };
 use crate::model::{Family, Proto};
 use std::fmt::{self, Display, Formatter};
@@ -12,7 +12,8 @@ use std::net::IpAddr;
 #[must_use]
 pub fn plan(plan: &Plan) -> String {
     let table = &plan.table;
-    let head = format!("add table inet {table}\ndelete table inet {table}\nadd table inet {table}\n");
+    let head =
+        format!("add table inet {table}\ndelete table inet {table}\nadd table inet {table}\n");
     head + &ops(table, &plan.ops())
 }
 
@@ -22,17 +23,29 @@ pub fn ops(table: &Name, ops: &[Op]) -> String {
     let mut out = String::new();
     let mut rest = ops;
     while let Some(op) = rest.first() {
-        let run = rest.iter().take_while(|next| same_run(op, next)).count().max(1);
+        let run = rest
+            .iter()
+            .take_while(|next| same_run(op, next))
+            .count()
+            .max(1);
         let (now, later) = rest.split_at(run);
         let elements: Vec<_> = now.iter().filter_map(element).collect();
         match op {
             Op::AddElem(set, ..) => {
-                out += &format!("add element inet {table} {set} {{ {} }}\n", elements.join(", "));
+                out += &format!(
+                    "add element inet {table} {set} {{ {} }}\n",
+                    elements.join(", ")
+                );
             }
             Op::DelElem(set, _) => {
-                out += &format!("delete element inet {table} {set} {{ {} }}\n", elements.join(", "));
+                out += &format!(
+                    "delete element inet {table} {set} {{ {} }}\n",
+                    elements.join(", ")
+                );
             }
-            Op::AddSet(name, def) => out += &format!("add {} inet {table} {name} {{ {def}; }}\n", def.kind()),
+            Op::AddSet(name, def) => {
+                out += &format!("add {} inet {table} {name} {{ {def}; }}\n", def.kind())
+            }
             Op::AddChain(name, chain) => {
                 out += &format!("add chain inet {table} {name}{}\n", BaseOf(chain));
                 for rule in &chain.rules {
@@ -40,7 +53,8 @@ pub fn ops(table: &Name, ops: &[Op]) -> String {
                 }
             }
             Op::DelChain(name) => {
-                out += &format!("flush chain inet {table} {name}\ndelete chain inet {table} {name}\n");
+                out +=
+                    &format!("flush chain inet {table} {name}\ndelete chain inet {table} {name}\n");
             }
             Op::DelSet(name) => out += &format!("delete set inet {table} {name}\n"),
         }
@@ -75,7 +89,11 @@ impl Display for SetDef {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "type {}", self.key)?;
         f.write_str(if self.verdicts { " : verdict" } else { "" })?;
-        f.write_str(if self.interval { "; flags interval" } else { "" })
+        f.write_str(if self.interval {
+            "; flags interval"
+        } else {
+            ""
+        })
     }
 }
 
@@ -146,7 +164,11 @@ impl Display for Match {
             Match::Iif(interface) => interface.fmt_as(f, 'i'),
             Match::Oif(interface) => interface.fmt_as(f, 'o'),
             Match::Established => f.write_str("ct state established,related"),
-            Match::CtMark { mask, set } => write!(f, "ct mark and {mask:#x} {} 0", if *set { "!=" } else { "==" }),
+            Match::CtMark { mask, set } => write!(
+                f,
+                "ct mark and {mask:#x} {} 0",
+                if *set { "!=" } else { "==" }
+            ),
             Match::Proto(number) => match Proto::from_number(*number) {
                 Some(proto) => write!(f, "meta l4proto {proto}"),
                 None => write!(f, "meta l4proto {number}"),
@@ -188,7 +210,12 @@ impl Display for LookupKey {
             }
             LookupKey::IifSource(family) => write!(f, "iifname . {}", AddrOf(family, Side::Source)),
             LookupKey::SourceDestination(family) => {
-                write!(f, "{} . {}", AddrOf(family, Side::Source), AddrOf(family, Side::Destination))
+                write!(
+                    f,
+                    "{} . {}",
+                    AddrOf(family, Side::Source),
+                    AddrOf(family, Side::Destination)
+                )
             }
         }
     }
@@ -211,14 +238,20 @@ struct BaseOf<'a>(&'a Chain);
 
 impl Display for BaseOf<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Some(base) = &self.0.base else { return Ok(()) };
+        let Some(base) = &self.0.base else {
+            return Ok(());
+        };
         let hook = match base.hook {
             Hook::Prerouting => "prerouting",
             Hook::Input => "input",
             Hook::Forward => "forward",
             Hook::Output => "output",
         };
-        write!(f, " {{ type filter hook {hook} priority {}; policy accept; }}", base.priority)
+        write!(
+            f,
+            " {{ type filter hook {hook} priority {}; policy accept; }}",
+            base.priority
+        )
     }
 }
 
@@ -227,5 +260,9 @@ fn family(addr: &IpAddr) -> Family {
 }
 
 fn range<T: Display + PartialEq>(f: &mut Formatter<'_>, first: &T, last: &T) -> fmt::Result {
-    if first == last { write!(f, "{first}") } else { write!(f, "{first}-{last}") }
+    if first == last {
+        write!(f, "{first}")
+    } else {
+        write!(f, "{first}-{last}")
+    }
 }

@@ -1,0 +1,10 @@
+//! The compiler against an oracle written from the specification, an interpreter of its plans, and the real `nft`.
+
+mod equivalence;
+mod incremental;
+mod interpreter;
+mod nft;
+mod oracle;
+mod rows;
+mod strategy;
+mod world;
