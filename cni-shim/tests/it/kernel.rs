@@ -1,0 +1,395 @@
+//! What ADD makes and DEL removes, in the kernel.
+
+use std::net::IpAddr;
+
+use selvage_cni::veth::{GATEWAY_V4, GATEWAY_V6, HOST_MAC};
+use selvage_netlink::route::{self, Filter, Target};
+use selvage_netlink::{addr, neigh};
+use serde_json::{Value, json};
+
+use std::path::Path;
+
+use crate::lab::{Answer, NODE_V4, NODE_V6, Node, Ns, PROGRAM, Scratch, ips, reaches, start};
+
+fn parse(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn the_pods_view() {
+    let (node, pod) = (Node::new("none"), Ns::new());
+    let result = node.add("a", &pod).expect_ok();
+    assert_eq!(
+        ips(&result),
+        [parse("10.244.1.2"), parse("fd00:10:244:1::2")]
+    );
+    assert_eq!(result["ips"][0]["address"], "10.244.1.2/32");
+    assert_eq!(result["ips"][1]["address"], "fd00:10:244:1::2/128");
+    assert_eq!(result["ips"][0]["gateway"], "169.254.1.1");
+    let eth0 = pod.link("eth0").unwrap();
+    assert!(eth0.is_up() && eth0.kind == "veth");
+    let inside = &result["interfaces"][1];
+    assert_eq!(
+        (&inside["name"], &inside["sandbox"]),
+        (&json!("eth0"), &json!(pod.path()))
+    );
+    assert_eq!(inside["mac"], eth0.address.unwrap().to_string());
+    let host = &node.pod_links()[0];
+    assert_eq!(
+        (result["interfaces"][0]["name"].as_str(), host.address),
+        (Some(host.name.as_str()), Some(HOST_MAC))
+    );
+
+    let mut socket = pod.socket();
+    let addresses = addr::list(&mut socket).unwrap();
+    for wanted in ips(&result) {
+        let found = addresses
+            .iter()
+            .find(|a| a.index == eth0.index && a.prefix.addr == wanted)
+            .unwrap();
+        assert_eq!(
+            found.flags & (addr::TENTATIVE | addr::DADFAILED),
+            0,
+            "usable at once: {found:?}"
+        );
+        assert_eq!(found.prefix.len, if wanted.is_ipv6() { 128 } else { 32 });
+    }
+    for gateway in [IpAddr::from(GATEWAY_V4), GATEWAY_V6.into()] {
+        let neighbours = neigh::list(&mut socket).unwrap();
+        let found = neighbours.iter().find(|n| n.addr == gateway).unwrap();
+        assert_eq!((found.state, found.mac), (neigh::PERMANENT, Some(HOST_MAC)));
+        let routes = route::list(&mut socket, gateway.is_ipv6(), &Filter::default()).unwrap();
+        let default = routes
+            .iter()
+            .find(|r| r.prefix.len == 0 && r.table == route::MAIN)
+            .unwrap();
+        assert!(
+            matches!(&default.target, Target::Hop(hop) if hop.gateway == Some(gateway)),
+            "{default:?}"
+        );
+    }
+    let name = &host.name;
+    let path = |key: &str| format!("/proc/sys/net/{key}").replace("VETH", name);
+    for (key, value) in [
+        ("ipv6/conf/VETH/accept_ra", "0"),
+        ("ipv4/conf/VETH/rp_filter", "1"),
+        ("ipv4/conf/VETH/proxy_arp", "0"),
+    ] {
+        assert_eq!(
+            node.ns.within(|| std::fs::read_to_string(path(key))
+                .unwrap()
+                .trim()
+                .to_owned()),
+            value,
+            "{key}"
+        );
+    }
+}
+
+#[test]
+fn both_directions_and_both_families() {
+    let (node, pod, other) = (Node::new("none"), Ns::new(), Ns::new());
+    let addresses = ips(&node.add("a", &pod).expect_ok());
+    let others = ips(&node.add("b", &other).expect_ok());
+    for &address in &addresses {
+        assert!(reaches(&node.ns, &pod, address), "node to pod {address}");
+    }
+    for address in [NODE_V4, NODE_V6] {
+        assert!(
+            reaches(&pod, &node.ns, parse(address)),
+            "pod to node {address}"
+        );
+    }
+    node.ns
+        .within(|| std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap());
+    for &address in &others {
+        assert!(reaches(&pod, &other, address), "pod to pod {address}");
+    }
+    node.del("a", &pod).expect_ok();
+    assert!(!reaches(&node.ns, &other, others[0]) || pod.link("eth0").is_none());
+    node.del("b", &other).expect_ok();
+    node.assert_clean("after both");
+}
+
+#[test]
+fn del_in_every_state() {
+    let scratch = Scratch::new();
+    let plain = scratch.0.join("plain");
+    std::fs::write(&plain, "").unwrap();
+    let plain = plain.to_str().unwrap().to_owned();
+    type Change = fn(&mut Node);
+    let table: [(&str, Change); 8] = [
+        ("nothing changed", |_| {}),
+        ("ipam ranges changed", |node| {
+            node.conf["ipam"]["ranges"] = json!([[{"subnet": "10.9.0.0/24"}]])
+        }),
+        ("ipam ranges nonsense", |node| {
+            node.conf["ipam"]["ranges"] = json!(7)
+        }),
+        ("ipam missing", |node| {
+            drop(node.conf.as_object_mut().unwrap().remove("ipam"))
+        }),
+        ("leases gone", |node| {
+            std::fs::remove_dir_all(node.scratch.0.join("data")).unwrap()
+        }),
+        ("attachment gone", |node| {
+            std::fs::remove_dir_all(node.scratch.0.join("state")).unwrap()
+        }),
+        ("attachment garbled", |node| {
+            std::fs::write(node.scratch.0.join("state/attachments/a@eth0.json"), "{").unwrap();
+        }),
+        ("policy required, no agent", |node| {
+            node.conf["policy"] = json!("required")
+        }),
+    ];
+    for (what, change) in table {
+        for netns in ["the namespace", "", "/nonexistent/ns", &plain] {
+            let mut node = Node::new("none");
+            let pod = Ns::new();
+            let path = if netns == "the namespace" {
+                pod.path()
+            } else {
+                netns.to_owned()
+            };
+            node.call("DEL", "a", &path).expect_ok();
+            node.add("a", &pod).expect_ok();
+            change(&mut node);
+            for again in 0..2 {
+                let output = node.call("DEL", "a", &path).expect_ok();
+                assert!(output.is_null(), "DEL prints nothing");
+                node.assert_clean(&format!("{what}, {netns:?}, {again}"));
+            }
+            assert!(pod.link("eth0").is_none());
+        }
+    }
+}
+
+#[test]
+fn the_namespace_dies_first() {
+    let (node, pod) = (Node::new("none"), Ns::new());
+    node.add("a", &pod).expect_ok();
+    let path = pod.path();
+    drop(pod);
+    node.call("DEL", "a", &path).expect_ok();
+    node.assert_clean("the namespace died");
+}
+
+#[test]
+fn a_second_add_does_not_harm_the_first() {
+    let (node, pod) = (Node::new("none"), Ns::new());
+    let address = ips(&node.add("a", &pod).expect_ok())[0];
+    let before = (node.leases(), node.attachments());
+    node.add("a", &pod).expect_code(100);
+    let another = Ns::new();
+    node.add("a", &another).expect_code(100);
+    assert!(another.links().is_empty());
+    assert_eq!((node.leases(), node.attachments()), before);
+    assert!(reaches(&node.ns, &pod, address));
+    // Another container in the same namespace: the interface exists.
+    let message = node.add("b", &pod).expect_code(100);
+    assert!(message.contains("eth0"), "{message}");
+    assert_eq!((node.leases(), node.attachments()), before);
+}
+
+#[test]
+fn a_failed_add_leaves_nothing() {
+    let pod = Ns::new();
+    // A route that the kernel refuses: the same twice.
+    let mut node = Node::new("none");
+    node.conf["ipam"]["routes"] = json!([{"dst": "10.0.0.0/8"}, {"dst": "10.0.0.0/8"}]);
+    let message = node.add("a", &pod).expect_code(101);
+    assert!(message.contains("10.0.0.0/8"), "{message}");
+    node.assert_clean("a refused route");
+    assert!(pod.links().is_empty());
+    // IPv6 with an MTU that it cannot have.
+    let mut node = Node::new("none");
+    node.conf["mtu"] = json!(1000);
+    node.add("a", &pod).expect_code(101);
+    node.assert_clean("an MTU too small");
+}
+
+#[test]
+fn a_full_disk_is_named_and_leaks_nothing() {
+    let (node, pod) = (Node::new("none"), Ns::new());
+    let data = node.scratch.0.join("data/pods");
+    let listing = node.scratch.0.join("listing");
+    std::fs::create_dir_all(&data).unwrap();
+    // One page, enough for one of the two leases, in a mount namespace that ends with the command.
+    let script = format!(
+        "mount -t tmpfs -o size=4k tmpfs {data} && {PROGRAM}; code=$?; ls -A {data} > {listing}; exit $code",
+        data = data.display(),
+        listing = listing.display(),
+    );
+    let mut env = node.env("ADD", "a", &pod.path());
+    env.insert("PATH".into(), "/usr/bin:/bin:/usr/sbin:/sbin".into());
+    let output = node.ns.within(|| {
+        let args = ["-m", "sh", "-c", &script];
+        start(
+            Path::new("unshare"),
+            &args,
+            &env,
+            node.conf.to_string().as_bytes(),
+        )
+        .wait_with_output()
+        .unwrap()
+    });
+    let message = Answer::of(&output).expect_code(5);
+    assert!(
+        message.contains("data/pods/fd00") && message.contains("full"),
+        "{message}"
+    );
+    let left = std::fs::read_to_string(listing).unwrap();
+    assert!(
+        left.lines()
+            .all(|name| name == "lock" || name.starts_with("last_reserved_ip")),
+        "{left}"
+    );
+    node.assert_clean("a full disk");
+    assert!(pod.links().is_empty());
+}
+
+#[test]
+fn settings_of_the_interface() {
+    let (mut node, pod) = (Node::new("none"), Ns::new());
+    node.conf["mtu"] = json!(1420);
+    node.conf["runtimeConfig"] = json!({"mac": "02:00:5e:00:00:07", "ips": ["10.244.1.77"]});
+    let result = node.add("a", &pod).expect_ok();
+    let (inside, outside) = (pod.link("eth0").unwrap(), &node.pod_links()[0]);
+    assert_eq!((inside.mtu, outside.mtu), (1420, 1420));
+    assert_eq!(inside.address.unwrap().to_string(), "02:00:5e:00:00:07");
+    assert_eq!(result["interfaces"][1]["mtu"], 1420);
+    assert_eq!(ips(&result)[0], parse("10.244.1.77"));
+}
+
+#[test]
+fn ipv6_where_the_runtime_turned_it_off() {
+    let (node, pod) = (Node::new("none"), Ns::new());
+    pod.within(|| {
+        for which in ["all", "default"] {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"), "1").unwrap();
+        }
+    });
+    let addresses = ips(&node.add("a", &pod).expect_ok());
+    assert!(reaches(&node.ns, &pod, addresses[1]));
+}
+
+#[test]
+fn two_interfaces_of_two_networks() {
+    let (mut node, pod) = (Node::new("none"), Ns::new());
+    node.add("a", &pod).expect_ok();
+    node.conf["name"] = json!("more");
+    node.conf["ipam"]["ranges"] = json!([[{"subnet": "10.77.0.0/24"}]]);
+    node.conf["ipam"]["routes"] = json!([{"dst": "10.78.0.0/16"}]);
+    let mut env = node.env("ADD", "a", &pod.path());
+    env.insert("CNI_IFNAME".into(), "net1".into());
+    node.call_with(&env, &node.conf).expect_ok();
+    assert_eq!((node.pod_links().len(), node.attachments().len()), (2, 2));
+    env.insert("CNI_COMMAND".into(), "DEL".into());
+    node.call_with(&env, &node.conf).expect_ok();
+    assert!(pod.link("eth0").is_some() && pod.link("net1").is_none());
+    assert_eq!(node.attachments(), ["a@eth0.json"]);
+}
+
+#[test]
+fn results_in_every_version() {
+    for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let (mut node, pod) = (Node::new("none"), Ns::new());
+        node.conf["cniVersion"] = json!(version);
+        let result = node.add("a", &pod).expect_ok();
+        assert_eq!(result["cniVersion"], version);
+        assert_eq!(
+            result["ips"][1]["version"],
+            if version < "1.0.0" {
+                json!("6")
+            } else {
+                Value::Null
+            }
+        );
+        assert_eq!(result["ips"][0]["interface"], 1);
+        assert!(result["dns"].is_object());
+        node.del("a", &pod).expect_ok();
+    }
+}
+
+#[test]
+fn what_came_before_is_passed_on() {
+    let (mut node, pod) = (Node::new("none"), Ns::new());
+    node.conf["prevResult"] = json!({
+        "cniVersion": "1.1.0", "interfaces": [{"name": "tap0"}],
+        "ips": [{"address": "192.0.2.7/24", "interface": 0}], "dns": {"nameservers": ["192.0.2.53"]}});
+    let result = node.add("a", &pod).expect_ok();
+    assert_eq!(result["interfaces"][0]["name"], "tap0");
+    assert_eq!(
+        (
+            &result["ips"][0]["interface"],
+            &result["ips"][1]["interface"]
+        ),
+        (&json!(0), &json!(2))
+    );
+    assert_eq!(result["dns"]["nameservers"][0], "192.0.2.53");
+}
+
+#[test]
+fn check_finds_what_is_missing() {
+    let (mut node, pod) = (Node::new("none"), Ns::new());
+    let result = node.add("a", &pod).expect_ok();
+    node.conf["prevResult"] = result;
+    let check = |node: &Node| node.call("CHECK", "a", &pod.path());
+    assert!(check(&node).expect_ok().is_null(), "silent on success");
+    // A later plugin added something of its own.
+    let ours = node.conf["prevResult"].clone();
+    node.conf["prevResult"]["interfaces"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"name": "ifb0"}));
+    node.conf["prevResult"]["routes"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"dst": "10.99.0.0/16", "gw": "10.98.0.1"}));
+    check(&node).expect_ok();
+    node.conf["prevResult"] = ours;
+
+    let host = node.pod_links()[0].index;
+    let eth0 = pod.link("eth0").unwrap().index;
+    let mut outside = node.ns.socket();
+    let mut inside = pod.socket();
+    let v4 = selvage_netlink::Prefix::host(parse("10.244.1.2"));
+    selvage_netlink::close_interface(&mut outside, host, &[]).unwrap();
+    assert!(check(&node).expect_code(103).contains("is down"));
+    selvage_netlink::open_interface(&mut outside, host, &[parse("10.244.1.2")]).unwrap();
+    assert!(
+        check(&node).expect_code(103).contains("fd00:10:244:1::2"),
+        "the route went with the interface"
+    );
+    selvage_netlink::open_interface(
+        &mut outside,
+        host,
+        &[parse("10.244.1.2"), parse("fd00:10:244:1::2")],
+    )
+    .unwrap();
+    check(&node).expect_ok();
+    inside
+        .apply(|batch| neigh::delete(batch, eth0, GATEWAY_V6.into()))
+        .unwrap();
+    assert!(check(&node).expect_code(103).contains("fe80::1"));
+    inside
+        .apply(|batch| addr::delete(batch, &addr::Address::new(eth0, v4)))
+        .unwrap();
+    assert!(check(&node).expect_code(103).contains("10.244.1.2"));
+    node.conf["prevResult"]["interfaces"][1]["sandbox"] = json!("/elsewhere");
+    assert!(check(&node).expect_code(103).contains("sandbox"));
+}
+
+#[test]
+fn check_finds_a_lost_lease() {
+    let (mut node, pod) = (Node::new("none"), Ns::new());
+    node.conf["prevResult"] = node.add("a", &pod).expect_ok();
+    std::fs::write(node.scratch.0.join("data/pods/10.244.1.2"), "other\r\neth0").unwrap();
+    assert!(
+        node.call("CHECK", "a", &pod.path())
+            .expect_code(103)
+            .contains("not leased")
+    );
+    node.del("a", &pod).expect_ok();
+    assert_eq!(node.leases(), ["10.244.1.2"], "DEL frees its own only");
+}

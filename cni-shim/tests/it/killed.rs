@@ -1,0 +1,47 @@
+//! The program killed at arbitrary moments of its work; DEL, or GC, then finds everything.
+
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use crate::lab::{Node, Ns};
+
+/// Kills the program `after` its start, by a clock of its own: the moment is arbitrary, the outcome must not be.
+fn kill_after(node: &Node, command: &str, pod: &Ns, after: Duration) {
+    let mut child = node.start(&node.env(command, "a", &pod.path()), &node.conf);
+    std::thread::sleep(after);
+    // It may have ended; it has not been waited for, so that the number is still its own.
+    let pid = Pid::from_child(&child);
+    let _ = kill_process(pid, Signal::KILL);
+    child.wait().unwrap();
+}
+
+#[test]
+fn add_and_del_at_any_moment() {
+    let node = Node::new("none");
+    for step in 0..60_u64 {
+        let pod = Ns::new();
+        let after = Duration::from_micros(step * 70);
+        kill_after(&node, "ADD", &pod, after);
+        if step % 2 == 0 {
+            kill_after(&node, "DEL", &pod, after);
+        }
+        node.del("a", &pod).expect_ok();
+        node.assert_clean(&format!("killed after {after:?}"));
+        assert!(pod.links().is_empty());
+    }
+}
+
+#[test]
+fn gc_after_a_death() {
+    let mut node = Node::new("none");
+    node.conf["cni.dev/valid-attachments"] = json!([]);
+    for step in 0..20_u64 {
+        let pod = Ns::new();
+        kill_after(&node, "ADD", &pod, Duration::from_micros(step * 200));
+        let env = [("CNI_COMMAND".to_owned(), "GC".into())].into();
+        node.call_with(&env, &node.conf).expect_ok();
+        node.assert_clean(&format!("step {step}"));
+    }
+}
