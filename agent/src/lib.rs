@@ -1,6 +1,7 @@
 //! The Selvage node daemon and its command line, as a library so that tests reach every part.
 
 pub mod inbox;
+pub mod kernel;
 pub mod objects;
 pub mod source;
 pub mod store;

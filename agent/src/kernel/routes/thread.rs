@@ -1,0 +1,203 @@
+//! The thread around the table: drain the inbox, drain the notifications, commit once.
+
+use std::{
+    fmt, fs, io,
+    net::IpAddr,
+    os::fd::AsFd,
+    thread::{Builder, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use selvage_bgp_core::{clock::Now, ids::Family, prefix::Prefix, rib::RouteChange};
+use selvage_netlink::Error;
+
+use super::{
+    facts::{RouteEvent, RouteFacts},
+    kernel::{Kernel, Notice, tell},
+    table::RouteTable,
+};
+use crate::{
+    inbox::Inbox,
+    kernel::{RoutePolicy, Shutdown},
+};
+
+/// With 1, the kernel's default, a changed nexthop costs a notification for every route over it.
+const COMPAT_MODE: &str = "/proc/sys/net/ipv4/nexthop_compat_mode";
+
+/// What the route writer is told. Messages are batches, never single routes.
+#[derive(Debug)]
+pub enum RouteWork {
+    /// Best paths changed.
+    Changes(Vec<RouteChange>),
+    /// The RIB has said all it knows of the family: leftovers go.
+    Synced(Family),
+    /// Our announced prefixes, all of them.
+    Blackholes(Vec<Prefix>),
+    /// Other settings.
+    Policy(RoutePolicy),
+    /// Report how this next hop is reached, now and at every change.
+    Watch(IpAddr),
+    /// No longer.
+    Unwatch(IpAddr),
+    /// Answer once everything queued before this is in the kernel.
+    Query(Reply),
+    /// End the thread. Routes stay in every case: the next start adopts them.
+    Shutdown(Shutdown),
+}
+
+/// Called once with the facts, on the route writer's thread: it must be quick.
+pub struct Reply(pub Box<dyn FnOnce(&RouteFacts) + Send>);
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reply")
+    }
+}
+
+/// How the thread starts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// How routes go into the kernel, until told otherwise.
+    pub policy: RoutePolicy,
+}
+
+/// Reads the kernel in the calling thread's network namespace, adopts what is ours, and starts
+/// the thread `routes` there. `output` is called on that thread.
+pub fn spawn(
+    settings: Settings,
+    inbox: Inbox<RouteWork>,
+    output: impl FnMut(RouteEvent) + Send + 'static,
+) -> Result<JoinHandle<()>, Error> {
+    let mut kernel = Kernel::open()?;
+    let underlay = kernel.read_underlay()?;
+    let objects = kernel.has_objects()?;
+    let table = RouteTable::start(settings.policy, underlay, objects, &mut kernel)?;
+    if objects && let Err(error) = disable_compat_mode() {
+        tracing::warn!(%error, path = COMPAT_MODE, "routes: next hops change slowly, as this is not 0");
+    }
+    let writer = Writer {
+        kernel,
+        table,
+        inbox,
+        output,
+        began: Instant::now(),
+        told: None,
+    };
+    Ok(Builder::new()
+        .name("routes".into())
+        .spawn(move || writer.run())?)
+}
+
+struct Writer<F> {
+    kernel: Kernel,
+    table: RouteTable,
+    inbox: Inbox<RouteWork>,
+    output: F,
+    began: Instant,
+    /// The facts that were told last.
+    told: Option<RouteFacts>,
+}
+
+impl<F: FnMut(RouteEvent)> Writer<F> {
+    fn run(mut self) {
+        loop {
+            self.wait();
+            let mut replies = Vec::new();
+            let mut end = None;
+            for work in self.inbox.recv_all() {
+                match work {
+                    RouteWork::Query(reply) => replies.push(reply),
+                    RouteWork::Shutdown(how) => end = Some(how),
+                    other => apply(&mut self.table, other),
+                }
+            }
+            if end == Some(Shutdown::Now) {
+                return;
+            }
+            self.listen();
+            let now = self.now();
+            self.table.commit(&mut self.kernel, now);
+            self.tell(replies);
+            if end.is_some() {
+                return;
+            }
+        }
+    }
+
+    fn wait(&self) {
+        let timeout = match self.table.deadline() {
+            _ if self.kernel.has_backlog() => Some(Duration::ZERO),
+            Some(at) => Some(at.since(self.now())),
+            None => None,
+        };
+        if let Err(error) = self.inbox.wait(&[self.kernel.as_fd()], timeout) {
+            tracing::error!(%error, "routes: cannot wait");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Takes in what others did to the kernel.
+    fn listen(&mut self) {
+        let notices = match self.kernel.notices() {
+            Ok(notices) => notices,
+            Err(error) => {
+                tracing::warn!(%error, "routes: notifications lost");
+                vec![Notice::Overrun]
+            }
+        };
+        let mut changed = false;
+        // What vanishes without a word of its own can only be read.
+        let mut reread = false;
+        for notice in notices {
+            reread |= matches!(notice, Notice::Overrun | Notice::AddressGone(IpAddr::V4(_)));
+            changed |= tell(&mut self.table, notice);
+        }
+        if reread {
+            match self.kernel.read_underlay() {
+                Ok(underlay) => *self.table.underlay() = underlay,
+                Err(error) => tracing::warn!(%error, "routes: links and routes could not be read"),
+            }
+        }
+        if changed || reread {
+            self.table.underlay_changed();
+        }
+    }
+
+    fn tell(&mut self, replies: Vec<Reply>) {
+        for event in self.table.take_events() {
+            (self.output)(event);
+        }
+        let facts = self.table.facts();
+        for Reply(reply) in replies {
+            reply(&facts);
+        }
+        if self.told.as_ref() != Some(&facts) {
+            (self.output)(RouteEvent::Facts(facts.clone()));
+            self.told = Some(facts);
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now(u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+fn apply(table: &mut RouteTable, work: RouteWork) {
+    match work {
+        RouteWork::Changes(changes) => table.change(&changes),
+        RouteWork::Synced(family) => table.synced(family),
+        RouteWork::Blackholes(prefixes) => table.blackholes(prefixes),
+        RouteWork::Policy(policy) => table.set_policy(policy),
+        RouteWork::Watch(next_hop) => table.watch(next_hop),
+        RouteWork::Unwatch(next_hop) => table.unwatch(next_hop),
+        RouteWork::Query(_) | RouteWork::Shutdown(_) => {}
+    }
+}
+
+/// Reads before it writes: in an unprivileged container the file is read-only and set already.
+fn disable_compat_mode() -> io::Result<()> {
+    if fs::read_to_string(COMPAT_MODE)?.trim() == "0" {
+        return Ok(());
+    }
+    fs::write(COMPAT_MODE, "0")
+}
