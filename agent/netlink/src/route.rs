@@ -449,3 +449,107 @@ fn gateway(attr: &Attr<'_>) -> Option<IpAddr> {
 fn short_table(table: u32) -> u8 {
     u8::try_from(table).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::socket::messages;
+
+    fn prefixes(v6: bool) -> impl Strategy<Value = Prefix> {
+        let v4 = (any::<u32>(), 0u8..=32).prop_map(|(bits, len)| {
+            let bits = bits
+                & u32::MAX
+                    .checked_shl(32 - u32::from(len))
+                    .unwrap_or_default();
+            Prefix::new(std::net::Ipv4Addr::from(bits).into(), len)
+        });
+        let six = (any::<u128>(), 0u8..=128).prop_map(|(bits, len)| {
+            let bits = bits
+                & u128::MAX
+                    .checked_shl(128 - u32::from(len))
+                    .unwrap_or_default();
+            Prefix::new(std::net::Ipv6Addr::from(bits).into(), len)
+        });
+        if v6 { six.boxed() } else { v4.boxed() }
+    }
+
+    fn hops() -> impl Strategy<Value = Hop> {
+        (any::<Option<IpAddr>>(), 1u32.., any::<bool>(), 1u16..=256).prop_map(
+            |(gateway, oif, onlink, weight)| Hop {
+                gateway,
+                oif: Some(oif),
+                onlink,
+                weight,
+            },
+        )
+    }
+
+    fn targets() -> impl Strategy<Value = Target> {
+        prop_oneof![
+            Just(Target::Nothing),
+            any::<u32>().prop_map(Target::Nexthop),
+            // A single hop has no weight on the wire.
+            hops().prop_map(|hop| Target::Hop(Hop { weight: 1, ..hop })),
+            proptest::collection::vec(hops(), 1..9).prop_map(Target::Multipath),
+        ]
+    }
+
+    fn routes() -> impl Strategy<Value = Route> {
+        let prefix = any::<bool>().prop_flat_map(prefixes);
+        let numbers = (any::<u8>(), 1u32.., any::<u32>());
+        let rest = (any::<Option<IpAddr>>(), targets());
+        (prefix, numbers, rest).prop_map(|(prefix, (protocol, table, metric), (source, target))| {
+            let route = Route::new(prefix, target, protocol);
+            Route {
+                table,
+                metric,
+                source,
+                ..route
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(routes in proptest::collection::vec(routes(), 1..5)) {
+            let mut batch = Batch::new();
+            routes.iter().for_each(|route| replace(&mut batch, route));
+            let read: Vec<_> = messages(batch.as_bytes())
+                .filter_map(|message| decode(&message))
+                .map(|route| Route { flags: 0, ..route })
+                .collect();
+            prop_assert_eq!(read, routes);
+        }
+    }
+
+    #[test]
+    fn a_route_by_nexthop_object_is_these_bytes() {
+        let target = Target::Nexthop(0x5e18_0000);
+        let prefix = Prefix::new("10.1.0.0".parse().unwrap(), 16);
+        let route = Route {
+            metric: 1085,
+            ..Route::new(prefix, target, 85)
+        };
+        let mut batch = Batch::new();
+        replace(&mut batch, &route);
+        let mut wanted = Vec::new();
+        // Length, type, flags (request, replace, create), sequence and port.
+        wanted.extend_from_slice(&60u32.to_ne_bytes());
+        wanted.extend_from_slice(&24u16.to_ne_bytes());
+        wanted.extend_from_slice(&0x501u16.to_ne_bytes());
+        wanted.extend_from_slice(&[0; 8]);
+        wanted.extend_from_slice(&[2, 16, 0, 0, 254, 85, 0, 1, 0, 0, 0, 0]);
+        let mut attribute = |kind: u16, value: [u8; 4]| {
+            wanted.extend_from_slice(&8u16.to_ne_bytes());
+            wanted.extend_from_slice(&kind.to_ne_bytes());
+            wanted.extend_from_slice(&value);
+        };
+        attribute(1, [10, 1, 0, 0]);
+        attribute(15, 254u32.to_ne_bytes());
+        attribute(6, 1085u32.to_ne_bytes());
+        attribute(30, 0x5e18_0000u32.to_ne_bytes());
+        assert_eq!(batch.as_bytes(), wanted);
+    }
+}

@@ -366,3 +366,171 @@ impl<'a> Fields<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::batch::Batch;
+    use crate::socket::messages;
+
+    fn regs() -> impl Strategy<Value = Reg> {
+        (0u8..16).prop_map(Reg::slot)
+    }
+
+    fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        proptest::collection::vec(any::<u8>(), 1..17)
+    }
+
+    fn expressions() -> impl Strategy<Value = Expr> {
+        let base = prop_oneof![
+            Just(PayloadBase::Link),
+            Just(PayloadBase::Network),
+            Just(PayloadBase::Transport),
+        ];
+        let verdict = prop_oneof![
+            Just(Verdict::Accept),
+            Just(Verdict::Drop),
+            Just(Verdict::Return),
+            "[a-z_]{1,32}".prop_map(Verdict::Jump),
+            "[a-z_]{1,32}".prop_map(Verdict::Goto),
+        ];
+        let ops = proptest::sample::select(vec![
+            CmpOp::Eq,
+            CmpOp::Ne,
+            CmpOp::Lt,
+            CmpOp::Le,
+            CmpOp::Gt,
+            CmpOp::Ge,
+        ]);
+        let nat = prop_oneof![Just(NatKind::Source), Just(NatKind::Destination)];
+        prop_oneof![
+            (regs(), base, any::<u32>(), any::<u32>()).prop_map(|(dreg, base, offset, len)| {
+                Expr::Payload {
+                    dreg,
+                    base,
+                    offset,
+                    len,
+                }
+            }),
+            (regs(), any::<u32>()).prop_map(|(dreg, key)| Expr::Meta {
+                dreg,
+                key: Meta(key)
+            }),
+            (regs(), any::<u32>()).prop_map(|(sreg, key)| Expr::MetaSet {
+                sreg,
+                key: Meta(key)
+            }),
+            (regs(), ops, bytes()).prop_map(|(sreg, op, value)| Expr::Cmp { sreg, op, value }),
+            (regs(), any::<bool>(), bytes(), bytes()).prop_map(|(sreg, outside, from, to)| {
+                Expr::Range {
+                    sreg,
+                    outside,
+                    from,
+                    to,
+                }
+            }),
+            (regs(), regs(), bytes(), bytes()).prop_map(|(sreg, dreg, mask, xor)| Expr::Bitwise {
+                sreg,
+                dreg,
+                mask,
+                xor
+            }),
+            (regs(), bytes()).prop_map(|(dreg, value)| Expr::Immediate { dreg, value }),
+            verdict.prop_map(Expr::Verdict),
+            (
+                "[a-z_]{1,32}",
+                regs(),
+                proptest::option::of(regs()),
+                any::<bool>()
+            )
+                .prop_map(|(set, sreg, dreg, inverted)| Expr::Lookup {
+                    set,
+                    sreg,
+                    dreg,
+                    inverted
+                }),
+            (regs(), any::<u32>(), any::<Option<u8>>()).prop_map(|(dreg, key, direction)| {
+                Expr::Ct {
+                    dreg,
+                    key: CtKey(key),
+                    direction,
+                }
+            }),
+            (regs(), any::<u32>()).prop_map(|(sreg, key)| Expr::CtSet {
+                sreg,
+                key: CtKey(key)
+            }),
+            any::<(u64, u64)>().prop_map(|(packets, bytes)| Expr::Counter { packets, bytes }),
+            (any::<u16>(), "[ -~]{0,127}", any::<u32>()).prop_map(|(group, prefix, snaplen)| {
+                Expr::Log {
+                    group: Some(group),
+                    prefix,
+                    snaplen,
+                }
+            }),
+            any::<(u64, u64, u32, bool, bool)>().prop_map(|(rate, unit, burst, bytes, over)| {
+                Expr::Limit {
+                    rate,
+                    unit,
+                    burst,
+                    bytes,
+                    over,
+                }
+            }),
+            any::<u32>().prop_map(|flags| Expr::Masquerade { flags }),
+            (
+                nat,
+                any::<bool>(),
+                proptest::option::of(regs()),
+                proptest::option::of(regs())
+            )
+                .prop_map(|(kind, v6, addr, port)| Expr::Nat {
+                    kind,
+                    v6,
+                    addr,
+                    port,
+                    flags: 4
+                }),
+            Just(Expr::NoTrack),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(rule in proptest::collection::vec(expressions(), 0..9)) {
+            let mut batch = Batch::new();
+            batch.push(0, 0, |body| {
+                body.nest(4, |body| rule.iter().for_each(|expression| expression.encode(body)));
+            });
+            let message = messages(batch.as_bytes()).next().unwrap();
+            let list = Attrs::new(message.body).next().unwrap();
+            prop_assert_eq!(Expr::decode_list(&list), rule);
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_kept_as_it_is() {
+        let other = Expr::Other {
+            name: "quota".to_owned(),
+            data: vec![8, 0, 1, 0, 1, 2, 3, 4],
+        };
+        // A translation into a range of addresses has no word here.
+        let range = [(1, 0), (2, 2), (3, 1), (4, 2)];
+        let mut batch = Batch::new();
+        batch.push(0, 0, |body| put(body, &range));
+        let data = messages(batch.as_bytes()).next().unwrap().body.to_vec();
+        let nat = Expr::Other {
+            name: "nat".to_owned(),
+            data,
+        };
+        batch.clear();
+        batch.push(0, 0, |body| {
+            body.nest(4, |body| [&other, &nat].iter().for_each(|e| e.encode(body)));
+        });
+        let message = messages(batch.as_bytes()).next().unwrap();
+        let list = Attrs::new(message.body).next().unwrap();
+        assert_eq!(Expr::decode_list(&list), [other, nat]);
+    }
+}

@@ -3,7 +3,7 @@
 //!
 //! Numbers go in network order; what is a value of the packet (keys, comparisons) is given as the
 //! bytes that the kernel compares. Everything written here can be listed by `nft` 1.0.6; names that
-//! are words of its language (`all`, `fwd`) are for the caller to avoid.
+//! are words of its language (`all`, `fwd`, `snat`, `dnat`) are for the caller to avoid.
 
 mod codec;
 mod element;
