@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     }
     match sandbox::enter() {
         Ok(Place::Inside) => {}
-        Ok(Place::Outside(code)) => return code,
+        Ok(Place::Outside { code, .. }) => return code,
         Err(error) => {
             eprintln!("system: {error:#}");
             return if harness::in_ci() {

@@ -7,6 +7,8 @@
 //!        ├─ Netns        a host, a router, a node, a pod: a network namespace with a name
 //!        ├─ Network      a bridge in a namespace of its own ── Link ── Netns;  a link is cut and repaired
 //!        ├─ Process      a daemon in a namespace: its output, its end, its resource use
+//!        ├─ Agent        our own agent;  Kubelet: what a plugin sees of kubelet and runtime
+//!        ├─ Cluster      a topology file that runs
 //!        ├─ daemon::*    BIRD, FRR, GoBGP: configuration from one description, state as values
 //!        └─ probe::*     TCP, UDP, ICMP echo and counted flows, spoken by ourselves
 //! ```
@@ -14,17 +16,23 @@
 //! No `ip`, no `ping`: links are made by the project's own netlink crate, probes are sockets in a
 //! thread that has entered the namespace.
 
+pub mod agent;
+pub mod cluster;
 pub mod daemon;
 pub mod deadline;
+pub mod kubelet;
 pub mod lab;
 pub mod netns;
 pub mod network;
+pub mod objects;
 pub mod probe;
 pub mod process;
 pub mod programs;
 pub mod sandbox;
 pub mod topology;
 
+pub use agent::Agent;
+pub use cluster::Cluster;
 pub use deadline::{eventually, eventually_ok};
 pub use lab::Lab;
 pub use netns::Netns;

@@ -11,6 +11,8 @@
 //! bridge, and the member's packets vanish while its interface knows nothing, as behind a broken switch.
 
 use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -19,7 +21,8 @@ use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use selvage_netlink::link::{self, OperState, VethEnd};
 use selvage_netlink::route::{self, Hop, Route, Target};
-use selvage_netlink::{Prefix, Socket, addr};
+use selvage_netlink::{Prefix, Protocol, Socket, addr, netns};
+use serde::{Deserialize, Serialize};
 
 use crate::deadline::eventually;
 use crate::lab::Lab;
@@ -231,16 +234,23 @@ impl Link {
         })
     }
 
+    /// Where the link is cut, for another process of the sandbox.
+    #[must_use]
+    pub fn port(&self) -> Port {
+        let inner = &self.network.inner;
+        Port {
+            netns: inner.netns.path().to_owned(),
+            index: self.port,
+            bridge: inner.bridge,
+        }
+    }
+
     /// Cuts the link at the bridge.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn cut(&self, how: Cut) -> Result<()> {
-        let mut socket = self.network.inner.netns.rtnetlink()?;
-        Ok(socket.apply(|batch| match how {
-            Cut::Carrier => link::set_up(batch, self.port, false),
-            Cut::Drop => link::set_master(batch, self.port, 0),
-        })?)
+        self.port().cut(how)
     }
 
     /// Undoes either cut.
@@ -248,11 +258,7 @@ impl Link {
     /// # Errors
     /// When the kernel refuses.
     pub fn repair(&self) -> Result<()> {
-        let mut socket = self.network.inner.netns.rtnetlink()?;
-        Ok(socket.apply(|batch| {
-            link::set_master(batch, self.port, self.network.inner.bridge);
-            link::set_up(batch, self.port, true);
-        })?)
+        self.port().repair()
     }
 
     /// Whether the member's interface has its carrier.
@@ -262,6 +268,43 @@ impl Link {
     pub fn has_carrier(&self) -> Result<bool> {
         let mut socket = self.member.rtnetlink()?;
         Ok(link::get(&mut socket, self.index)?.is_running())
+    }
+}
+
+/// A link's end at the bridge.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Port {
+    netns: PathBuf,
+    index: u32,
+    bridge: u32,
+}
+
+impl Port {
+    /// Cuts the link.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn cut(&self, how: Cut) -> Result<()> {
+        Ok(self.socket()?.apply(|batch| match how {
+            Cut::Carrier => link::set_up(batch, self.index, false),
+            Cut::Drop => link::set_master(batch, self.index, 0),
+        })?)
+    }
+
+    /// Undoes either cut.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn repair(&self) -> Result<()> {
+        Ok(self.socket()?.apply(|batch| {
+            link::set_master(batch, self.index, self.bridge);
+            link::set_up(batch, self.index, true);
+        })?)
+    }
+
+    fn socket(&self) -> Result<Socket> {
+        let netns = netns::open(&self.netns).with_context(|| self.netns.display().to_string())?;
+        Ok(Socket::open_in(netns.as_fd(), Protocol::Route)?)
     }
 }
 

@@ -34,8 +34,13 @@ const MARK: &str = "SELVAGE_SANDBOX";
 pub enum Place {
     /// Process 1 of the sandbox: go on.
     Inside,
-    /// The process outside, after the one inside has ended: return this from `main`.
-    Outside(ExitCode),
+    /// The process outside, after the one inside has ended.
+    Outside {
+        /// Return this from `main`.
+        code: ExitCode,
+        /// A signal ended it: everything inside was killed.
+        interrupted: bool,
+    },
 }
 
 /// Enters the sandbox by starting this program again inside it, with the same arguments.
@@ -50,7 +55,7 @@ pub fn enter() -> Result<Place> {
             settle(&outer)?;
             Ok(Place::Inside)
         }
-        _ => leave().map(Place::Outside),
+        _ => leave(),
     }
 }
 
@@ -64,7 +69,7 @@ pub fn is_inside() -> bool {
 const SETTLED: &str = "/run/lab/.sandbox";
 
 /// Outside: makes the namespaces, starts process 1 and waits for it.
-fn leave() -> Result<ExitCode> {
+fn leave() -> Result<Place> {
     let signals = Interrupts::new()?;
     unshare_all()?;
     let mut child = Command::new(env::current_exe().context("this program has no path")?)
@@ -155,7 +160,7 @@ impl Interrupts {
     }
 }
 
-fn wait(child: &mut Child, signals: &Interrupts) -> Result<ExitCode> {
+fn wait(child: &mut Child, signals: &Interrupts) -> Result<Place> {
     let pid = Pid::from_child(child);
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("this kernel has no pidfd_open")?;
     loop {
@@ -168,13 +173,19 @@ fn wait(child: &mut Child, signals: &Interrupts) -> Result<ExitCode> {
             Err(error) => return Err(error).context("poll"),
         }
         if let Some(status) = child.try_wait()? {
-            return Ok(exit_code(status));
+            return Ok(Place::Outside {
+                code: exit_code(status),
+                interrupted: false,
+            });
         }
         if signals.came() {
             // Killing process 1 is the whole clean-up: the kernel takes everything else with it.
             child.kill()?;
             child.wait()?;
-            return Ok(ExitCode::from(130));
+            return Ok(Place::Outside {
+                code: ExitCode::from(130),
+                interrupted: true,
+            });
         }
     }
 }

@@ -1,0 +1,210 @@
+//! The part of kubelet and container runtime that a network plugin sees: a Pod object, a namespace, an ADD, the
+//! addresses in the Pod's status; and all of it backwards.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::netns::Netns;
+use crate::objects::{self, Objects};
+use crate::programs;
+use crate::topology::Pod;
+
+/// What a node's runtime needs to know.
+#[derive(Clone, Debug)]
+pub struct Kubelet {
+    netns: Netns,
+    objects: Objects,
+    plugin: PathBuf,
+    configuration: Value,
+}
+
+/// A pod that has its network.
+#[derive(Clone, Debug)]
+pub struct RunningPod {
+    /// What it was asked to be.
+    pub pod: Pod,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// The runtime's name for its sandbox.
+    pub container_id: String,
+    /// Its namespace.
+    pub netns: Netns,
+    /// Its addresses, in the order of the plugin's result.
+    pub addresses: Vec<IpAddr>,
+}
+
+#[derive(Deserialize)]
+struct CniResult {
+    #[serde(default)]
+    ips: Vec<CniAddress>,
+}
+
+#[derive(Deserialize)]
+struct CniAddress {
+    address: IpNet,
+}
+
+/// Distinguishes pods of one name.
+static COUNTER: AtomicU32 = AtomicU32::new(1);
+
+impl Kubelet {
+    /// The runtime of a node in `netns` whose agent uses these directories and whose pods get addresses from
+    /// `pod_cidrs`.
+    ///
+    /// # Errors
+    /// When the plugin is not built.
+    pub fn new(
+        netns: &Netns,
+        objects: &Objects,
+        run_dir: &std::path::Path,
+        state_dir: &std::path::Path,
+        pod_cidrs: &[IpNet],
+    ) -> Result<Kubelet> {
+        let ranges: Vec<Value> = pod_cidrs
+            .iter()
+            .map(|cidr| json!([{"subnet": cidr}]))
+            .collect();
+        let default = |cidr: &IpNet| {
+            if cidr.addr().is_ipv4() {
+                "0.0.0.0/0"
+            } else {
+                "::/0"
+            }
+        };
+        let routes: Vec<Value> = pod_cidrs
+            .iter()
+            .map(|cidr| json!({"dst": default(cidr)}))
+            .collect();
+        let configuration = json!({
+            "cniVersion": "1.1.0",
+            "name": "selvage",
+            "type": "selvage-cni",
+            "ipMasq": false,
+            "policy": "required",
+            "runDir": run_dir,
+            "stateDir": state_dir,
+            "ipam": {"type": "host-local", "dataDir": state_dir.join("leases"), "ranges": ranges, "routes": routes},
+        });
+        let plugin = programs::find("selvage-cni")?;
+        Ok(Kubelet {
+            netns: netns.clone(),
+            objects: objects.clone(),
+            plugin,
+            configuration,
+        })
+    }
+
+    /// The plugin's configuration, to be changed before a pod starts.
+    pub fn configuration(&mut self) -> &mut Value {
+        &mut self.configuration
+    }
+
+    /// Writes the Pod, makes its namespace, runs ADD, writes its addresses.
+    ///
+    /// # Errors
+    /// The plugin's error object, when it refuses.
+    pub fn start(&self, pod: &Pod) -> Result<RunningPod> {
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let uid = format!("00000000-0000-4000-8000-{number:012}");
+        let netns = self.netns.lab().netns(&format!(
+            "pod-{}-{}-{number}",
+            pod.namespace, pod.name.value
+        ))?;
+        let container_id = format!("{}-{number}", netns.lab().name());
+        self.objects
+            .write(&file_name(pod), &objects::pod(pod, &uid, &[]))?;
+        let mut running = RunningPod {
+            pod: pod.clone(),
+            uid,
+            container_id,
+            netns,
+            addresses: Vec::new(),
+        };
+        let result: CniResult =
+            serde_json::from_str(&self.call("ADD", &running)?).context("the plugin's result")?;
+        running.addresses = result.ips.iter().map(|ip| ip.address.addr()).collect();
+        self.objects.write(
+            &file_name(pod),
+            &objects::pod(pod, &running.uid, &running.addresses),
+        )?;
+        Ok(running)
+    }
+
+    /// Runs DEL, removes the namespace and the Pod.
+    ///
+    /// # Errors
+    /// The plugin's error object, when it refuses.
+    pub fn stop(&self, pod: &RunningPod) -> Result<()> {
+        self.call("DEL", pod)?;
+        pod.netns.delete()?;
+        self.objects.remove(&file_name(&pod.pod))
+    }
+
+    /// Writes the Pod with other labels.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn update(&self, pod: &RunningPod) -> Result<()> {
+        self.objects.write(
+            &file_name(&pod.pod),
+            &objects::pod(&pod.pod, &pod.uid, &pod.addresses),
+        )
+    }
+
+    /// Runs the plugin for a pod, as a runtime does; what it printed.
+    ///
+    /// # Errors
+    /// The plugin's error object, when it refuses.
+    pub fn call(&self, verb: &str, pod: &RunningPod) -> Result<String> {
+        let mut command = Command::new(&self.plugin);
+        command.env_clear();
+        command
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", &pod.container_id)
+            .env("CNI_IFNAME", "eth0");
+        command
+            .env("CNI_NETNS", pod.netns.path())
+            .env("CNI_PATH", self.plugin.parent().unwrap_or(&self.plugin));
+        let args = format!(
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
+            pod.pod.namespace, pod.pod.name.value, pod.container_id, pod.uid
+        );
+        command.env("CNI_ARGS", args);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let input = serde_json::to_vec(&self.configuration)?;
+        let output = self.netns.run(|| {
+            let mut child = command
+                .spawn()
+                .with_context(|| self.plugin.display().to_string())?;
+            // A plugin that ends without reading says why on standard output.
+            let _ = child.stdin.take().map(|mut stdin| stdin.write_all(&input));
+            Ok(child.wait_with_output()?)
+        })?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            let log = String::from_utf8_lossy(&output.stderr);
+            bail!(
+                "{verb} of {} failed: {} {}",
+                pod.pod.key(),
+                text.trim(),
+                log.trim()
+            );
+        }
+        Ok(text)
+    }
+}
+
+fn file_name(pod: &Pod) -> String {
+    format!("pod-{}-{}", pod.namespace, pod.name.value)
+}
