@@ -2,7 +2,7 @@
 //! nexthops, neighbours, nf_tables and conntrack, and network namespaces.
 //!
 //! Everything is synchronous: the kernel answers a request before `sendmsg` returns, so nothing
-//! here waits, except for [`Monitor`](monitor::Monitor), whose descriptor can be polled. Requests
+//! here waits, except for [`Monitor`] and [`nft::Watch`], whose descriptor can be polled. Requests
 //! are appended to a [`Batch`] (no allocation per message) and sent with one system call.
 //!
 //! ```no_run
