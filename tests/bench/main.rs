@@ -52,7 +52,7 @@ struct Arguments {
 fn main() -> ExitCode {
     match sandbox::enter() {
         Ok(Place::Inside) => {}
-        Ok(Place::Outside(code)) => return code,
+        Ok(Place::Outside { code, .. }) => return code,
         Err(error) => {
             eprintln!("bench: {error:#}");
             return ExitCode::FAILURE;
