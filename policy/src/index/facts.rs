@@ -263,6 +263,8 @@ impl Facts {
     fn claim(&mut self, addr: IpAddr, claim: Claim) {
         let claims = self.claims.entry(addr).or_default();
         if !claims.contains(&claim) {
+            // Nearly every address has one claim only.
+            claims.reserve_exact(1);
             claims.push(claim);
         }
     }

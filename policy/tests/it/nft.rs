@@ -30,13 +30,18 @@ fn run(script: &str) -> String {
     let script = script.to_owned();
     let writer = std::thread::spawn(move || stdin.write_all(script.as_bytes()));
     let output = child.wait_with_output().expect("an end");
-    writer.join().expect("a writer").expect("a script that is read to its end");
+    writer
+        .join()
+        .expect("a writer")
+        .expect("a script that is read to its end");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn is_root() -> bool {
-    std::fs::read_to_string("/proc/self/status")
-        .is_ok_and(|s| s.lines().any(|l| l.starts_with("Uid:") && l.split_whitespace().nth(2) == Some("0")))
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|s| {
+        s.lines()
+            .any(|l| l.starts_with("Uid:") && l.split_whitespace().nth(2) == Some("0"))
+    })
 }
 
 const PRELUDE: &str = r#"
@@ -50,7 +55,10 @@ same() { cmp -s "$1.words" "$2.words" || { echo "FAIL $3: differ"; diff "$1.word
 
 /// Loads the script; the shell says `FAIL` with this name if nft does not take it.
 fn load(out: &mut String, name: &str, script: &str) {
-    let _ = writeln!(out, "nft -f - <<'END' || echo 'FAIL {name}: load'\n{script}END");
+    let _ = writeln!(
+        out,
+        "nft -f - <<'END' || echo 'FAIL {name}: load'\n{script}END"
+    );
 }
 
 #[test]
@@ -62,15 +70,28 @@ fn nft_takes_plans_and_deltas_and_lists_them() {
         let mut after = before.clone();
         after.policies = sample(&policies(), &mut runner);
         after.pods.truncate(5);
-        let (old, new) = (before.compiler().plan().clone(), after.compiler().plan().clone());
+        let (old, new) = (
+            before.compiler().plan().clone(),
+            after.compiler().plan().clone(),
+        );
         let ops = selvage_policy::plan::diff(&old, &new);
         load(&mut script, &format!("{case} old"), &text::plan(&old));
-        let _ = writeln!(script, "show $d/old '{case} old'; nft delete table inet selvage");
+        let _ = writeln!(
+            script,
+            "show $d/old '{case} old'; nft delete table inet selvage"
+        );
         load_file(&mut script, case);
-        load(&mut script, &format!("{case} delta"), &text::ops(&new.table, &ops));
+        load(
+            &mut script,
+            &format!("{case} delta"),
+            &text::ops(&new.table, &ops),
+        );
         let _ = writeln!(script, "show $d/delta '{case} delta'");
         load(&mut script, &format!("{case} new"), &text::plan(&new));
-        let _ = writeln!(script, "show $d/new '{case} new'; same $d/delta $d/new '{case} delta'");
+        let _ = writeln!(
+            script,
+            "show $d/new '{case} new'; same $d/delta $d/new '{case} delta'"
+        );
         assert_mirror(&old, &new);
     }
     script += "echo finished\n";
@@ -80,18 +101,27 @@ fn nft_takes_plans_and_deltas_and_lists_them() {
 /// What was listed loads again and lists the same.
 fn load_file(script: &mut String, case: usize) {
     let _ = writeln!(script, "nft -f $d/old || echo 'FAIL {case}: reload'");
-    let _ = writeln!(script, "show $d/again '{case} again'; same $d/old $d/again '{case} again'");
+    let _ = writeln!(
+        script,
+        "show $d/again '{case} again'; same $d/old $d/again '{case} again'"
+    );
 }
 
 fn assert_mirror(old: &Plan, new: &Plan) {
     let mut mirror = old.clone();
-    mirror.apply(&selvage_policy::plan::diff(old, new)).expect("a diff that fits");
+    mirror
+        .apply(&selvage_policy::plan::diff(old, new))
+        .expect("a diff that fits");
     assert_eq!(&mirror, new);
 }
 
 #[test]
 fn the_shell_notices_what_nft_refuses() {
     let mut script = PRELUDE.to_owned();
-    load(&mut script, "broken", "add rule inet selvage nowhere drop\n");
+    load(
+        &mut script,
+        "broken",
+        "add rule inet selvage nowhere drop\n",
+    );
     assert!(run(&script).contains("FAIL broken: load"));
 }
