@@ -12,6 +12,7 @@ use crate::handover::{self, Budget, Outcome};
 use crate::ipam::delegate::Delegate;
 use crate::ipam::{self, BuiltIn, Grant};
 use crate::link::{Attachment, PolicyMode};
+use crate::masquerade;
 use crate::spec::request::Call;
 use crate::spec::result::{Interface, Ip, Route};
 use crate::spec::{Cidr, CniError, CniResult, Code, Command, NetConf};
@@ -170,13 +171,20 @@ fn hand_over(
     let outcome = handover::attach(attachment, &conf.run_dir, budget)?;
     fault::point()?;
     match outcome {
-        Outcome::Open { .. } => open_interface(host, attachment.host_index, &attachment.addresses)
-            .map_err(|e| {
+        Outcome::Open { masquerade } => {
+            if attachment.ip_masq && !masquerade {
+                let addresses = attachment.addresses.clone();
+                undo.push("masquerading", move || masquerade::end(&addresses));
+                masquerade::begin(&attachment.addresses)?;
+                fault::point()?;
+            }
+            open_interface(host, attachment.host_index, &attachment.addresses).map_err(|e| {
                 veth::kernel(
                     &format!("cannot open the interface {}", attachment.host_if),
                     &e,
                 )
-            }),
+            })
+        }
         Outcome::Closed if attachment.policy == PolicyMode::Optional => Ok(()),
         Outcome::Closed => Err(CniError::new(
             Code::TryAgainLater,

@@ -7,9 +7,9 @@ use selvage_netlink::route::{self, Filter, Target};
 use selvage_netlink::{Prefix, Socket, addr, neigh, open};
 
 use crate::attachment::{Attachments, Known};
+use crate::ipam;
 use crate::ipam::delegate::Delegate;
 use crate::ipam::lease::Leases;
-use crate::ipam::{self};
 use crate::link::{Attachment, PolicyMode};
 use crate::spec::request::Call;
 use crate::spec::result::Interface;

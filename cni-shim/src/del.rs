@@ -3,14 +3,16 @@
 //! The pod's namespace is not entered: the host's end is ours, has a name that follows from the call, and takes the
 //! pod's end with it. So it does not matter whether the namespace is there, or what its path has become.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use crate::attachment::{Attachments, Known};
 use crate::handover::{self, Budget};
+use crate::ipam;
 use crate::ipam::delegate::Delegate;
-use crate::ipam::lease::Owner;
-use crate::ipam::{self};
+use crate::ipam::lease::{Leases, Owner};
 use crate::link::Attachment;
+use crate::masquerade;
 use crate::spec::request::Call;
 use crate::spec::{CniError, Command, NetConf};
 use crate::veth;
@@ -48,8 +50,10 @@ pub(crate) fn end(
     veth::delete(&mut veth::host_socket()?, &attachment.host_if)?;
     let owner = ipam::owner_of(attachment);
     handover::detach(&owner.container_id, &owner.ifname, run_dir, budget);
-    let nowhere = ipam::lease::Leases::at(PathBuf::new());
-    ipam::release(Some(attachment), &nowhere, &owner)?;
+    let nowhere = Leases::at(PathBuf::new());
+    ipam::release(Some(attachment), &nowhere, &owner, &|addr| {
+        end_masquerade(Some(attachment), &[addr])
+    })?;
     attachments.remove(&owner.container_id, &owner.ifname)
 }
 
@@ -65,8 +69,21 @@ fn release(
         .as_deref()
         .filter(|_| !ipam::is_built_in(conf)));
     if let Some(kind) = plugin {
+        if let Some(attachment) = known {
+            end_masquerade(known, &attachment.addresses)?;
+        }
         Delegate::find(kind, conf, call)?.run(Command::Del)?;
     }
     // Whatever the configuration says by now, what was leased here is given back.
-    ipam::release(known, &ipam::leases_of(conf)?, owner)
+    let before = |addr| end_masquerade(known, &[addr]);
+    ipam::release(known, &ipam::leases_of(conf)?, owner, &before)
+}
+
+/// Where nothing is known, it may have been masqueraded.
+fn end_masquerade(known: Option<&Attachment>, addresses: &[IpAddr]) -> Result<(), CniError> {
+    if known.is_none_or(|attachment| attachment.ip_masq) {
+        masquerade::end(addresses)
+    } else {
+        Ok(())
+    }
 }

@@ -21,6 +21,7 @@ pub mod handover;
 pub mod ipam;
 pub mod link;
 pub mod loopback;
+pub mod masquerade;
 pub mod plugin;
 pub mod spec;
 pub mod status;

@@ -172,12 +172,12 @@ impl Locked<'_> {
         fault::point()
     }
 
-    /// Removes the lease of `addr` if `owner` holds it; anything else stays.
-    pub fn release(&self, addr: IpAddr, owner: &Owner) -> Result<(), CniError> {
-        match self.holder(addr)? {
-            Some(Some(holder)) if owner.owns(&holder) => self.remove(addr),
-            _ => Ok(()),
-        }
+    /// Whether `owner` holds `addr`.
+    pub fn is_held_by(&self, addr: IpAddr, owner: &Owner) -> Result<bool, CniError> {
+        Ok(self
+            .holder(addr)?
+            .flatten()
+            .is_some_and(|holder| owner.owns(&holder)))
     }
 
     /// Removes the lease of `addr`, whosever it is.

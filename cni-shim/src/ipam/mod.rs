@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use crate::attachment::{Attachments, Known, already_attached};
 use crate::fault;
 use crate::link::Attachment;
+use crate::masquerade;
 use crate::spec::config::BUILT_IN_IPAM;
 use crate::spec::field::Field;
 use crate::spec::request::Call;
@@ -247,28 +248,39 @@ pub fn claim(
     fault::point()
 }
 
-/// Gives back what an attachment holds; `None`: whatever is leased to `owner` below `leases`, as nothing is known
-/// about where to look.
+/// Called for each address that is about to be free again.
+pub type Before<'a> = &'a dyn Fn(IpAddr) -> Result<(), CniError>;
+
+/// Gives back what an attachment holds; `None`: whatever is leased to `owner` below `leases`, as
+/// nothing is known about where to look. What is another's by now is neither freed nor touched.
 pub fn release(
     attachment: Option<&Attachment>,
     leases: &Leases,
     owner: &Owner,
+    before: Before<'_>,
 ) -> Result<(), CniError> {
-    if let Some(attachment) = attachment {
-        let Some(dir) = &attachment.lease_dir else {
-            return Ok(());
-        };
-        return release_all(
-            &Leases::at(PathBuf::from(dir)),
-            &attachment.addresses,
-            owner,
-        );
-    }
-    let Some(locked) = leases.lock_existing()? else {
+    let known = match attachment {
+        Some(Attachment {
+            lease_dir: None, ..
+        }) => return Ok(()),
+        Some(Attachment {
+            lease_dir: Some(dir),
+            ..
+        }) => Leases::at(PathBuf::from(dir)),
+        None => leases.clone(),
+    };
+    let Some(locked) = known.lock_existing()? else {
         return Ok(());
     };
-    for addr in locked.addresses()? {
-        locked.release(addr, owner)?;
+    let addresses = match attachment {
+        Some(attachment) => attachment.addresses.clone(),
+        None => locked.addresses()?,
+    };
+    for addr in addresses {
+        if locked.is_held_by(addr, owner)? {
+            before(addr)?;
+            locked.remove(addr)?;
+        }
     }
     Ok(())
 }
@@ -277,9 +289,23 @@ fn release_all(leases: &Leases, addresses: &[IpAddr], owner: &Owner) -> Result<(
     let Some(locked) = leases.lock_existing()? else {
         return Ok(());
     };
-    addresses
-        .iter()
-        .try_for_each(|&addr| locked.release(addr, owner))
+    for &addr in addresses {
+        if locked.is_held_by(addr, owner)? {
+            locked.remove(addr)?;
+        }
+    }
+    Ok(())
+}
+
+/// Frees an address of an attachment whose sandbox is gone.
+fn free_of(leases: &Locked<'_>, addr: IpAddr, attachment: &Attachment) -> Result<(), CniError> {
+    if !leases.is_held_by(addr, &owner_of(attachment))? {
+        return Ok(());
+    }
+    if attachment.ip_masq {
+        masquerade::end(&[addr])?;
+    }
+    leases.remove(addr)
 }
 
 /// An attachment of the same container whose sandbox is gone makes room for the new one; any other stays, and the
@@ -299,10 +325,9 @@ fn clear_predecessor(
                     .as_deref()
                     .is_none_or(|dir| self_dir(leases, dir)) =>
         {
-            let owner = owner_of(&old);
             old.addresses
                 .iter()
-                .try_for_each(|&addr| leases.release(addr, &owner))?;
+                .try_for_each(|&addr| free_of(leases, addr, &old))?;
             attachments.remove(&old.container_id, &old.ifname)
         }
         _ => Err(already_attached(attachment)),
@@ -324,7 +349,7 @@ fn reclaim(leases: &Locked<'_>, attachments: &Attachments, gone: Gone<'_>) -> Re
         if let Known::This(attachment) = attachments.load(&owner.container_id, &owner.ifname)?
             && gone(&attachment)
         {
-            leases.release(addr, &owner)?;
+            free_of(leases, addr, &attachment)?;
         }
     }
     Ok(())

@@ -125,7 +125,12 @@ impl Node {
             _ => None,
         };
         let owner = ipam::owner_of(&self.attachment(id));
-        ipam::release(known.as_deref(), &ipam::leases_of(&self.conf)?, &owner)?;
+        ipam::release(
+            known.as_deref(),
+            &ipam::leases_of(&self.conf)?,
+            &owner,
+            &|_| Ok(()),
+        )?;
         attachments.remove(id, "eth0")
     }
 

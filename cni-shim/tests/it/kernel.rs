@@ -1,13 +1,14 @@
 //! What ADD makes and DEL removes, in the kernel.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener, TcpStream};
 
 use selvage_cni::veth::{GATEWAY_V4, GATEWAY_V6, HOST_MAC};
 use selvage_netlink::route::{self, Filter, Target};
-use selvage_netlink::{addr, neigh};
+use selvage_netlink::{addr, link, neigh, nft};
 use serde_json::{Value, json};
 
 use std::path::Path;
+use std::time::Duration;
 
 use crate::lab::{Answer, NODE_V4, NODE_V6, Node, Ns, PROGRAM, Scratch, ips, reaches, start};
 
@@ -106,7 +107,7 @@ fn both_directions_and_both_families() {
         assert!(reaches(&pod, &other, address), "pod to pod {address}");
     }
     node.del("a", &pod).expect_ok();
-    assert!(!reaches(&node.ns, &other, others[0]) || pod.link("eth0").is_none());
+    assert!(pod.link("eth0").is_none() && reaches(&node.ns, &other, others[0]));
     node.del("b", &other).expect_ok();
     node.assert_clean("after both");
 }
@@ -392,4 +393,99 @@ fn check_finds_a_lost_lease() {
     );
     node.del("a", &pod).expect_ok();
     assert_eq!(node.leases(), ["10.244.1.2"], "DEL frees its own only");
+}
+
+#[test]
+fn masquerading_without_an_agent() {
+    let (mut node, pod) = (Node::new("none"), Ns::new());
+    node.conf["ipMasq"] = json!(true);
+    let addresses = ips(&node.add("a", &pod).expect_ok());
+    // A host on the uplink that knows no way back to the pod.
+    let outside = Ns::new();
+    let uplink = node.ns.link("uplink").unwrap().index;
+    let out = outside.socket();
+    connect(&node, &outside, uplink, out);
+    for (address, v6) in [("192.0.2.9", false), ("2001:db8::9", true)] {
+        assert!(reaches(&pod, &outside, parse(address)), "v6: {v6}");
+        assert_eq!(
+            seen_from(&pod, &outside, parse(address)),
+            parse(if v6 { NODE_V6 } else { NODE_V4 })
+        );
+    }
+    // The node and other pods see the pod itself.
+    assert_eq!(seen_from(&pod, &node.ns, parse(NODE_V4)), addresses[0]);
+    let other = Ns::new();
+    let others = ips(&node.add("b", &other).expect_ok());
+    assert_eq!(seen_from(&pod, &other, others[0]), addresses[0]);
+    assert_eq!(masqueraded(&node), 4);
+    node.del("a", &pod).expect_ok();
+    assert_eq!(masqueraded(&node), 2);
+    std::fs::remove_dir_all(node.scratch.0.join("state")).unwrap();
+    node.del("b", &other).expect_ok();
+    assert_eq!(masqueraded(&node), 0, "found by its leases");
+}
+
+/// Puts `outside` on the node's uplink, as 192.0.2.9 and 2001:db8::9.
+fn connect(node: &Node, outside: &Ns, uplink: u32, mut out: selvage_netlink::Socket) {
+    let mut host = node.ns.socket();
+    outside.within(|| {
+        let inside = selvage_netlink::netns::current().unwrap();
+        let peer = link::VethEnd {
+            name: "eth0",
+            netns: Some(std::os::fd::AsFd::as_fd(&inside)),
+            ..Default::default()
+        };
+        host.apply(|batch| {
+            link::add_veth(
+                batch,
+                &link::VethEnd {
+                    name: "port",
+                    ..Default::default()
+                },
+                &peer,
+            )
+        })
+        .unwrap();
+    });
+    let port = node.ns.link("port").unwrap().index;
+    let eth0 = outside.link("eth0").unwrap().index;
+    host.apply(|batch| {
+        link::set_master(batch, port, uplink);
+        link::set_up(batch, port, true);
+    })
+    .unwrap();
+    out.apply(|batch| {
+        link::set_up(batch, eth0, true);
+        for (text, len) in [("192.0.2.9", 24), ("2001:db8::9", 64)] {
+            let prefix = selvage_netlink::Prefix::new(parse(text), len);
+            addr::add(batch, &addr::Address::new(eth0, prefix));
+        }
+    })
+    .unwrap();
+    node.ns
+        .within(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+    node.ns
+        .within(|| std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap());
+}
+
+/// The source address that a server in `server` sees of a connection from `from`.
+fn seen_from(from: &Ns, server: &Ns, to: IpAddr) -> IpAddr {
+    let listener = server.within(|| TcpListener::bind((to, 0)).unwrap());
+    let address = listener.local_addr().unwrap();
+    let _client =
+        from.within(|| TcpStream::connect_timeout(&address, Duration::from_secs(5)).unwrap());
+    listener.accept().unwrap().1.ip()
+}
+
+/// How many addresses the node masquerades.
+fn masqueraded(node: &Node) -> usize {
+    let table = nft::Table::inet("selvage-cni");
+    node.ns.within(|| {
+        let mut socket =
+            selvage_netlink::Socket::open(selvage_netlink::Protocol::Netfilter).unwrap();
+        let sets = nft::list::sets(&mut socket, &table).unwrap();
+        sets.iter()
+            .map(|set| nft::list::elements(&mut socket, &table, set).unwrap().len())
+            .sum()
+    })
 }

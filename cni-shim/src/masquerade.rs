@@ -1,0 +1,129 @@
+//! Masquerading where no agent does it: `ipMasq` as the reference plugins understand it.
+//!
+//! One table of our own with one rule per family, whatever the number of pods: packets from an address in a set,
+//! that leave the node by another interface than a pod's and are not multicast, take the address of that interface.
+//! A pod is an element of the set.
+
+use std::net::IpAddr;
+
+use rustix::io::Errno;
+use selvage_netlink::nft::expr::{CmpOp, Expr, Meta, Reg};
+use selvage_netlink::nft::{Base, ChainType, DataType, Element, Hook, Set, Table, Transaction};
+use selvage_netlink::{Error, Protocol, Socket};
+
+use crate::spec::CniError;
+use crate::veth::{GROUP, kernel};
+
+const TABLE: Table<'static> = Table::inet("selvage-cni");
+const CHAIN: &str = "postrouting";
+const SET_V4: Set<'static> = Set::hash("masquerade4", &[DataType::IPV4_ADDR]);
+const SET_V6: Set<'static> = Set::hash("masquerade6", &[DataType::IPV6_ADDR]);
+
+/// The priority `srcnat`.
+const SRCNAT: i32 = 100;
+
+/// Masquerades what comes from `addresses`. Those that are in the sets already stay there.
+pub fn begin(addresses: &[IpAddr]) -> Result<(), CniError> {
+    let mut socket = socket()?;
+    let added = insert(&mut socket, addresses).or_else(|e| match e {
+        e if e.is(Errno::NOENT) => {
+            // Somebody else may have made the table meanwhile.
+            match make_table(&mut socket) {
+                Err(e) if !e.is(Errno::EXIST) => Err(e),
+                _ => insert(&mut socket, addresses),
+            }
+        }
+        e => Err(e),
+    });
+    added.map_err(|e| kernel("cannot masquerade for the pod (table inet selvage-cni)", &e))
+}
+
+/// Ends it. What is not there is no error.
+pub fn end(addresses: &[IpAddr]) -> Result<(), CniError> {
+    let mut socket = socket()?;
+    for addr in addresses {
+        let key = octets(*addr);
+        let mut transaction = Transaction::new();
+        transaction.delete_elements(&TABLE, set(*addr), [Element::one(&key)]);
+        match transaction.commit(&mut socket) {
+            Err(e) if !e.is(Errno::NOENT) => {
+                return Err(kernel(
+                    &format!("cannot end masquerading for {addr} (table inet selvage-cni)"),
+                    &e,
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn socket() -> Result<Socket, CniError> {
+    Socket::open(Protocol::Netfilter).map_err(|e| kernel("cannot speak to nf_tables", &e))
+}
+
+fn insert(socket: &mut Socket, addresses: &[IpAddr]) -> Result<(), Error> {
+    for addr in addresses {
+        let key = octets(*addr);
+        let mut transaction = Transaction::new();
+        transaction.add_elements(&TABLE, set(*addr), [Element::one(&key)]);
+        match transaction.commit(socket) {
+            Err(e) if !e.is(Errno::EXIST) => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// All or nothing: the sets are refused if they exist, so that no rule is ever there twice.
+fn make_table(socket: &mut Socket) -> Result<(), Error> {
+    let base = Base {
+        hook: Hook::Postrouting,
+        priority: SRCNAT,
+        kind: ChainType::Nat,
+        drop: false,
+    };
+    let mut transaction = Transaction::new();
+    transaction.add_table(&TABLE);
+    transaction.add_set(&TABLE, &SET_V4);
+    transaction.add_set(&TABLE, &SET_V6);
+    transaction.add_base_chain(&TABLE, CHAIN, &base);
+    for v6 in [false, true] {
+        transaction.add_rule(&TABLE, CHAIN, &rule(v6), Some("pods with ipMasq"));
+    }
+    transaction.commit(socket)
+}
+
+fn rule(v6: bool) -> Vec<Expr> {
+    let mut rule = Expr::family(v6).to_vec();
+    rule.extend([Expr::meta(Meta::OIFGROUP), Expr::ne(GROUP.to_ne_bytes())]);
+    rule.extend([
+        Expr::source(v6, Reg::FIRST),
+        Expr::in_set(if v6 { SET_V6 } else { SET_V4 }.name, false),
+    ]);
+    rule.push(Expr::destination(v6, Reg::FIRST));
+    // Multicast is everything from here on upwards: 224.0.0.0 and what follows, ff00::/8.
+    let multicast = if v6 {
+        [&[0xff][..], &[0; 15]].concat()
+    } else {
+        vec![224, 0, 0, 0]
+    };
+    rule.push(Expr::Cmp {
+        sreg: Reg::FIRST,
+        op: CmpOp::Lt,
+        value: multicast,
+    });
+    rule.push(Expr::Masquerade { flags: 0 });
+    rule
+}
+
+fn set(addr: IpAddr) -> &'static Set<'static> {
+    if addr.is_ipv6() { &SET_V6 } else { &SET_V4 }
+}
+
+fn octets(addr: IpAddr) -> Vec<u8> {
+    match addr {
+        IpAddr::V4(addr) => addr.octets().to_vec(),
+        IpAddr::V6(addr) => addr.octets().to_vec(),
+    }
+}
