@@ -201,3 +201,73 @@ fn subtract(from: Vec<(u128, u128)>, holes: &[(u128, u128)]) -> Vec<(u128, u128)
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    /// Blocks within 10.0.0.0/24, so that they meet.
+    fn net() -> impl Strategy<Value = IpNet> {
+        (any::<u8>(), 24..=32_u8).prop_map(|(last, len)| {
+            IpNet::new(Ipv4Addr::new(10, 0, 0, last).into(), len).expect("a length")
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_hold_what_their_blocks_hold(
+            blocks in vec((net(), vec(net(), 0..4)), 0..5),
+            ports in vec((0..300_u16, 0..300_u16), 0..6),
+        ) {
+            let ranges = blocks.iter().fold(AddrRanges::default(), |all, (net, holes)| {
+                all.union(&AddrRanges::block(*net, holes))
+            });
+            for last in 0..=255 {
+                let addr = IpAddr::from(Ipv4Addr::new(10, 0, 0, last));
+                let expected = blocks.iter().any(|(net, holes)| {
+                    net.trunc().contains(&addr) && !holes.iter().any(|hole| hole.trunc().contains(&addr))
+                });
+                prop_assert_eq!(ranges.contains(addr), expected);
+            }
+            for pair in ranges.iter(Family::V4).collect::<Vec<_>>().windows(2) {
+                prop_assert!(addr_value(pair[0].1) + 1 < addr_value(pair[1].0), "{:?}", pair);
+            }
+            let ports: Vec<_> = ports.into_iter().filter_map(|(a, b)| PortRange::new(a, b)).collect();
+            let joined = coalesce_ports(ports.clone());
+            for port in 0..=300 {
+                let inside = |all: &[PortRange]| all.iter().any(|r| r.contains(port));
+                prop_assert_eq!(inside(&joined), inside(&ports));
+            }
+        }
+    }
+
+    fn addr_value(addr: IpAddr) -> u32 {
+        match addr {
+            IpAddr::V4(a) => a.into(),
+            IpAddr::V6(_) => panic!("IPv4 only"),
+        }
+    }
+
+    #[test]
+    fn the_whole_family() {
+        for (cidr, first, last) in [
+            ("0.0.0.0/0", "0.0.0.0", "255.255.255.255"),
+            ("::/0", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+        ] {
+            let net: IpNet = cidr.parse().expect("a CIDR");
+            let ranges = AddrRanges::block(net, &[]);
+            let ends = (
+                first.parse().expect("an address"),
+                last.parse().expect("an address"),
+            );
+            assert_eq!(
+                ranges.iter(Family::of(net.addr())).collect::<Vec<_>>(),
+                [ends]
+            );
+            assert!(AddrRanges::block(net, &[net]).is_empty());
+            assert_eq!(ranges.union(&ranges), ranges);
+        }
+    }
+}

@@ -170,7 +170,7 @@ pub const KINDS: [(&str, u16); 10] = [
 ];
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::strategy::config())]
 
     #[test]
     fn oracle_plan_and_why_agree(world in world()) {

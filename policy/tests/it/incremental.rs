@@ -43,7 +43,7 @@ fn assert_same(left: &Plan, right: &Plan) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::strategy::config())]
 
     #[test]
     fn every_step_equals_a_full_build(start in world(), steps in vec(vec(change(), 1..4), 1..12)) {

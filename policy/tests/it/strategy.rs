@@ -22,6 +22,21 @@ pub const OUTSIDE: [&str; 5] = [
     "fd99::2",
 ];
 
+/// Enough cases for every run; `PROPTEST_CASES` for more.
+pub fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() {
+        default.cases
+    } else {
+        192
+    };
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..default
+    }
+}
+
 pub fn world() -> impl Strategy<Value = World> {
     let namespaces = subsequence(NAMESPACES.to_vec(), 2..=3)
         .prop_flat_map(|names| names.into_iter().map(namespace).collect::<Vec<_>>());

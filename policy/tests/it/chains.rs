@@ -1,0 +1,335 @@
+//! The fixed chains, packet by packet: what is established or revoked, neighbour discovery, what is not about pods.
+
+use crate::equivalence::POD_GROUP;
+use crate::interpreter::{Interface, Packet, passes};
+use crate::world::{NODE, addresses};
+use selvage_policy::api::NetworkPolicySpec;
+use selvage_policy::model::{LocalPod, PolicyKey};
+use selvage_policy::plan::{Gen, Hook, IfaceMatch, Key, Plan, text};
+use selvage_policy::revoke::Flow;
+use selvage_policy::verdict::{Decision, End, Query};
+use selvage_policy::{Change, Compiler, Config, lower};
+use std::sync::Arc;
+
+const MARK: u32 = 1 << 31;
+
+fn config() -> Config {
+    Config {
+        node: NODE.into(),
+        ..Config::default()
+    }
+}
+
+/// `x/a` on `sv11` denies everything, `x/b` on `sv12` nothing.
+fn compiler(config: Config) -> Compiler {
+    let mut compiler = Compiler::new(config);
+    for (name, ifname, ips) in [
+        ("a", "sv11", ["10.0.1.1", "fd00::1:1"]),
+        ("b", "sv12", ["10.0.1.2", "fd00::1:2"]),
+    ] {
+        let pod = crate::world::Pod {
+            namespace: "x".into(),
+            name: name.into(),
+            labels: [("pod".to_owned(), name.to_owned())].into(),
+            addresses: addresses(&ips),
+            ifname: Some(ifname.into()),
+            host_network: false,
+            finished: false,
+            ports: Vec::new(),
+            created: 1,
+        };
+        compiler.apply(pod.change());
+        pod.attachment()
+            .into_iter()
+            .for_each(|change| compiler.apply(change));
+    }
+    compiler.apply(policy(
+        r#"{"podSelector":{"matchLabels":{"pod":"a"}},"policyTypes":["Ingress","Egress"]}"#,
+    ));
+    compiler
+}
+
+fn policy(json: &str) -> Change {
+    let spec: NetworkPolicySpec = serde_json::from_str(json).expect("a spec");
+    Change::Policy(Arc::new(
+        lower(PolicyKey::new("x", "p"), &spec).expect("a valid policy"),
+    ))
+}
+
+fn plan() -> Plan {
+    compiler(config()).plan().clone()
+}
+
+fn interface(name: &str) -> Option<Interface> {
+    let group = if name.starts_with("sv") { POD_GROUP } else { 0 };
+    (!name.is_empty()).then(|| Interface {
+        name: name.into(),
+        group,
+    })
+}
+
+fn packet(iif: &str, source: &str, oif: &str, destination: &str) -> Packet {
+    Packet {
+        iif: interface(iif),
+        oif: interface(oif),
+        source: source.parse().expect("an address"),
+        destination: destination.parse().expect("an address"),
+        protocol: 6,
+        port: 80,
+        kind: 0,
+        established: false,
+        mark: 0,
+    }
+}
+
+#[test]
+fn established_flows_pass_unless_revoked() {
+    let new = packet("eth0", "192.0.2.1", "sv11", "10.0.1.1");
+    let established = Packet {
+        established: true,
+        ..new.clone()
+    };
+    let revoked = Packet {
+        mark: MARK | 5,
+        ..established.clone()
+    };
+    let marked_by_others = Packet {
+        mark: 5,
+        ..established.clone()
+    };
+    let plan = plan();
+    assert!(!passes(&plan, Hook::Forward, &new));
+    assert!(passes(&plan, Hook::Forward, &established));
+    assert!(passes(&plan, Hook::Forward, &marked_by_others));
+    assert!(!passes(&plan, Hook::Forward, &revoked));
+    let keep = compiler(Config {
+        revoked_mark: 0,
+        ..config()
+    })
+    .plan()
+    .clone();
+    assert!(passes(&keep, Hook::Forward, &revoked));
+    assert!(!passes(&keep, Hook::Forward, &new));
+}
+
+#[test]
+fn what_is_not_about_pods_is_left_alone() {
+    let plan = plan();
+    for (source, destination) in [
+        ("192.0.2.1", "198.51.100.1"),
+        ("2001:db8::1", "2001:db8::2"),
+    ] {
+        let transit = packet("eth0", source, "eth1", destination);
+        assert!(
+            passes(&plan, Hook::Prerouting, &transit) && passes(&plan, Hook::Forward, &transit)
+        );
+    }
+    // A pod of another node that this one only forwards for.
+    assert!(passes(
+        &plan,
+        Hook::Forward,
+        &packet("eth0", "10.0.7.1", "eth1", "10.0.8.1")
+    ));
+}
+
+#[test]
+fn a_pod_reaches_itself_through_a_service() {
+    let plan = plan();
+    assert!(passes(
+        &plan,
+        Hook::Forward,
+        &packet("sv11", "10.0.1.1", "sv11", "10.0.1.1")
+    ));
+    assert!(passes(
+        &plan,
+        Hook::Forward,
+        &packet("sv11", "fd00::1:1", "sv11", "fd00::1:1")
+    ));
+    assert!(!passes(
+        &plan,
+        Hook::Forward,
+        &packet("sv12", "10.0.1.2", "sv11", "10.0.1.1")
+    ));
+}
+
+#[test]
+fn pods_resolve_neighbours_but_do_not_advertise_routers() {
+    let plan = plan();
+    let from = |iif, source, protocol, kind| {
+        let packet = Packet {
+            protocol,
+            kind,
+            ..packet(iif, source, "", "ff02::1")
+        };
+        passes(&plan, Hook::Prerouting, &packet)
+    };
+    for source in ["::", "fe80::1234"] {
+        for kind in [133, 135, 136] {
+            assert!(from("sv11", source, 58, kind), "{source} {kind}");
+            assert!(from("sv-unknown", source, 58, kind), "{source} {kind}");
+        }
+        for kind in [128, 134, 137, 143] {
+            assert!(!from("sv11", source, 58, kind), "{source} {kind}");
+        }
+        assert!(!from("sv11", source, 6, 135), "{source}");
+    }
+    assert!(from("sv11", "fd00::1:1", 58, 135));
+    assert!(!from("sv11", "fd00::1:2", 58, 135));
+    assert!(!from("sv11", "fec0::1", 58, 135));
+    assert!(from("eth0", "fe80::1", 58, 134));
+}
+
+#[test]
+fn interfaces_by_prefix() {
+    let plan = compiler(Config {
+        pod_interfaces: IfaceMatch::Prefix("cali".into()),
+        ..config()
+    })
+    .plan()
+    .clone();
+    assert!(!passes(
+        &plan,
+        Hook::Prerouting,
+        &packet("cali1", "10.0.9.9", "", "192.0.2.1")
+    ));
+    assert!(passes(
+        &plan,
+        Hook::Prerouting,
+        &packet("eth0", "10.0.9.9", "", "192.0.2.1")
+    ));
+    assert!(text::plan(&plan).contains("iifname \"cali*\" counter drop"));
+}
+
+/// 67: the attachment is there before the API knows the address; without K8S arguments no selector matches.
+#[test]
+fn attachments_without_a_pod() {
+    let mut compiler = compiler(config());
+    let ifname = "sv99".parse().expect("an interface name");
+    let anonymous = LocalPod {
+        ifname,
+        ifindex: 9,
+        addresses: addresses(&["10.0.1.9"]),
+        pod: None,
+    };
+    compiler.apply(Change::Local(anonymous.clone()));
+    compiler.apply(policy(
+        r#"{"podSelector":{},"ingress":[{"from":[{"namespaceSelector":{}},{"podSelector":{}}]}]}"#,
+    ));
+    let plan = compiler.plan().clone();
+    assert!(passes(
+        &plan,
+        Hook::Prerouting,
+        &packet("sv99", "10.0.1.9", "", "192.0.2.1")
+    ));
+    assert!(passes(
+        &plan,
+        Hook::Forward,
+        &packet("sv11", "10.0.1.1", "sv99", "10.0.1.9")
+    ));
+    assert!(!passes(
+        &plan,
+        Hook::Forward,
+        &packet("sv99", "10.0.1.9", "sv11", "10.0.1.1")
+    ));
+    let waiting = LocalPod {
+        pod: Some(selvage_policy::model::PodRef {
+            key: selvage_policy::model::PodKey::new("x", "later"),
+            uid: None,
+        }),
+        ..anonymous
+    };
+    compiler.apply(Change::Local(waiting));
+    let plan = compiler.plan().clone();
+    assert!(!passes(
+        &plan,
+        Hook::Prerouting,
+        &packet("sv99", "10.0.1.9", "", "192.0.2.1")
+    ));
+    assert!(!passes(
+        &plan,
+        Hook::Forward,
+        &packet("eth0", "192.0.2.1", "sv99", "10.0.1.9")
+    ));
+    let query = Query {
+        source: End::Addr("192.0.2.1".parse().expect("an address")),
+        destination: End::Addr("10.0.1.9".parse().expect("an address")),
+        protocol: 6,
+        port: Some(80),
+    };
+    assert_eq!(
+        compiler.why(&query).expect("an answer").ingress,
+        Decision::Closed
+    );
+}
+
+/// 71, 78: what a change revokes.
+#[test]
+fn a_tightened_policy_revokes_flows() {
+    let mut compiler = compiler(config());
+    compiler.take_delta();
+    let flow = |source: &str, destination: &str| Flow {
+        source: source.parse().expect("an address"),
+        destination: destination.parse().expect("an address"),
+        protocol: 6,
+        port: 80,
+    };
+    let (into_b, out_of_b) = (flow("192.0.2.1", "10.0.1.2"), flow("10.0.1.2", "192.0.2.1"));
+    assert!(compiler.allowed(&into_b) && compiler.allowed(&out_of_b));
+    compiler.apply(policy(r#"{"podSelector":{}}"#));
+    let delta = compiler.take_delta().expect("a change");
+    assert!(delta.may_revoke());
+    assert!(!compiler.allowed(&into_b) && compiler.allowed(&out_of_b));
+    // Flows of other nodes are for their agents.
+    assert!(compiler.allowed(&flow("10.0.7.1", "10.0.8.1")));
+    // A new pod that nothing isolates revokes nothing.
+    let ifname = "sv99".parse().expect("an interface name");
+    compiler.apply(Change::Local(LocalPod {
+        ifname,
+        ifindex: 9,
+        addresses: addresses(&["10.0.1.9"]),
+        pod: None,
+    }));
+    assert!(!compiler.take_delta().expect("a change").may_revoke());
+    assert_eq!(compiler.generation(), Gen(3));
+    assert!(
+        compiler
+            .local_addresses()
+            .contains(&"10.0.1.9".parse().expect("an address"))
+    );
+}
+
+#[test]
+fn keys_as_the_kernel_compares_them() {
+    let a = "10.0.0.1".parse().expect("an address");
+    let cases = [
+        (Key::Addr(a), "0a000001"),
+        (
+            Key::AddrProtoPort(a, selvage_policy::model::Proto::Sctp, 80),
+            "0a0000018400000000500000",
+        ),
+        (
+            Key::ProtoPort(selvage_policy::model::Proto::Udp, 53),
+            "1100000000350000",
+        ),
+        (Key::PortRange(53, 80), "0035"),
+        (
+            Key::IfnameAddr("sv1".parse().expect("a name"), a),
+            "737631000000000000000000000000000a000001",
+        ),
+    ];
+    for (key, hex) in cases {
+        let bytes: String = key.bytes().iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(bytes, hex, "{key:?}");
+    }
+    let end = |key: Key| key.interval_end();
+    assert_eq!(end(Key::PortRange(53, 80)), Some(vec![0, 81]));
+    assert_eq!(end(Key::PortRange(53, 65535)), None);
+    assert_eq!(end(Key::AddrRange(a, a)), Some(vec![10, 0, 0, 2]));
+    assert_eq!(
+        end(Key::AddrRange(
+            a,
+            "255.255.255.255".parse().expect("an address")
+        )),
+        None
+    );
+}
