@@ -1,5 +1,8 @@
 //! The Selvage node daemon and its command line, as a library so that tests reach every part.
 
+pub mod api;
+pub mod control;
+pub mod desired;
 pub mod inbox;
 pub mod kernel;
 pub mod objects;

@@ -26,6 +26,8 @@ pub enum ObjectEvent {
     Synced(Kind),
     /// All earlier problems of this origin are settled.
     Cleared(Origin),
+    /// Everything that the source held when it was asked for this mark was sent.
+    Reached(u64),
     /// Something could not be used. The last good form of the object, if there was one, stays.
     Invalid(Problem),
 }

@@ -7,17 +7,17 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
-use rustix::io::Errno;
 
 use super::ObjectEvent;
 use super::directory::Directory;
 use super::yaml::MAX_FILE;
+use crate::inbox::{Inbox, Sender};
 use crate::objects::Kind;
 
 /// The most files that a directory may hold.
@@ -29,27 +29,40 @@ pub type Sink = Box<dyn FnMut(Vec<ObjectEvent>) -> bool + Send>;
 /// A running watcher; dropping it stops the thread.
 #[derive(Debug)]
 pub struct Watcher {
-    stop: OwnedFd,
+    commands: Sender<Command>,
     thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+enum Command {
+    /// Say so when everything that is there now was sent.
+    Reach(u64),
+    Stop,
 }
 
 /// Starts to watch `path`, a file or a directory. Fails if it is not there.
 pub fn spawn(path: &Path, sink: Sink) -> io::Result<Watcher> {
     let mut source = Source::open(path, sink)?;
-    let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-    let listen = stop.try_clone()?;
+    let (commands, inbox) = Inbox::new()?;
     let thread = std::thread::Builder::new()
         .name("source".into())
-        .spawn(move || source.run(&listen))?;
+        .spawn(move || source.run(&inbox))?;
     Ok(Watcher {
-        stop,
+        commands,
         thread: Some(thread),
     })
 }
 
+impl Watcher {
+    /// Asks for [`ObjectEvent::Reached`] after everything that the files hold now.
+    pub fn reach(&self, mark: u64) {
+        self.commands.send(Command::Reach(mark));
+    }
+}
+
 impl Drop for Watcher {
     fn drop(&mut self) {
-        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        self.commands.send(Command::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -119,7 +132,7 @@ impl Source {
         Ok(())
     }
 
-    fn run(&mut self, stop: &OwnedFd) {
+    fn run(&mut self, inbox: &Inbox<Command>) {
         let mut first: Vec<ObjectEvent> = Kind::ALL.into_iter().map(ObjectEvent::Relist).collect();
         first.extend(self.scan());
         first.extend(Kind::ALL.into_iter().map(ObjectEvent::Synced));
@@ -127,27 +140,25 @@ impl Source {
             return;
         }
         loop {
-            let mut fds = [
-                PollFd::new(stop, PollFlags::IN),
-                PollFd::new(&self.inotify, PollFlags::IN),
-            ];
             // Only while the directory is away is there something to do without an event.
-            let retry = Timespec {
-                tv_sec: 1,
-                tv_nsec: 0,
-            };
-            match poll(&mut fds, (!self.watching).then_some(&retry)) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => {
-                    tracing::error!(%error, "the object directory is no longer watched");
-                    return;
-                }
-            }
-            let [stopped, ..] = fds;
-            if !stopped.revents().is_empty() {
+            let retry = (!self.watching).then_some(Duration::from_secs(1));
+            if let Err(error) = inbox.wait(&[self.inotify.as_fd()], retry) {
+                tracing::error!(%error, "the object directory is no longer watched");
                 return;
             }
-            let events = self.turn();
+            // Commands first: what was written before a mark was asked for is then in the kernel's queue already.
+            let commands = inbox.recv_all();
+            if commands
+                .iter()
+                .any(|command| matches!(command, Command::Stop))
+            {
+                return;
+            }
+            let mut events = self.turn();
+            events.extend(commands.into_iter().filter_map(|command| match command {
+                Command::Reach(mark) => Some(ObjectEvent::Reached(mark)),
+                Command::Stop => None,
+            }));
             if !events.is_empty() && !(self.sink)(events) {
                 return;
             }

@@ -43,6 +43,7 @@ pub struct Store {
     lacking: BTreeMap<&'static str, String>,
     synced: BTreeSet<Kind>,
     sweeps: BTreeMap<Kind, Sweep>,
+    reached: u64,
 }
 
 /// Container id and interface name.
@@ -130,6 +131,10 @@ impl Store {
                         self.remove(kind, &key, &mut dirty);
                     }
                     dirty.synced |= self.synced.insert(kind);
+                }
+                ObjectEvent::Reached(mark) => {
+                    self.reached = self.reached.max(mark);
+                    dirty.views = true;
                 }
                 ObjectEvent::Cleared(origin) => {
                     dirty.views |= self.problems.remove(&origin).is_some()
@@ -423,6 +428,11 @@ impl Store {
     /// Whether the source has delivered all kinds once.
     pub fn synced(&self) -> bool {
         Kind::ALL.iter().all(|kind| self.synced.contains(kind))
+    }
+
+    /// The newest mark that the source has passed.
+    pub fn reached(&self) -> u64 {
+        self.reached
     }
 
     /// How many objects of a kind there are.

@@ -1,0 +1,460 @@
+//! Views of the world, made by its owner.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant, SystemTime};
+
+use selvage_bgp_core::config::{PeerAsn, PeerConfig};
+use selvage_policy::Compiler;
+use selvage_policy::model::PodKey;
+use selvage_policy::verdict::{self, Decision, End, Identity};
+
+use crate::api::{
+    BgpView, ConditionView, DirectionView, EndView, Finding, Health, PeerQuestion, PeerView,
+    PolicyView, ProblemView, ReadyView, Refusal, RouteTotals, SourceView, StatusView, WhyQuestion,
+    WhyView,
+};
+use crate::desired::{Condition, Speaker};
+use crate::objects::Kind;
+use crate::source::Problem;
+use crate::store::{PeerState, SessionState, Store};
+
+/// What the owner of the world knows besides the store.
+#[derive(Clone, Copy, Debug)]
+pub struct World<'a> {
+    /// The facts.
+    pub store: &'a Store,
+    /// Name of the node.
+    pub node: &'a str,
+    /// Features that run.
+    pub features: &'a [&'static str],
+    /// Where the objects come from, for people.
+    pub from: &'a str,
+    /// When the daemon started.
+    pub started: Instant,
+    /// What the speaker was told; absent without the feature.
+    pub speaker: Option<&'a Speaker>,
+    /// Whether routes go into the kernel.
+    pub kernel: bool,
+    /// How far policy is; absent without the feature.
+    pub policy: Option<PolicyProgress>,
+    /// Whether the node can serve pods.
+    pub ready: &'a ReadyView,
+}
+
+/// How far policy is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PolicyProgress {
+    /// The newest generation that there is.
+    pub planned: u64,
+    /// Pods of this node that wait for their policy.
+    pub waiting: usize,
+}
+
+/// Everything on one screen.
+pub fn status(world: &World<'_>) -> StatusView {
+    let store = world.store;
+    let bgp = world.speaker.map(|speaker| bgp(store, speaker));
+    let policy = world.policy.map(|progress| policy(store, progress));
+    let counts = store.routes();
+    let routes = world.kernel.then_some(RouteTotals {
+        ipv4: counts.ipv4,
+        ipv6: counts.ipv6,
+        unresolved: counts.unresolved,
+        failed: counts.failed,
+    });
+    let wrong = wrong(world, bgp.as_ref(), routes.as_ref(), policy.as_ref());
+    let health = match (
+        world.ready.ready,
+        wrong.is_empty() && world.ready.missing.is_empty(),
+    ) {
+        (false, _) => Health::Starting,
+        (true, true) => Health::Good,
+        (true, false) => Health::Degraded,
+    };
+    StatusView {
+        version: env!("CARGO_PKG_VERSION").into(),
+        node: world.node.into(),
+        pid: std::process::id(),
+        uptime: world.started.elapsed().as_secs(),
+        features: world.features.iter().map(ToString::to_string).collect(),
+        health,
+        ready: world.ready.clone(),
+        source: SourceView {
+            from: world.from.into(),
+            synced: store.synced(),
+            objects: Kind::ALL
+                .iter()
+                .map(|kind| (kind.to_string(), store.count(*kind)))
+                .collect(),
+            problems: store.problems().map(problem).collect(),
+        },
+        bgp,
+        routes,
+        policy,
+        wrong,
+    }
+}
+
+/// The neighbours that were asked for, by address.
+pub fn peers(
+    store: &Store,
+    speaker: Option<&Speaker>,
+    question: &PeerQuestion,
+) -> Result<Vec<PeerView>, Refusal> {
+    let Some(speaker) = speaker else {
+        return Err(Refusal::hinted(
+            "this agent runs without BGP",
+            "it was left out of --features",
+        ));
+    };
+    let all = all_peers(store, speaker);
+    let Some(address) = question.address else {
+        return Ok(all);
+    };
+    let found: Vec<PeerView> = all
+        .into_iter()
+        .filter(|peer| peer.address == address)
+        .collect();
+    if found.is_empty() {
+        return Err(Refusal::hinted(
+            format!("no neighbour {address}"),
+            "`selvage peers` lists those that there are",
+        ));
+    }
+    Ok(found)
+}
+
+/// The conditions of the objects.
+pub fn conditions(speaker: Option<&Speaker>) -> Vec<ConditionView> {
+    speaker
+        .into_iter()
+        .flat_map(|speaker| &speaker.conditions)
+        .map(condition)
+        .collect()
+}
+
+/// May this packet pass, and who says so?
+pub fn why(compiler: &Compiler, question: &WhyQuestion) -> Result<WhyView, Refusal> {
+    let query = verdict::Query {
+        source: end(&question.source)?,
+        destination: end(&question.destination)?,
+        protocol: protocol(&question.protocol)?,
+        port: question.port,
+    };
+    let explanation = compiler.why(&query).map_err(|error| {
+        Refusal::hinted(
+            error,
+            "pods are written as namespace/name, others as an address",
+        )
+    })?;
+    let service = match question.port {
+        Some(port) => format!("{}/{port}", question.protocol),
+        None => question.protocol.clone(),
+    };
+    Ok(WhyView {
+        allowed: explanation.allowed(),
+        source: identity(&explanation.source),
+        destination: identity(&explanation.destination),
+        service,
+        egress: direction(&explanation.egress, "egress"),
+        ingress: direction(&explanation.ingress, "ingress"),
+    })
+}
+
+fn bgp(store: &Store, speaker: &Speaker) -> BgpView {
+    BgpView {
+        asn: speaker.config.asn.0,
+        router_id: speaker.config.router_id.to_string(),
+        networks: speaker
+            .config
+            .networks
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        peers: all_peers(store, speaker),
+    }
+}
+
+fn all_peers(store: &Store, speaker: &Speaker) -> Vec<PeerView> {
+    let configured = speaker.config.peers.iter().map(|config| {
+        let address = config.key.addr;
+        peer(address, store.session(&address), Some(config), speaker)
+    });
+    let named: BTreeSet<IpAddr> = speaker
+        .config
+        .peers
+        .iter()
+        .map(|config| config.key.addr)
+        .collect();
+    let others = store
+        .sessions()
+        .filter(|state| !named.contains(&state.address));
+    let others = others.map(|state| peer(state.address, Some(state), None, speaker));
+    let mut peers: Vec<PeerView> = configured.chain(others).collect();
+    peers.sort_by_key(|peer| peer.address);
+    peers
+}
+
+fn peer(
+    address: IpAddr,
+    state: Option<&PeerState>,
+    config: Option<&PeerConfig>,
+    speaker: &Speaker,
+) -> PeerView {
+    let origin = match (speaker.origins.get(&address), config) {
+        (Some(name), _) => format!("BGPPeer {name}"),
+        (None, Some(_)) => "mesh".into(),
+        (None, None) => "range".into(),
+    };
+    let expected = match config.map(|config| config.asn) {
+        Some(PeerAsn::Exactly(asn)) => asn.to_string(),
+        Some(PeerAsn::Internal) => speaker.config.asn.to_string(),
+        Some(PeerAsn::External) | None => "external".into(),
+    };
+    let session = state.map(|state| state.state).unwrap_or_default();
+    let families = state.map(|state| state.families).unwrap_or_default();
+    PeerView {
+        address,
+        origin,
+        description: config
+            .map(|config| config.description.clone())
+            .unwrap_or_default(),
+        asn: state
+            .and_then(|state| state.asn)
+            .map_or(expected, |asn| asn.to_string()),
+        state: session.name().into(),
+        up: session == SessionState::Established,
+        since: state
+            .map(|state| seconds_since(state.since))
+            .unwrap_or_default(),
+        families: ["ipv4", "ipv6"]
+            .into_iter()
+            .zip(families)
+            .filter(|(_, used)| *used)
+            .map(|(name, _)| name.into())
+            .collect(),
+        received: state.map(|state| state.received).unwrap_or_default(),
+        advertised: state.map(|state| state.advertised).unwrap_or_default(),
+        end_of_rib: state.is_some_and(|state| state.end_of_rib),
+        stale: state.is_some_and(|state| state.stale),
+        last_error: state.and_then(|state| state.last_error.clone()),
+        established: state.map(|state| state.flaps).unwrap_or_default(),
+        router_id: state.and_then(|state| state.router_id.clone()),
+        hold: state.map(|state| state.hold).unwrap_or_default(),
+    }
+}
+
+fn seconds_since(time: SystemTime) -> u64 {
+    SystemTime::now()
+        .duration_since(time)
+        .unwrap_or(Duration::ZERO)
+        .as_secs()
+}
+
+fn policy(store: &Store, progress: PolicyProgress) -> PolicyView {
+    let state = store.policy_state();
+    PolicyView {
+        enforced: state.enforced,
+        planned: progress.planned,
+        local_pods: store.attachments().count(),
+        waiting: progress.waiting,
+        policies: store.count(Kind::NetworkPolicy),
+        failure: state.failure.clone(),
+        repaired: state.repaired,
+    }
+}
+
+fn problem(problem: &Problem) -> ProblemView {
+    let object = match (problem.kind.as_str(), problem.key.name.as_str()) {
+        ("", _) => String::new(),
+        (kind, "") => format!("{kind} without a name"),
+        (kind, _) => format!("{kind} {}", problem.key),
+    };
+    ProblemView {
+        at: problem.at.to_string(),
+        object,
+        path: problem.path.clone(),
+        reason: problem.reason.clone(),
+        hint: problem.hint.clone(),
+    }
+}
+
+fn condition(condition: &Condition) -> ConditionView {
+    ConditionView {
+        kind: condition.kind.to_string(),
+        object: condition.key.to_string(),
+        name: condition.name.into(),
+        status: condition.status,
+        message: condition.message.clone(),
+    }
+}
+
+/// What is wrong, the worst first.
+fn wrong(
+    world: &World<'_>,
+    bgp: Option<&BgpView>,
+    routes: Option<&RouteTotals>,
+    policy: Option<&PolicyView>,
+) -> Vec<Finding> {
+    let mut wrong = Vec::new();
+    let mut say = |what: String, todo: Option<&str>| {
+        wrong.push(Finding {
+            what,
+            todo: todo.map(Into::into),
+        })
+    };
+    if let Some(failure) = policy.and_then(|policy| policy.failure.as_ref()) {
+        let todo = "the last plan that the kernel took stays in force; the log has the details";
+        say(
+            format!("policy is not in the kernel: {failure}"),
+            Some(todo),
+        );
+    }
+    if let Some(waiting) = policy
+        .map(|policy| policy.waiting)
+        .filter(|waiting| *waiting > 0)
+    {
+        let todo =
+            "a pod opens when its object and its policy are known; `selvage why` tells for one";
+        say(
+            format!(
+                "{} waiting for policy, closed until then",
+                counted(waiting, "pod")
+            ),
+            Some(todo),
+        );
+    }
+    for (_, what) in world.store.lacking() {
+        say(what.to_owned(), None);
+    }
+    for peer in bgp
+        .into_iter()
+        .flat_map(|bgp| &bgp.peers)
+        .filter(|peer| !peer.up)
+    {
+        let why = peer
+            .last_error
+            .as_deref()
+            .map(|why| format!(": {why}"))
+            .unwrap_or_default();
+        let todo = "is it reachable, does it expect us, do ASN and password agree? `selvage peers` shows more";
+        say(
+            format!(
+                "neighbour {} ({}) is {}{why}",
+                peer.address, peer.origin, peer.state
+            ),
+            Some(todo),
+        );
+    }
+    if let Some(routes) = routes {
+        if routes.failed > 0 {
+            let todo = "another maker may hold the same prefix with our metric; the log names them";
+            say(
+                format!(
+                    "{} refused by the kernel",
+                    counted_u64(routes.failed, "route")
+                ),
+                Some(todo),
+            );
+        }
+        if routes.unresolved > 0 {
+            let todo = "the next hop is on no link; `selvage routes` names them";
+            say(
+                format!(
+                    "{} without a next hop that can be reached",
+                    counted_u64(routes.unresolved, "route")
+                ),
+                Some(todo),
+            );
+        }
+    }
+    for condition in world
+        .speaker
+        .iter()
+        .flat_map(|speaker| &speaker.conditions)
+        .filter(|condition| condition.is_bad())
+    {
+        say(
+            format!(
+                "{} {}: {}",
+                condition.kind, condition.key, condition.message
+            ),
+            None,
+        );
+    }
+    for problem in world.store.problems() {
+        let mut plain = problem.clone();
+        let hint = plain.hint.take();
+        say(plain.to_string(), hint.as_deref());
+    }
+    wrong
+}
+
+/// `1 pod`, `2 pods`.
+fn counted(number: usize, noun: &str) -> String {
+    counted_u64(number as u64, noun)
+}
+
+fn counted_u64(number: u64, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
+}
+
+fn end(text: &str) -> Result<End, Refusal> {
+    if let Ok(address) = text.parse() {
+        return Ok(End::Addr(address));
+    }
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+            Ok(End::Pod(PodKey::new(namespace, name)))
+        }
+        _ => Err(Refusal::hinted(
+            format!("`{text}` is no end of a flow"),
+            "write namespace/pod or an address",
+        )),
+    }
+}
+
+/// IANA protocol numbers.
+fn protocol(text: &str) -> Result<u8, Refusal> {
+    match text.to_ascii_lowercase().as_str() {
+        "tcp" => Ok(6),
+        "udp" => Ok(17),
+        "sctp" => Ok(132),
+        "icmp" => Ok(1),
+        "icmpv6" => Ok(58),
+        number => number.parse().map_err(|_| {
+            Refusal::hinted(
+                format!("`{text}` is no protocol"),
+                "write tcp, udp, sctp, icmp or a number",
+            )
+        }),
+    }
+}
+
+fn identity(identity: &Identity) -> EndView {
+    let pod = identity.pod.as_ref().map(|pod| format!("pod {pod}"));
+    let node = identity.node.as_ref().map(|node| format!("node {node}"));
+    EndView {
+        address: identity.addr.to_string(),
+        identity: pod.or(node),
+    }
+}
+
+fn direction(decision: &Decision, name: &str) -> DirectionView {
+    let (policies, rule) = match decision {
+        Decision::Allowed { policy, rule } => (
+            vec![policy.to_string()],
+            Some(format!("spec.{name}[{rule}]")),
+        ),
+        Decision::Denied { policies } => (policies.iter().map(ToString::to_string).collect(), None),
+        _ => (Vec::new(), None),
+    };
+    DirectionView {
+        allowed: decision.allows(),
+        reason: decision.to_string(),
+        policies,
+        rule,
+    }
+}
