@@ -54,7 +54,6 @@ impl Attachments {
     pub fn claim(&self, attachment: &Attachment) -> Result<(), CniError> {
         let (aside, path) = self.paths(&attachment.container_id, &attachment.ifname);
         self.write_aside(&aside, attachment)?;
-        fault::point()?;
         let linked = fs::hard_link(&aside, &path);
         let _ = fs::remove_file(&aside);
         match linked {
@@ -70,8 +69,10 @@ impl Attachments {
     pub fn update(&self, attachment: &Attachment) -> Result<(), CniError> {
         let (aside, path) = self.paths(&attachment.container_id, &attachment.ifname);
         self.write_aside(&aside, attachment)?;
-        fault::point()?;
-        fs::rename(&aside, &path).map_err(|e| CniError::file("write", &path, &e))?;
+        fs::rename(&aside, &path).map_err(|e| {
+            let _ = fs::remove_file(&aside);
+            CniError::file("write", &path, &e)
+        })?;
         sync_dir(&self.dir)
     }
 
@@ -192,9 +193,9 @@ impl Attachments {
     fn write_aside(&self, aside: &Path, attachment: &Attachment) -> Result<(), CniError> {
         let json = serde_json::to_vec(attachment)
             .map_err(|e| CniError::new(Code::Io, format!("cannot write the attachment: {e}")))?;
-        write_synced(aside, &json).map_err(|e| {
+        let written = write_synced(aside, &json).map_err(|e| CniError::file("write", aside, &e));
+        written.and_then(|()| fault::point()).inspect_err(|_| {
             let _ = fs::remove_file(aside);
-            CniError::file("write", aside, &e)
         })
     }
 

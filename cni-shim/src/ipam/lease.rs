@@ -163,12 +163,14 @@ impl Locked<'_> {
     /// Writes a lease. The caller knows the address to be free.
     pub fn write(&self, addr: IpAddr, owner: &Owner) -> Result<(), CniError> {
         let (aside, path) = (self.dir.join(ASIDE), self.path(addr));
-        let written = write_synced(&aside, owner.to_text().as_bytes());
-        fault::point()?;
-        if let Err(e) = written.and_then(|()| fs::rename(&aside, &path)) {
+        let failed = |e: io::Error| CniError::file("write the lease", &path, &e);
+        let written = write_synced(&aside, owner.to_text().as_bytes()).map_err(failed);
+        let named = written
+            .and_then(|()| fault::point())
+            .and_then(|()| fs::rename(&aside, &path).map_err(failed));
+        named.inspect_err(|_| {
             let _ = fs::remove_file(&aside);
-            return Err(CniError::file("write the lease", &path, &e));
-        }
+        })?;
         fault::point()
     }
 
