@@ -75,64 +75,170 @@ use Sender::{Anyone, Internal, TwoOctetSpeaker};
 
 /// All of them. The MP attributes are written where their prefixes are, in `pack`, and read in `update`.
 pub(crate) static TABLE: [AttributeType; 16] = [
-    row(1, "ORIGIN", WELL_KNOWN, Anyone, Withdraw, read_origin, |a, _, _, out| {
-        out.put_u8(a.origin as u8);
-        true
-    }),
-    row(2, "AS_PATH", WELL_KNOWN, Anyone, Withdraw, read_as_path, |a, _, opts, out| {
-        put_as_path(out, &a.as_path, opts.four_octet_as);
-        true
-    }),
-    row(3, "NEXT_HOP", WELL_KNOWN, Anyone, Withdraw, read_next_hop, |a, family, _, out| {
-        match (family, a.next_hop.global) {
-            (Family::Ipv4, IpAddr::V4(n)) => out.put_slice(&n.octets()),
-            _ => return false,
-        }
-        true
-    }),
-    row(4, "MULTI_EXIT_DISC", OPTIONAL, Anyone, Withdraw, read_med, |a, _, _, out| {
-        a.med.map(|v| out.put_u32(v)).is_some()
-    }),
-    row(5, "LOCAL_PREF", WELL_KNOWN, Internal, Withdraw, read_local_pref, |a, _, _, out| {
-        a.local_pref.map(|v| out.put_u32(v)).is_some()
-    }),
-    row(6, "ATOMIC_AGGREGATE", WELL_KNOWN, Anyone, Discard, read_atomic_aggregate, |a, _, _, _| {
-        a.atomic_aggregate
-    }),
-    row(7, "AGGREGATOR", OPTIONAL_TRANSITIVE, Anyone, Discard, read_aggregator, |a, _, opts, out| {
-        let Some((asn, addr)) = a.aggregator else {
-            return false;
-        };
-        match opts.four_octet_as {
-            true => out.put_u32(asn.0),
-            false => out.put_u16(asn.two_octet()),
-        }
-        out.put_slice(&addr.octets());
-        true
-    }),
-    row(8, "COMMUNITIES", OPTIONAL_TRANSITIVE, Anyone, Withdraw, read_communities, |a, _, _, out| {
-        a.communities.iter().for_each(|c| out.put_u32(*c));
-        !a.communities.is_empty()
-    }),
-    row(9, "ORIGINATOR_ID", OPTIONAL, Internal, Withdraw, read_originator_id, |a, _, _, out| {
-        a.originator_id.map(|id| out.put_u32(id.0)).is_some()
-    }),
-    row(10, "CLUSTER_LIST", OPTIONAL, Internal, Withdraw, read_cluster_list, |a, _, _, out| {
-        a.cluster_list.iter().for_each(|id| out.put_u32(id.0));
-        !a.cluster_list.is_empty()
-    }),
-    row(14, "MP_REACH_NLRI", OPTIONAL, Anyone, Reset, read_mp_reach, |_, _, _, _| false),
-    row(15, "MP_UNREACH_NLRI", OPTIONAL, Anyone, Reset, read_mp_unreach, |_, _, _, _| false),
-    row(16, "EXTENDED COMMUNITIES", OPTIONAL_TRANSITIVE, Anyone, Withdraw, read_ext_communities,
+    row(
+        1,
+        "ORIGIN",
+        WELL_KNOWN,
+        Anyone,
+        Withdraw,
+        read_origin,
+        |a, _, _, out| {
+            out.put_u8(a.origin as u8);
+            true
+        },
+    ),
+    row(
+        2,
+        "AS_PATH",
+        WELL_KNOWN,
+        Anyone,
+        Withdraw,
+        read_as_path,
+        |a, _, opts, out| {
+            put_as_path(out, &a.as_path, opts.four_octet_as);
+            true
+        },
+    ),
+    row(
+        3,
+        "NEXT_HOP",
+        WELL_KNOWN,
+        Anyone,
+        Withdraw,
+        read_next_hop,
+        |a, family, _, out| {
+            match (family, a.next_hop.global) {
+                (Family::Ipv4, IpAddr::V4(n)) => out.put_slice(&n.octets()),
+                _ => return false,
+            }
+            true
+        },
+    ),
+    row(
+        4,
+        "MULTI_EXIT_DISC",
+        OPTIONAL,
+        Anyone,
+        Withdraw,
+        read_med,
+        |a, _, _, out| a.med.map(|v| out.put_u32(v)).is_some(),
+    ),
+    row(
+        5,
+        "LOCAL_PREF",
+        WELL_KNOWN,
+        Internal,
+        Withdraw,
+        read_local_pref,
+        |a, _, _, out| a.local_pref.map(|v| out.put_u32(v)).is_some(),
+    ),
+    row(
+        6,
+        "ATOMIC_AGGREGATE",
+        WELL_KNOWN,
+        Anyone,
+        Discard,
+        read_atomic_aggregate,
+        |a, _, _, _| a.atomic_aggregate,
+    ),
+    row(
+        7,
+        "AGGREGATOR",
+        OPTIONAL_TRANSITIVE,
+        Anyone,
+        Discard,
+        read_aggregator,
+        |a, _, opts, out| {
+            let Some((asn, addr)) = a.aggregator else {
+                return false;
+            };
+            match opts.four_octet_as {
+                true => out.put_u32(asn.0),
+                false => out.put_u16(asn.two_octet()),
+            }
+            out.put_slice(&addr.octets());
+            true
+        },
+    ),
+    row(
+        8,
+        "COMMUNITIES",
+        OPTIONAL_TRANSITIVE,
+        Anyone,
+        Withdraw,
+        read_communities,
+        |a, _, _, out| {
+            a.communities.iter().for_each(|c| out.put_u32(*c));
+            !a.communities.is_empty()
+        },
+    ),
+    row(
+        9,
+        "ORIGINATOR_ID",
+        OPTIONAL,
+        Internal,
+        Withdraw,
+        read_originator_id,
+        |a, _, _, out| a.originator_id.map(|id| out.put_u32(id.0)).is_some(),
+    ),
+    row(
+        10,
+        "CLUSTER_LIST",
+        OPTIONAL,
+        Internal,
+        Withdraw,
+        read_cluster_list,
+        |a, _, _, out| {
+            a.cluster_list.iter().for_each(|id| out.put_u32(id.0));
+            !a.cluster_list.is_empty()
+        },
+    ),
+    row(
+        14,
+        "MP_REACH_NLRI",
+        OPTIONAL,
+        Anyone,
+        Reset,
+        read_mp_reach,
+        |_, _, _, _| false,
+    ),
+    row(
+        15,
+        "MP_UNREACH_NLRI",
+        OPTIONAL,
+        Anyone,
+        Reset,
+        read_mp_unreach,
+        |_, _, _, _| false,
+    ),
+    row(
+        16,
+        "EXTENDED COMMUNITIES",
+        OPTIONAL_TRANSITIVE,
+        Anyone,
+        Withdraw,
+        read_ext_communities,
         |a, _, _, out| {
             out.put_slice(a.ext_communities.as_flattened());
             !a.ext_communities.is_empty()
         },
     ),
-    row(17, "AS4_PATH", OPTIONAL_TRANSITIVE, TwoOctetSpeaker, Discard, read_as4_path, |a, _, opts, out| {
-        !opts.four_octet_as && put_as4_path(out, &a.as_path)
-    }),
-    row(18, "AS4_AGGREGATOR", OPTIONAL_TRANSITIVE, TwoOctetSpeaker, Discard, read_as4_aggregator,
+    row(
+        17,
+        "AS4_PATH",
+        OPTIONAL_TRANSITIVE,
+        TwoOctetSpeaker,
+        Discard,
+        read_as4_path,
+        |a, _, opts, out| !opts.four_octet_as && put_as4_path(out, &a.as_path),
+    ),
+    row(
+        18,
+        "AS4_AGGREGATOR",
+        OPTIONAL_TRANSITIVE,
+        TwoOctetSpeaker,
+        Discard,
+        read_as4_aggregator,
         |a, _, opts, out| match a.aggregator {
             Some((asn, addr)) if !opts.four_octet_as && !fits_two_octets(asn) => {
                 out.put_u32(asn.0);
@@ -142,7 +248,13 @@ pub(crate) static TABLE: [AttributeType; 16] = [
             _ => false,
         },
     ),
-    row(32, "LARGE_COMMUNITY", OPTIONAL_TRANSITIVE, Anyone, Withdraw, read_large_communities,
+    row(
+        32,
+        "LARGE_COMMUNITY",
+        OPTIONAL_TRANSITIVE,
+        Anyone,
+        Withdraw,
+        read_large_communities,
         |a, _, _, out| {
             let parts = a.large_communities.as_flattened();
             parts.iter().for_each(|v| out.put_u32(*v));
@@ -179,6 +291,11 @@ pub(crate) fn find(code: u8) -> Option<&'static AttributeType> {
         32 => TABLE.get(15),
         _ => None,
     }
+}
+
+/// The name of an attribute in the standard, or its number.
+pub fn name(code: u8) -> String {
+    find(code).map_or_else(|| format!("attribute {code}"), |kind| kind.name.to_owned())
 }
 
 /// Appends all attributes but the MP ones, ascending by code.
@@ -336,7 +453,10 @@ fn check_path(value: &[u8], width: usize, confed: bool) -> Result<(), Invalid> {
         let Some((numbers, tail)) = tail.split_at_checked(usize::from(count) * width) else {
             return malformed("the path ends inside a segment");
         };
-        if numbers.chunks_exact(width).any(|n| n.iter().all(|b| *b == 0)) {
+        if numbers
+            .chunks_exact(width)
+            .any(|n| n.iter().all(|b| *b == 0))
+        {
             return malformed("AS 0 is in the path");
         }
         rest = tail;

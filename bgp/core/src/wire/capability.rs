@@ -178,9 +178,7 @@ fn multi_protocol(i: &[u8]) -> IResult<&[u8], Capability> {
 }
 
 fn four_octet_as(i: &[u8]) -> IResult<&[u8], Capability> {
-    be_u32
-        .map(|asn| Capability::FourOctetAs(Asn(asn)))
-        .parse(i)
+    be_u32.map(|asn| Capability::FourOctetAs(Asn(asn))).parse(i)
 }
 
 fn graceful_restart(i: &[u8]) -> IResult<&[u8], Capability> {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{header::MAX_MESSAGE, notification::Notification};
+use super::{attribute, header::MAX_MESSAGE, notification::Notification};
 
 /// What a fault in an UPDATE leads to (RFC 7606 section 2), the mildest first. Where RFC 7606 lets one choose between
 /// resetting the session and disabling a family, the session is reset.
@@ -44,7 +44,7 @@ pub enum UpdateError {
 
 /// A fault in an UPDATE.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{what}{}", .attribute.map_or(String::new(), |a| format!(" (attribute {a})")))]
+#[error("{what}{}", .attribute.map_or(String::new(), |a| format!(" ({})", attribute::name(a))))]
 pub struct Fault {
     /// What to do.
     pub action: Action,

@@ -108,11 +108,7 @@ pub fn next_frame(stream: &mut BytesMut, limit: usize) -> Result<Option<Frame>, 
 }
 
 /// Appends one message of `kind` whose body `body` appends.
-pub(crate) fn put_message(
-    out: &mut BytesMut,
-    kind: MessageType,
-    body: impl FnOnce(&mut BytesMut),
-) {
+pub(crate) fn put_message(out: &mut BytesMut, kind: MessageType, body: impl FnOnce(&mut BytesMut)) {
     let start = out.len();
     out.put_bytes(0xff, 16);
     out.put_u16(0);

@@ -276,7 +276,11 @@ mod tests {
                 None,
                 "6/9 hard reset (6/9 hard reset)",
             ),
-            (Notification::new(4, 0, &[1, b'a']), None, "4/0 hold timer expired"),
+            (
+                Notification::new(4, 0, &[1, b'a']),
+                None,
+                "4/0 hold timer expired",
+            ),
             (Notification::new(99, 1, &[]), None, "99/1"),
         ] {
             assert_eq!(n.shutdown_text().as_deref(), text);

@@ -61,8 +61,7 @@ impl Open {
     /// The NOTIFICATION of RFC 4271 section 6.2; 2/0 for optional parameters whose lengths contradict each other.
     pub fn decode(body: &Bytes) -> Result<Open, Notification> {
         let malformed = || Notification::new(2, 0, &[]);
-        let (rest, (version, my_as, hold_time, id)) =
-            fixed(body).map_err(|_| malformed())?;
+        let (rest, (version, my_as, hold_time, id)) = fixed(body).map_err(|_| malformed())?;
         if version != 4 {
             return Err(Notification::new(2, 1, &[0, 4]));
         }
@@ -152,10 +151,7 @@ fn extended_parameters(i: &[u8]) -> IResult<&[u8], Vec<(u8, &[u8])>> {
     Ok((after, list))
 }
 
-fn exactly<'a, T>(
-    parser: impl Fn(&'a [u8]) -> IResult<&'a [u8], T>,
-    i: &'a [u8],
-) -> Option<T> {
+fn exactly<'a, T>(parser: impl Fn(&'a [u8]) -> IResult<&'a [u8], T>, i: &'a [u8]) -> Option<T> {
     let (after, value) = parser(i).ok()?;
     after.is_empty().then_some(value)
 }
@@ -181,10 +177,7 @@ mod tests {
                 my_as: 65000,
                 hold_time: 90,
                 router_id: RouterId(0x0a00_0001),
-                capabilities: vec![
-                    Capability::family(Family::Ipv4),
-                    Capability::RouteRefresh
-                ],
+                capabilities: vec![Capability::family(Family::Ipv4), Capability::RouteRefresh],
             }
         );
         assert_eq!(open.encode()[19..], body(HEAD, &parameters));
@@ -266,8 +259,18 @@ mod tests {
                 notification(2, 4, &[]),
             ),
             ("no length", HEAD, &[], notification(2, 0, &[])),
-            ("more than the length", HEAD, &[0, 2, 0], notification(2, 0, &[])),
-            ("less than the length", HEAD, &[4, 2, 0], notification(2, 0, &[])),
+            (
+                "more than the length",
+                HEAD,
+                &[0, 2, 0],
+                notification(2, 0, &[]),
+            ),
+            (
+                "less than the length",
+                HEAD,
+                &[4, 2, 0],
+                notification(2, 0, &[]),
+            ),
             (
                 "ends at a parameter's length",
                 HEAD,
@@ -286,7 +289,12 @@ mod tests {
                 &[4, 2, 2, 64, 6],
                 notification(2, 0, &[]),
             ),
-            ("extended, no length", HEAD, &[255, 255], notification(2, 0, &[])),
+            (
+                "extended, no length",
+                HEAD,
+                &[255, 255],
+                notification(2, 0, &[]),
+            ),
             (
                 "extended, half a length",
                 HEAD,
@@ -312,7 +320,11 @@ mod tests {
                 notification(2, 0, &[]),
             ),
         ] {
-            assert_eq!(Open::decode(&body(head, parameters)), Err(expected), "{name}");
+            assert_eq!(
+                Open::decode(&body(head, parameters)),
+                Err(expected),
+                "{name}"
+            );
         }
     }
 }

@@ -16,10 +16,6 @@ use nom::{
 };
 use smallvec::SmallVec;
 
-pub use super::{
-    cache::AttributeCache,
-    pack::{EncodeOptions, Unencodable, write_end_of_rib, write_reach, write_unreach},
-};
 use super::{
     attr::{NextHop, PathAttributes, UnknownAttribute},
     attribute::{self, Draft},
@@ -28,6 +24,10 @@ use super::{
         Fault, UpdateError,
     },
     nlri::NlriBlock,
+};
+pub use super::{
+    cache::AttributeCache,
+    pack::{EncodeOptions, Unencodable, write_end_of_rib, write_reach, write_unreach},
 };
 use crate::{
     event::Negotiated,
@@ -252,7 +252,13 @@ impl<'a> Reader<'a> {
             let mp = matches!(code, 14 | 15);
             let action = if mp { SessionReset } else { TreatAsWithdraw };
             let error = UpdateError::AttributeLength;
-            self.fault(action, error, code, rest, "an attribute is longer than the field")?;
+            self.fault(
+                action,
+                error,
+                code,
+                rest,
+                "an attribute is longer than the field",
+            )?;
             return Ok(&[]);
         };
         let whole = rest.get(..rest.len() - tail.len()).unwrap_or(rest);
@@ -519,7 +525,11 @@ impl<'a> Reader<'a> {
         if let Some(first) = self.ctx.first_as
             && path.neighbor_as() != Some(first)
         {
-            self.withdraw_for(2, UpdateError::MalformedAsPath, "the path does not begin with the sender's AS");
+            self.withdraw_for(
+                2,
+                UpdateError::MalformedAsPath,
+                "the path does not begin with the sender's AS",
+            );
             return None;
         }
         Some(path)
@@ -554,7 +564,11 @@ impl<'a> Reader<'a> {
             return;
         };
         let Some(next_hop) = next_hop else {
-            self.withdraw_for(code, UpdateError::InvalidNextHop, "the next hop is no host's address");
+            self.withdraw_for(
+                code,
+                UpdateError::InvalidNextHop,
+                "the next hop is no host's address",
+            );
             update.withdrawn.push(block);
             return;
         };
@@ -593,8 +607,8 @@ fn next_hop_v6(bytes: &[u8], interface: Option<IfIndex>) -> Option<Option<NextHo
         _ => first,
     };
     let link_local = link_local.zip(interface);
-    let reachable = attribute::is_host_v6(global)
-        && (link_local.is_some() || !global.is_unicast_link_local());
+    let reachable =
+        attribute::is_host_v6(global) && (link_local.is_some() || !global.is_unicast_link_local());
     Some(reachable.then_some(NextHop {
         global: global.into(),
         link_local,

@@ -1,0 +1,647 @@
+//! The peer: configuration, connections, timers, and the one place where connections end.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::{
+    ConnId, Input, Output, Snapshot, State, Stop,
+    jitter::Jitter,
+    negotiate::RestartBits,
+    reconfigure::{Effect, effect},
+    restart::{self, Stale},
+    state::{Connection, Established, Phase},
+};
+use crate::{
+    clock::{Now, earlier},
+    config::{MaxPrefixAction, PeerConfig, SpeakerConfig},
+    event::{DownReason, Negotiated, PeerEvent},
+    ids::{Epoch, Family, FamilySet},
+    wire::{
+        header::{self, MessageType},
+        notification::{CEASE, Cease, Notification},
+        refresh::RouteRefresh,
+    },
+};
+
+/// The first time in idle hold after a fault; doubles with every further one.
+const IDLE_HOLD: Duration = Duration::from_secs(1);
+/// How often it doubles at most: about a minute.
+const IDLE_HOLD_DOUBLINGS: u32 = 6;
+/// A session of this age proves that earlier faults are over.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// A neighbour.
+#[derive(Debug)]
+pub struct Peer {
+    pub(super) speaker: Arc<SpeakerConfig>,
+    pub(super) config: Arc<PeerConfig>,
+    pub(super) jitter: Jitter,
+    pub(super) running: bool,
+    /// Two at most: one on each side of a collision, or a session and the one that replaces it.
+    pub(super) conns: Vec<Connection>,
+    next_conn: u32,
+    pub(super) epoch: Epoch,
+    reported: State,
+    /// The agent has restarted, and the kernel still forwards by the routes of its earlier run.
+    first_start: bool,
+    started: Option<Now>,
+    established_before: bool,
+    /// Whether the next OPEN goes without capabilities (RFC 5492 section 3).
+    pub(super) plain: bool,
+    /// When to try to connect.
+    pub(super) retry: Option<Now>,
+    pub(super) idle: Option<Idle>,
+    faults_in_a_row: u32,
+    pub(super) stale: Option<Stale>,
+    pub(super) stats: Stats,
+}
+
+/// Neither connects nor accepts: waits after a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Idle {
+    Until(Now),
+    /// Until somebody changes the settings or starts the peer.
+    Forever,
+}
+
+/// What only people look at.
+#[derive(Default, Debug)]
+pub(super) struct Stats {
+    pub established: u64,
+    pub last_down: Option<(Now, DownReason)>,
+    pub last_error: Option<(Now, String)>,
+    pub messages_in: [u64; 5],
+    pub messages_out: [u64; 5],
+    pub treated_as_withdraw: u64,
+    pub attributes_discarded: u64,
+    pub last_update_fault: Option<(Now, String)>,
+}
+
+/// How a connection ends.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The other side or the network has closed it.
+    Closed(Option<String>),
+    /// The other side has said why.
+    Received(Notification),
+    /// The other side has made a fault, or is silent.
+    Fault(Notification),
+    /// There is a better one.
+    Collision,
+    /// The peer has restarted and speaks on another one (RFC 4724 section 5).
+    Replaced,
+    /// An attempt took too long.
+    TimedOut,
+    /// Settings changed.
+    Reconfigured,
+    /// Too many prefixes.
+    TooManyPrefixes,
+    /// The operator, or we, stop.
+    Stopped(Stop),
+}
+
+impl Peer {
+    /// A peer that does nothing before [`Input::Start`]. `seed` spreads its timers. `first_start`: the agent has restarted
+    /// and the kernel has kept the routes of its earlier run; the peer is told so in the restart time after the start,
+    /// until a session comes about (R bit, RFC 4724 section 4.1).
+    pub fn new(
+        speaker: Arc<SpeakerConfig>,
+        config: Arc<PeerConfig>,
+        seed: u64,
+        first_start: bool,
+    ) -> Peer {
+        Peer {
+            speaker,
+            config,
+            jitter: Jitter::new(seed),
+            running: false,
+            conns: Vec::new(),
+            next_conn: 0,
+            epoch: Epoch::default(),
+            reported: State::Idle,
+            first_start,
+            started: None,
+            established_before: false,
+            plain: false,
+            retry: None,
+            idle: None,
+            faults_in_a_row: 0,
+            stale: None,
+            stats: Stats::default(),
+        }
+    }
+
+    /// Tells the peer what happened; appends what is to be done, in order. Inputs about connections that the peer does
+    /// not know (any more) have no effect.
+    pub fn handle(&mut self, now: Now, input: Input<'_>, out: &mut Vec<Output>) {
+        match input {
+            Input::Start => self.start(now),
+            Input::Stop(how) => self.stop(how, now, out),
+            Input::Timer => {}
+            Input::Connected {
+                conn,
+                local,
+                remote,
+                interface,
+            } => {
+                let ends = super::state::Ends {
+                    local,
+                    remote,
+                    interface,
+                };
+                self.connected(conn, ends, now, out);
+            }
+            Input::ConnectFailed { conn, error } => {
+                self.end(conn, End::Closed(Some(error)), now, out);
+            }
+            Input::Accepted {
+                local,
+                remote,
+                interface,
+            } => {
+                let ends = super::state::Ends {
+                    local,
+                    remote,
+                    interface,
+                };
+                self.accepted(ends, now, out);
+            }
+            Input::Bytes { conn, bytes } => self.bytes(conn, bytes, now, out),
+            Input::Closed { conn, error } => self.end(conn, End::Closed(error), now, out),
+            Input::TooManyPrefixes => {
+                if let Some(id) = self.established_conn() {
+                    self.end(id, End::TooManyPrefixes, now, out);
+                }
+            }
+            Input::Configure(speaker, peer) => self.configure(speaker, peer, now, out),
+            Input::RequestRefresh => self.request_refresh(out),
+        }
+        self.run_timers(now, out);
+        let state = self.state();
+        if state != self.reported {
+            self.reported = state;
+            out.push(Output::State(state));
+        }
+    }
+
+    /// When [`Input::Timer`] is due; it may come later than that, and earlier without harm.
+    pub fn deadline(&self) -> Option<Now> {
+        let idle = match self.idle {
+            Some(Idle::Until(at)) => Some(at),
+            _ => None,
+        };
+        let own = earlier(earlier(self.retry, idle), self.stale.map(|s| s.until));
+        self.conns
+            .iter()
+            .fold(own, |at, c| earlier(at, c.deadline()))
+    }
+
+    /// The state of the peer: that of its most advanced connection.
+    pub fn state(&self) -> State {
+        let without = match self.running && self.idle.is_none() {
+            true => State::Active,
+            false => State::Idle,
+        };
+        // A connection that is there is more than waiting for one, but an attempt under way is its own state.
+        self.conns
+            .iter()
+            .map(Connection::state)
+            .max()
+            .unwrap_or(without)
+    }
+
+    /// The connection of the present session.
+    pub fn established_conn(&self) -> Option<ConnId> {
+        self.session().map(|(id, _)| id)
+    }
+
+    /// What the present session has agreed on.
+    pub fn negotiated(&self) -> Option<&Arc<Negotiated>> {
+        self.session().map(|(_, e)| &e.negotiated)
+    }
+
+    /// The number of the present session, or of the last one; 0 before the first.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Whether nothing needs to be remembered of it: it had connections, has none, keeps no stale routes, and does not
+    /// wait after a fault. A neighbour that came by a range may go then.
+    pub fn is_forgettable(&self) -> bool {
+        self.next_conn > 0 && self.conns.is_empty() && self.stale.is_none() && self.idle.is_none()
+    }
+
+    /// Bytes of the session wait to be read, so that it is not silent: the hold time is given a third more.
+    pub fn note_unread(&mut self, now: Now) {
+        for conn in &mut self.conns {
+            let more = conn
+                .negotiated()
+                .map_or(Duration::ZERO, |n| n.hold / 3)
+                .max(Duration::from_secs(1));
+            if let Some(hold) = conn.timers_mut().and_then(|t| t.hold.as_mut()) {
+                *hold = (*hold).max(now + more);
+            }
+        }
+    }
+
+    /// The peer as it is now.
+    pub fn snapshot(&self, now: Now) -> Snapshot {
+        let session = self.session().map(|(_, e)| e);
+        let timers = session.map(|e| e.timers);
+        let until = |at: Now| at.since(now);
+        let idle = match self.idle {
+            Some(Idle::Until(at)) => Some(at),
+            _ => None,
+        };
+        let stats = &self.stats;
+        Snapshot {
+            state: self.state(),
+            running: self.running,
+            epoch: self.epoch,
+            negotiated: session.map(|e| e.negotiated.clone()),
+            uptime: session.map(|e| now.since(e.since)),
+            established: stats.established,
+            last_down: stats.last_down.clone(),
+            last_error: stats.last_error.clone(),
+            hold_remaining: timers.and_then(|t| t.hold).map(until),
+            keepalive_remaining: timers.and_then(|t| t.keepalive).map(until),
+            retry_remaining: idle.or(self.retry).map(until),
+            messages_in: stats.messages_in,
+            messages_out: stats.messages_out,
+            treated_as_withdraw: stats.treated_as_withdraw,
+            attributes_discarded: stats.attributes_discarded,
+            last_update_fault: stats.last_update_fault.clone(),
+            stale: self.stale.map_or(FamilySet::NONE, |s| s.families),
+            stale_remaining: self.stale.map(|s| until(s.until)),
+        }
+    }
+
+    // ---- for the other files of the session ----
+
+    pub(super) fn session(&self) -> Option<(ConnId, &Established)> {
+        self.conns.iter().find_map(|c| match &c.phase {
+            Phase::Established(e) => Some((c.id, &**e)),
+            _ => None,
+        })
+    }
+
+    pub(super) fn conn_mut(&mut self, id: ConnId) -> Option<&mut Connection> {
+        self.conns.iter_mut().find(|c| c.id == id)
+    }
+
+    pub(super) fn new_conn(&mut self) -> ConnId {
+        let id = ConnId(self.next_conn);
+        self.next_conn = self.next_conn.wrapping_add(1);
+        id
+    }
+
+    pub(super) fn send(
+        &mut self,
+        id: ConnId,
+        kind: MessageType,
+        bytes: Bytes,
+        out: &mut Vec<Output>,
+    ) {
+        if let Some(count) = self.stats.messages_out.get_mut(kind.index()) {
+            *count += 1;
+        }
+        out.push(Output::Send(id, bytes));
+    }
+
+    /// What our OPEN says of restarts. R: only while the restart is young. F: the kernel has what the last session left,
+    /// unless this is the first session after a cold start.
+    pub(super) fn restart_bits(&self, now: Now) -> RestartBits {
+        let young = self
+            .started
+            .is_some_and(|at| now.since(at) < self.speaker.graceful_restart.restart_time);
+        RestartBits {
+            restarting: self.first_start && !self.established_before && young,
+            forwarding: self.first_start || self.established_before,
+        }
+    }
+
+    /// A session begins: its number.
+    pub(super) fn next_epoch(&mut self) -> Epoch {
+        self.epoch = Epoch(self.epoch.0.wrapping_add(1));
+        self.established_before = true;
+        self.stats.established += 1;
+        self.epoch
+    }
+
+    /// The one place where a connection ends, whatever the reason.
+    pub(super) fn end(&mut self, id: ConnId, end: End, now: Now, out: &mut Vec<Output>) {
+        let Some(at) = self.conns.iter().position(|c| c.id == id) else {
+            return;
+        };
+        let conn = self.conns.remove(at);
+        let notification = end
+            .notification()
+            .map(|n| end.hardened(n, conn.negotiated()));
+        if let Some(n) = &notification
+            && !matches!(conn.phase, Phase::Connecting { .. })
+        {
+            self.send(id, MessageType::Notification, n.encode(), out);
+        }
+        if !matches!(end, End::Closed(_)) {
+            out.push(Output::Close(id));
+        }
+        if let Some(error) = end.describe(&conn, notification.as_ref()) {
+            self.stats.last_error = Some((now, error));
+        }
+        let attempt = matches!(conn.phase, Phase::Connecting { .. });
+        let was_session = matches!(conn.phase, Phase::Established(_));
+        if let Phase::Established(session) = conn.phase {
+            self.down(*session, end.reason(notification), now, out);
+        }
+        self.after(end, attempt, was_session, now);
+    }
+
+    /// A session is over: its routes go, or stay as stale.
+    fn down(&mut self, session: Established, reason: DownReason, now: Now, out: &mut Vec<Output>) {
+        if now.since(session.since) >= STEADY {
+            self.faults_in_a_row = 0;
+        }
+        // What is stale already must not survive a second restart (RFC 4724 section 4.2).
+        self.drop_stale(out);
+        let keep_stale = restart::kept(&session.negotiated, &reason);
+        if !keep_stale.is_empty() && reason != DownReason::LocalRestart {
+            self.stale = Some(Stale {
+                families: keep_stale,
+                until: now + restart::time(&session.negotiated),
+            });
+        }
+        self.stats.last_down = Some((now, reason.clone()));
+        out.push(Output::Event(
+            session.epoch,
+            PeerEvent::Down { reason, keep_stale },
+        ));
+    }
+
+    /// Stale routes go now, if there are any.
+    pub(super) fn drop_stale(&mut self, out: &mut Vec<Output>) {
+        if let Some(stale) = self.stale.take() {
+            out.push(Output::Event(
+                self.epoch,
+                PeerEvent::DropStale(stale.families),
+            ));
+        }
+    }
+
+    /// When to be there again.
+    fn after(&mut self, end: End, attempt: bool, was_session: bool, now: Now) {
+        let again = self.config.timers.connect_retry;
+        match end {
+            End::Stopped(_) => {}
+            End::Fault(_) => self.hold_idle(now),
+            End::TooManyPrefixes => {
+                self.idle = Some(match self.config.max_prefix.map(|m| m.action) {
+                    Some(MaxPrefixAction::Reset { after: Some(d) }) => Idle::Until(now + d),
+                    _ => Idle::Forever,
+                });
+            }
+            End::Received(n) if (n.code, n.subcode) == (2, 4) && !self.plain => {
+                // It knows no capabilities: once more without (RFC 5492 section 3).
+                self.plain = true;
+                self.retry_in(now, again, 75, 125);
+            }
+            End::Received(n)
+                if n.code == CEASE
+                    && (was_session || n.subcode == Cease::ConnectionCollision as u8) =>
+            {
+                self.retry_in(now, again, 75, 125);
+            }
+            // It does not want us now, which is no fault: less often, and it may come itself.
+            End::Received(n) if n.code == CEASE => self.retry_in(now, again * 4, 75, 125),
+            End::Received(_) => self.hold_idle(now),
+            // The first attempt after a session comes soon, but not from both sides at the same time.
+            End::Closed(_) | End::Reconfigured if was_session => {
+                self.retry_in(now, again, 2, 25);
+            }
+            End::Reconfigured => self.retry_in(now, again, 2, 25),
+            End::TimedOut if attempt => self.retry_in(now, again, 10, 50),
+            End::Closed(_) | End::Collision | End::Replaced | End::TimedOut => {
+                self.retry_in(now, again, 75, 125);
+            }
+        }
+    }
+
+    fn retry_in(&mut self, now: Now, d: Duration, from: u64, to: u64) {
+        self.retry = Some(now + self.jitter.percent(d, from, to));
+    }
+
+    /// Waits after a fault, longer with each in a row (RFC 4271 section 8.1.1, DampPeerOscillations).
+    fn hold_idle(&mut self, now: Now) {
+        let hold = IDLE_HOLD * 2u32.pow(self.faults_in_a_row);
+        self.faults_in_a_row = (self.faults_in_a_row + 1).min(IDLE_HOLD_DOUBLINGS);
+        let until = now + self.jitter.percent(hold, 75, 100);
+        self.idle = Some(Idle::Until(until));
+    }
+
+    // ---- inputs that are about the peer ----
+
+    fn start(&mut self, now: Now) {
+        if self.running {
+            return;
+        }
+        self.running = true;
+        self.started.get_or_insert(now);
+        self.idle = None;
+        self.faults_in_a_row = 0;
+        self.retry = Some(now);
+    }
+
+    fn stop(&mut self, how: Stop, now: Now, out: &mut Vec<Output>) {
+        self.running = false;
+        self.retry = None;
+        self.idle = None;
+        if how == Stop::Restart {
+            // What is stale stays in the kernel for our next run.
+            self.stale = None;
+        }
+        for id in self.ids() {
+            self.end(id, End::Stopped(how.clone()), now, out);
+        }
+        self.drop_stale(out);
+    }
+
+    pub(super) fn ids(&self) -> SmallVec<[ConnId; 2]> {
+        self.conns.iter().map(|c| c.id).collect()
+    }
+
+    fn configure(
+        &mut self,
+        speaker: Arc<SpeakerConfig>,
+        config: Arc<PeerConfig>,
+        now: Now,
+        out: &mut Vec<Output>,
+    ) {
+        let old_speaker = std::mem::replace(&mut self.speaker, speaker);
+        let old = std::mem::replace(&mut self.config, config);
+        let (speaker, config) = (self.speaker.clone(), self.config.clone());
+        let effect_on = |local, negotiated| {
+            effect((&old_speaker, &old), (&speaker, &config), local, negotiated)
+        };
+        let mut resets = Vec::new();
+        for conn in &self.conns {
+            let local = match &conn.phase {
+                Phase::Connecting { .. } => None,
+                Phase::OpenSent(o) => Some(o.ends.local.ip()),
+                _ => conn.negotiated().map(|n| n.local_addr),
+            };
+            let unwanted = conn.outgoing
+                && conn.state() < State::Established
+                && (config.passive || config.port != old.port);
+            let changed = effect_on(local, conn.negotiated().map(|n| &**n)) == Effect::Reset;
+            if unwanted || changed {
+                resets.push(conn.id);
+            }
+        }
+        let other_life = effect_on(None, None) == Effect::Reset || *old != *config;
+        for id in resets {
+            self.end(id, End::Reconfigured, now, out);
+        }
+        if other_life {
+            // What failed before may work now.
+            self.idle = None;
+            self.faults_in_a_row = 0;
+            self.plain = false;
+            if self.running && self.conns.is_empty() {
+                self.retry = earlier(self.retry, Some(now + config.timers.connect_retry));
+            }
+        }
+    }
+
+    fn request_refresh(&mut self, out: &mut Vec<Output>) {
+        let Some((id, session)) = self.session() else {
+            return;
+        };
+        if !session.negotiated.route_refresh {
+            return;
+        }
+        let families: Vec<Family> = session.negotiated.families.iter().collect();
+        for family in families {
+            let refresh = RouteRefresh {
+                afi: family.afi(),
+                subtype: RouteRefresh::REQUEST,
+                safi: family.safi(),
+            };
+            self.send(id, MessageType::RouteRefresh, refresh.encode(), out);
+        }
+    }
+
+    // ---- timers ----
+
+    fn run_timers(&mut self, now: Now, out: &mut Vec<Output>) {
+        let due = |at: Option<Now>| at.is_some_and(|at| at <= now);
+        if self.stale.is_some_and(|s| s.until <= now) {
+            self.drop_stale(out);
+        }
+        let late: Vec<_> = self
+            .conns
+            .iter()
+            .filter(|c| due(c.give_up()))
+            .map(|c| (c.id, matches!(c.phase, Phase::Connecting { .. })))
+            .collect();
+        for (id, attempt) in late {
+            let end = match attempt {
+                true => End::TimedOut,
+                false => End::Fault(Notification::hold_timer_expired()),
+            };
+            self.end(id, end, now, out);
+        }
+        for id in self.ids() {
+            self.keepalive(id, now, out);
+        }
+        if self
+            .idle
+            .is_some_and(|i| matches!(i, Idle::Until(at) if at <= now))
+        {
+            self.idle = None;
+            self.retry = Some(now);
+        }
+        self.try_to_connect(now, out);
+    }
+
+    fn keepalive(&mut self, id: ConnId, now: Now, out: &mut Vec<Output>) {
+        let due = self.conns.iter().any(|c| {
+            c.id == id
+                && c.timers()
+                    .and_then(|t| t.keepalive)
+                    .is_some_and(|at| at <= now)
+        });
+        if due {
+            self.send_keepalive(id, now, out);
+        }
+    }
+
+    /// Sends a KEEPALIVE, and sets the timer for the next (RFC 4271 section 10: jittered).
+    pub(super) fn send_keepalive(&mut self, id: ConnId, now: Now, out: &mut Vec<Output>) {
+        self.send(id, MessageType::Keepalive, header::keepalive(), out);
+        let Some(interval) = self
+            .conn_mut(id)
+            .and_then(|c| c.negotiated().map(|n| n.keepalive))
+        else {
+            return;
+        };
+        let next = (!interval.is_zero()).then(|| now + self.jitter.percent(interval, 75, 100));
+        if let Some(timers) = self.conn_mut(id).and_then(Connection::timers_mut) {
+            timers.keepalive = next;
+        }
+    }
+}
+
+impl End {
+    /// What the other side is told.
+    fn notification(&self) -> Option<Notification> {
+        match self {
+            End::Fault(n) => Some(n.clone()),
+            End::Collision => Some(Notification::cease(Cease::ConnectionCollision)),
+            End::Reconfigured => Some(Notification::cease(Cease::OtherConfigurationChange)),
+            End::TooManyPrefixes => Some(Notification::cease(Cease::MaximumPrefixes)),
+            End::Stopped(Stop::Shutdown(text)) => Some(Notification::shutdown(text)),
+            End::Stopped(Stop::Removed) => Some(Notification::cease(Cease::PeerDeconfigured)),
+            End::Closed(_)
+            | End::Received(_)
+            | End::Replaced
+            | End::TimedOut
+            | End::Stopped(Stop::Restart) => None,
+        }
+    }
+
+    /// Where NOTIFICATIONs keep routes, those that shall not need a hard reset (RFC 8538 section 3.1).
+    fn hardened(&self, n: Notification, negotiated: Option<&Arc<Negotiated>>) -> Notification {
+        let keeps = negotiated
+            .and_then(|n| n.graceful_restart)
+            .is_some_and(|r| r.notification);
+        match self {
+            End::TooManyPrefixes | End::Stopped(_) if keeps => n.into_hard_reset(),
+            _ => n,
+        }
+    }
+
+    /// Why the session on it has ended.
+    fn reason(self: &End, sent: Option<Notification>) -> DownReason {
+        match (self, sent) {
+            (End::Stopped(Stop::Removed), _) => DownReason::Removed,
+            (End::Stopped(Stop::Restart), _) => DownReason::LocalRestart,
+            (End::Received(n), _) => DownReason::Received(n.clone()),
+            (_, Some(n)) => DownReason::Sent(n),
+            (_, None) => DownReason::ConnectionLost,
+        }
+    }
+
+    /// For people; `None` for what is no fault.
+    fn describe(&self, conn: &Connection, sent: Option<&Notification>) -> Option<String> {
+        let state = conn.state();
+        match self {
+            End::Closed(Some(error)) => Some(error.clone()),
+            End::Closed(None) => Some(format!("connection closed by the peer in {state:?}")),
+            End::Received(n) => Some(format!("received notification: {n}")),
+            End::TimedOut => Some("no answer to the attempt to connect".into()),
+            End::Fault(_) | End::TooManyPrefixes => sent.map(|n| format!("sent notification: {n}")),
+            End::Collision | End::Replaced | End::Reconfigured | End::Stopped(_) => None,
+        }
+    }
+}

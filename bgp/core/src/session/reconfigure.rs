@@ -1,0 +1,75 @@
+//! What a change of settings does to a peer.
+//!
+//! | change | effect |
+//! |---|---|
+//! | `description`, `import`, `export`, `require_policy`, `next_hop_self`, `next_hop_unchanged`, `allow_own_as`, `route_reflector_client`, `max_prefix` | none here: the RIB re-evaluates |
+//! | speaker: `networks`, `maximum_paths`, `connected`, `cluster_id`, `listen`, `peers`, `ranges` | none here |
+//! | `timers`, `graceful_restart`, speaker: `graceful_restart` | with the next OPEN; the retry interval with the next attempt |
+//! | `port` | with the next attempt |
+//! | `passive` | at once for attempts under way; a session stays, whoever opened it |
+//! | `asn` | reset only if the present peer is not in it |
+//! | `local_address` | reset only if the session runs from another one |
+//! | `families`, speaker: `local_address`, `assume_reachable` | reset only if what we offer differs |
+//! | `local_asn`, speaker: `asn`, `router_id` | reset if our number or identifier towards the peer differs |
+//! | `password`, `ttl_security` | reset: they belong to the connection |
+//! | `multihop` | reset of an external session, for the same reason; no effect on an internal one |
+//! | `key` | does not change: another key is another peer |
+//!
+//! A reset is Cease, other configuration change, and the peer is back at once, without back-off.
+
+use std::net::IpAddr;
+
+use super::negotiate::{families, local_asn};
+use crate::{
+    config::{PeerAsn, PeerConfig, SpeakerConfig},
+    event::Negotiated,
+};
+
+/// What must be done about a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// It goes on.
+    InPlace,
+    /// A new one is needed.
+    Reset,
+}
+
+/// Old or new settings.
+pub(crate) type Settings<'a> = (&'a SpeakerConfig, &'a PeerConfig);
+
+/// What changed settings do to a connection whose end is `local`, and that has agreed on `negotiated`.
+pub(crate) fn effect(
+    old: Settings<'_>,
+    new: Settings<'_>,
+    local: Option<IpAddr>,
+    negotiated: Option<&Negotiated>,
+) -> Effect {
+    let internal = negotiated.is_some_and(|n| n.internal);
+    let transport = |p: &PeerConfig| {
+        let multihop = p.multihop.filter(|_| !internal);
+        (p.password.clone(), multihop, p.ttl_security)
+    };
+    let identity = |(s, p): Settings<'_>| (local_asn(s, p), s.router_id);
+    let moved = match (new.1.local_address, local) {
+        (Some(wanted), Some(present)) => wanted != present,
+        _ => old.1.local_address != new.1.local_address && local.is_none(),
+    };
+    let other_families =
+        local.is_some_and(|l| families(old.0, old.1, l) != families(new.0, new.1, l));
+    let other_peer = match (new.1.asn, negotiated) {
+        (_, None) => old.1.asn != new.1.asn,
+        (PeerAsn::Exactly(asn), Some(n)) => n.peer_asn != asn,
+        (PeerAsn::Internal, Some(n)) => !n.internal,
+        (PeerAsn::External, Some(n)) => n.internal,
+    };
+    let reset = transport(old.1) != transport(new.1)
+        || identity(old) != identity(new)
+        || moved
+        || other_families
+        || other_peer;
+    if reset {
+        Effect::Reset
+    } else {
+        Effect::InPlace
+    }
+}
