@@ -134,12 +134,12 @@ impl Facts {
             };
             match &term.select.namespaces {
                 NamespaceMatch::Any => self.namespaces().for_each(|(name, _)| collect(name)),
-                NamespaceMatch::Named(name) => collect(&**name),
+                NamespaceMatch::Named(name) => collect(name),
                 NamespaceMatch::Selected(selector) => {
                     let selected = self
                         .namespaces()
                         .filter(|(_, l)| l.is_some_and(|l| selector.matches(l)));
-                    selected.for_each(|(name, _)| collect(&**name));
+                    selected.for_each(|(name, _)| collect(name));
                 }
             }
         }

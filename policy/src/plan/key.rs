@@ -52,6 +52,7 @@ pub enum Field {
     Ifname,
 }
 
+#[expect(clippy::len_without_is_empty, reason = "a length in bytes, never 0")]
 impl Field {
     /// Its length in bytes, without the padding to 4 that it gets in a concatenation.
     #[must_use]
@@ -101,6 +102,7 @@ pub enum KeyType {
     AddrPair(Family),
 }
 
+#[expect(clippy::len_without_is_empty, reason = "a length in bytes, never 0")]
 impl KeyType {
     /// Its fields; one: a plain key, several: a concatenation.
     #[must_use]
