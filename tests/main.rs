@@ -13,6 +13,7 @@ mod e2e;
 mod faults;
 mod harness;
 mod interop;
+mod scene;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();

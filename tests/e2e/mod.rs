@@ -1,9 +1,18 @@
 //! Whole ways, from the objects to the packets; first of all the lab's own primitives.
 
+mod demo;
 mod lab;
+mod policy;
+mod routes;
 
 use crate::harness::Case;
 
 pub fn cases() -> Vec<Case> {
-    lab::cases()
+    [
+        lab::cases(),
+        routes::cases(),
+        policy::cases(),
+        demo::cases(),
+    ]
+    .concat()
 }

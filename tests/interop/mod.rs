@@ -1,9 +1,10 @@
-//! Other implementations: first among themselves, which shows that the lab's configurations are right.
+//! Other implementations: first among themselves, which shows that the lab's configurations are right, then with ours.
 
+mod agent;
 mod daemons;
 
 use crate::harness::Case;
 
 pub fn cases() -> Vec<Case> {
-    daemons::cases()
+    [daemons::cases(), agent::cases()].concat()
 }

@@ -474,6 +474,19 @@ impl Cluster {
         self.node(&running.pod.node.value)?.kubelet.stop(&running)
     }
 
+    /// Ends the echo servers of a pod, which keep its namespace.
+    ///
+    /// # Errors
+    /// When it was not started.
+    pub fn stop_servers(&mut self, key: &str) -> Result<()> {
+        self.pods
+            .get_mut(key)
+            .with_context(|| format!("no pod {key} runs"))?
+            .servers
+            .clear();
+        Ok(())
+    }
+
     /// Everything: routers, nodes (all at once, then waited for), pods.
     ///
     /// # Errors

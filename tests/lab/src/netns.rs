@@ -4,7 +4,7 @@
 //! Whatever is done in one is done by a thread that has entered it and then ends; no thread ever comes back.
 
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,7 +27,6 @@ struct Inner {
     lab: Lab,
     name: String,
     path: PathBuf,
-    fd: OwnedFd,
     interfaces: AtomicU32,
 }
 
@@ -53,13 +52,12 @@ const SYSCTLS: [(&str, &str); 7] = [
 impl Netns {
     pub(crate) fn create(lab: &Lab, name: &str) -> Result<Netns> {
         let path = Path::new("/run/netns").join(format!("{}-{name}", lab.name()));
-        let fd = netns::create(&path)
+        netns::create(&path)
             .with_context(|| format!("cannot make namespace {name} of lab {}", lab.name()))?;
         let inner = Inner {
             lab: lab.clone(),
             name: name.to_owned(),
             path,
-            fd,
             interfaces: AtomicU32::new(0),
         };
         let netns = Netns {
@@ -92,10 +90,13 @@ impl Netns {
         &self.inner.path
     }
 
-    /// The namespace as a descriptor, for netlink messages that name it.
-    #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.inner.fd.as_fd()
+    /// The namespace as a descriptor, for netlink messages that name it. None is kept: a namespace whose name and
+    /// processes are gone is gone.
+    ///
+    /// # Errors
+    /// When the name is gone.
+    pub fn open(&self) -> Result<OwnedFd> {
+        netns::open(self.path()).with_context(|| format!("namespace {} is gone", self.name()))
     }
 
     /// Runs `work` in a thread inside the namespace and returns what it returns. A panic passes through.
@@ -103,7 +104,8 @@ impl Netns {
     /// # Errors
     /// When the namespace cannot be entered, or `work` fails.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let entered = netns::within(self.fd(), work).context("cannot enter the namespace");
+        let entered =
+            netns::within(self.open()?.as_fd(), work).context("cannot enter the namespace");
         entered
             .flatten()
             .with_context(|| format!("in {}", self.name()))
@@ -123,7 +125,7 @@ impl Netns {
     /// # Errors
     /// When there is none to be had.
     pub fn rtnetlink(&self) -> Result<Socket> {
-        Ok(Socket::open_in(self.fd(), Protocol::Route)?)
+        Ok(Socket::open_in(self.open()?.as_fd(), Protocol::Route)?)
     }
 
     /// Writes a sysctl of the namespace; `key` with slashes or dots.

@@ -117,9 +117,10 @@ impl Network {
             name: &port_name,
             ..VethEnd::default()
         };
+        let inside = member.open()?;
         let end = VethEnd {
             name: &interface,
-            netns: Some(member.fd()),
+            netns: Some(inside.as_fd()),
             ..VethEnd::default()
         };
         socket.apply(|batch| link::add_veth(batch, &port, &end))?;
@@ -129,7 +130,7 @@ impl Network {
             link::set_up(batch, port, true);
         })?;
 
-        let mut inside = member.rtnetlink()?;
+        let mut inside = Socket::open_in(inside.as_fd(), Protocol::Route)?;
         let index = link::get_by_name(&mut inside, &interface)?.index;
         inside.apply(|batch| {
             link::set_up(batch, index, true);

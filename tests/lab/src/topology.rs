@@ -206,7 +206,11 @@ impl Topology {
         Ok(topology)
     }
 
-    fn parse(text: &str, file: &Path) -> Result<Topology, Refusal> {
+    /// Reads the text of a file; `file` is for messages.
+    ///
+    /// # Errors
+    /// When it is refused; the message has file, line and column.
+    pub fn parse(text: &str, file: &Path) -> Result<Topology, Refusal> {
         let refusal = |at: Option<Location>, reason: String| Refusal {
             file: file.to_owned(),
             at: at.map(|at| (at.line(), at.column())),

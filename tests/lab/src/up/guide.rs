@@ -57,10 +57,12 @@ impl Guide<'_> {
             good &= as_expected;
             parts.push(format!("{family} {part}"));
         }
-        let verb = match (check.expect, check.port) {
-            (Expect::Allow, Some(_)) => "connects",
-            (Expect::Allow, None) => "answers",
-            (Expect::Deny, _) => "blocked",
+        let verb = match (check.expect, check.port, good) {
+            (Expect::Allow, Some(_), true) => "connects",
+            (Expect::Allow, None, true) => "answers",
+            (Expect::Allow, _, false) => "fails",
+            (Expect::Deny, _, true) => "blocked",
+            (Expect::Deny, _, false) => "passes",
         };
         self.terminal.row(
             good,

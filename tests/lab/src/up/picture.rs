@@ -11,7 +11,6 @@
 //! ```
 
 use selvage_lab::Cluster;
-use selvage_lab::cluster::RunningRouter;
 
 use super::terminal::{Look, Terminal};
 

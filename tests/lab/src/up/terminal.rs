@@ -99,7 +99,8 @@ impl Terminal {
         let time = took
             .map(|took| self.paint(Look::Dim, &format!("{:>9}", seconds(took))))
             .unwrap_or_default();
-        println!("  {mark} {what:<WHAT$} {came:<CAME$} {time}");
+        let line = format!("  {mark} {what:<WHAT$} {came:<CAME$} {time}");
+        println!("{}", line.trim_end());
     }
 
     /// Does `work` while a line shows that it is under way, then prints its row.

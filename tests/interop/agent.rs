@@ -1,0 +1,136 @@
+//! Our agent with BIRD, FRR and GoBGP, as top of rack (eBGP) and as a neighbour of its own AS (iBGP): sessions with and
+//! without a password, routes of both families both ways and into the kernel, withdrawal.
+
+use anyhow::{Context, Result, ensure};
+use selvage_lab::daemon::Kind;
+use selvage_lab::{Cluster, Lab};
+use serde_json::json;
+
+use crate::harness::{Case, Need};
+use crate::scene::{self, SOON, other, prefix, wait_kernel_route, wait_no_kernel_route};
+
+const SELVAGE: Need = Need::Own("selvage");
+const CNI: Need = Need::Own("selvage-cni");
+
+pub fn cases() -> Vec<Case> {
+    const BIRD: &[Need] = &[SELVAGE, CNI, Need::Daemon(Kind::Bird)];
+    const FRR: &[Need] = &[SELVAGE, CNI, Need::Daemon(Kind::Frr)];
+    const GOBGP: &[Need] = &[SELVAGE, CNI, Need::Daemon(Kind::Gobgp)];
+    vec![
+        Case::new("interop::bird_as_top_of_rack", BIRD, |lab| {
+            top_of_rack(lab, "bird")
+        }),
+        Case::new("interop::frr_as_top_of_rack", FRR, |lab| {
+            top_of_rack(lab, "frr")
+        }),
+        Case::new("interop::gobgp_as_top_of_rack", GOBGP, |lab| {
+            top_of_rack(lab, "gobgp")
+        }),
+        Case::new("interop::bird_as_internal_neighbour", BIRD, |lab| {
+            internal(lab, "bird")
+        }),
+        Case::new("interop::frr_as_internal_neighbour", FRR, |lab| {
+            internal(lab, "frr")
+        }),
+        Case::new("interop::gobgp_as_internal_neighbour", GOBGP, |lab| {
+            internal(lab, "gobgp")
+        }),
+    ]
+}
+
+/// A router that runs `daemon` in `asn`, and a node with a `BGPPeer` for it.
+fn pair(lab: &Lab, daemon: &str, asn: u32, password: Option<&str>) -> Result<Cluster> {
+    let key = password
+        .map(|password| format!(", password: {password}"))
+        .unwrap_or_default();
+    let text = format!(
+        "
+networks: [{{name: rack, cidrs: [192.0.2.0/24, '2001:db8::/64']}}]
+routers: [{{name: tor, daemon: {daemon}, asn: {asn}, networks: [rack]{key}}}]
+nodes:
+  - {{name: n1, networks: [rack], podCIDRs: [10.244.1.0/24, 'fd00:10:244:1::/64']}}
+"
+    );
+    let mut cluster = scene::cluster(lab, &text)?;
+    let mut spec = json!({"address": "192.0.2.1", "asn": asn});
+    if let Some(password) = password {
+        spec["passwordSecretRef"] = json!({"name": "tor", "key": "password"});
+        let secret = json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "tor", "namespace": "selvage-system"},
+            "stringData": {"password": password},
+        });
+        cluster.objects().write("secret", &secret)?;
+    }
+    cluster
+        .objects()
+        .write("tor", &selvage_lab::cluster::object("BGPPeer", "tor", spec))?;
+    cluster.start(2 * SOON)?;
+    Ok(cluster)
+}
+
+fn top_of_rack(lab: &Lab, daemon: &str) -> Result<()> {
+    let mut cluster = pair(lab, daemon, 65001, Some("selvage"))?;
+    exchange(&mut cluster, &[64512])
+}
+
+fn internal(lab: &Lab, daemon: &str) -> Result<()> {
+    let mut cluster = pair(lab, daemon, 64512, None)?;
+    exchange(&mut cluster, &[])
+}
+
+/// Both ways, both families, in the kernel, and back to nothing; then the node's own prefixes go.
+fn exchange(cluster: &mut Cluster, as_path: &[u32]) -> Result<()> {
+    let node = cluster.netns("n1")?.clone();
+    let tor_address = "192.0.2.1".parse()?;
+    let node_addresses = cluster.addresses("n1");
+    cluster
+        .node("n1")?
+        .agent
+        .wait_established(tor_address, SOON)?;
+    let router = other(cluster, "tor")?;
+    router.wait_established("192.0.2.2".parse()?, SOON)?;
+
+    for pods in ["10.244.1.0/24", "fd00:10:244:1::/64"] {
+        let route = router.wait_route(prefix(pods)?, SOON)?;
+        let wanted = node_addresses
+            .iter()
+            .find(|a| a.is_ipv4() == route.prefix.addr().is_ipv4());
+        ensure!(
+            route.as_path == as_path && route.next_hop.as_ref() == wanted,
+            "{route:?}, wanted {wanted:?}"
+        );
+    }
+
+    let outside = [prefix("10.99.0.0/16")?, prefix("fd99::/48")?];
+    for to in outside {
+        router.announce(to)?;
+        wait_kernel_route(&node, to)?;
+    }
+    for to in outside {
+        router.withdraw(to)?;
+        wait_no_kernel_route(&node, to)?;
+    }
+
+    // Without its podCIDRs, the node announces nothing any more; the session stays.
+    let object = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": "n1", "uid": "node-n1"},
+        "spec": {},
+        "status": {"addresses": node_addresses.iter().map(|a| json!({"type": "InternalIP", "address": a})).collect::<Vec<_>>()},
+    });
+    cluster.objects().write("node-n1", &object)?;
+    let router = other(cluster, "tor")?;
+    for pods in ["10.244.1.0/24", "fd00:10:244:1::/64"] {
+        router.wait_no_route(prefix(pods)?, SOON)?;
+    }
+    let sessions = router.sessions()?;
+    let session = sessions.first().context("no session")?;
+    ensure!(
+        session.established,
+        "withdrawing ended the session: {session:?}"
+    );
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! What many trials stand on: a cluster from a few lines of text, what is in a node's kernel, who reaches whom.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use ipnet::IpNet;
+use selvage_lab::cluster::RunningRouter;
+use selvage_lab::daemon::Router;
+use selvage_lab::probe::ping::ping;
+use selvage_lab::probe::{Answer, tcp};
+use selvage_lab::topology::Topology;
+use selvage_lab::{Cluster, Lab, Netns, eventually_ok};
+use selvage_netlink::Prefix;
+use selvage_netlink::route::{self, Filter, Route};
+
+use crate::harness::Need;
+
+/// What may take a moment: sessions, routes, rules.
+pub const SOON: Duration = Duration::from_secs(20);
+/// How long an attempt waits for an answer.
+pub const ATTEMPT: Duration = Duration::from_millis(500);
+/// Our routes in the kernel.
+pub const PROTOCOL: u8 = 85;
+
+/// The agent and the plugin.
+pub const OWN: &[Need] = &[Need::Own("selvage"), Need::Own("selvage-cni")];
+
+/// Two nodes that mesh, a pod on each.
+pub const TWO_NODES: &str = "
+networks: [{name: rack, cidrs: [192.0.2.0/24, '2001:db8::/64']}]
+nodes:
+  - {name: n1, networks: [rack], podCIDRs: [10.244.1.0/24, 'fd00:10:244:1::/64']}
+  - {name: n2, networks: [rack], podCIDRs: [10.244.2.0/24, 'fd00:10:244:2::/64']}
+pods:
+  - {name: web, namespace: shop, node: n1, labels: {app: web}, ports: [80, 81]}
+  - {name: client, namespace: default, node: n2, labels: {app: client}, ports: [80]}
+";
+
+/// A cluster that does not run yet, from the text of a topology file.
+pub fn cluster(lab: &Lab, text: &str) -> Result<Cluster> {
+    let topology = Topology::parse(text, Path::new("topology"))?;
+    Cluster::new(lab, topology)
+}
+
+/// Two nodes that mesh, a pod on each, everything up.
+pub fn two_nodes(lab: &Lab) -> Result<Cluster> {
+    let mut cluster = cluster(lab, TWO_NODES)?;
+    cluster.start(2 * SOON)?;
+    Ok(cluster)
+}
+
+pub fn prefix(text: &str) -> Result<IpNet> {
+    text.parse().with_context(|| text.to_owned())
+}
+
+/// A router of another daemon.
+pub fn other<'a>(cluster: &'a mut Cluster, name: &str) -> Result<&'a mut Router> {
+    match cluster.router(name)? {
+        RunningRouter::Other(router) => Ok(router),
+        RunningRouter::Own(_) => bail!("{name} is our own"),
+    }
+}
+
+/// Our route to exactly `to` in the kernel.
+pub fn kernel_route(netns: &Netns, to: IpNet) -> Result<Option<Route>> {
+    let filter = Filter {
+        protocol: Some(PROTOCOL),
+        ..Filter::default()
+    };
+    let routes = route::list(&mut netns.rtnetlink()?, to.addr().is_ipv6(), &filter)?;
+    let wanted = Prefix::new(to.network(), to.prefix_len());
+    Ok(routes.into_iter().find(|route| route.prefix == wanted))
+}
+
+pub fn wait_kernel_route(netns: &Netns, to: IpNet) -> Result<Route> {
+    eventually_ok(
+        SOON,
+        &format!("a kernel route to {to} on {}", netns.name()),
+        || kernel_route(netns, to)?.context("there is none"),
+    )
+}
+
+pub fn wait_no_kernel_route(netns: &Netns, to: IpNet) -> Result<()> {
+    eventually_ok(
+        SOON,
+        &format!("no kernel route to {to} on {}", netns.name()),
+        || match kernel_route(netns, to)? {
+            Some(route) => bail!("{route:?}"),
+            None => Ok(()),
+        },
+    )
+}
+
+/// What a single attempt brings: a ping, or a TCP connection.
+pub fn attempt(from: &Netns, to: IpAddr, port: Option<u16>) -> Result<Answer> {
+    match port {
+        Some(port) => tcp::connect(from, SocketAddr::new(to, port), ATTEMPT),
+        None => Ok(ping(from, to, ATTEMPT)?.0),
+    }
+}
+
+/// Every address of `to` answers, after a moment.
+pub fn wait_reaches(cluster: &Cluster, from: &str, to: &str, port: Option<u16>) -> Result<()> {
+    let addresses = cluster.addresses(to);
+    ensure!(!addresses.is_empty(), "{to} has no addresses");
+    for address in addresses {
+        eventually_ok(
+            SOON,
+            &format!("{from} reaches {to} at {address} {port:?}"),
+            || match attempt(cluster.netns(from)?, address, port)? {
+                Answer::Yes => Ok(()),
+                other => bail!("{other:?}"),
+            },
+        )?;
+    }
+    Ok(())
+}
+
+/// No address of `to` lets anything back, after a moment.
+pub fn wait_blocked(cluster: &Cluster, from: &str, to: &str, port: Option<u16>) -> Result<()> {
+    for address in cluster.addresses(to) {
+        eventually_ok(
+            SOON,
+            &format!("{from} is kept from {to} at {address} {port:?}"),
+            || match attempt(cluster.netns(from)?, address, port)? {
+                Answer::Silence => Ok(()),
+                other => bail!("{other:?}"),
+            },
+        )?;
+    }
+    Ok(())
+}
+
+/// Nothing gets through right now.
+pub fn is_blocked(cluster: &Cluster, from: &str, to: &str, port: Option<u16>) -> Result<()> {
+    for address in cluster.addresses(to) {
+        let answer = attempt(cluster.netns(from)?, address, port)?;
+        ensure!(
+            answer == Answer::Silence,
+            "{from} to {to} at {address} {port:?}: {answer:?}"
+        );
+    }
+    Ok(())
+}
