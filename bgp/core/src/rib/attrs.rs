@@ -174,11 +174,7 @@ fn new_attr(attrs: &PathAttributes, hash: u32, content: &[u8], next_hops: &mut N
         med: attrs.med.unwrap_or(0),
         neighbor_as: attrs.as_path.neighbor_as().map_or(0, |a| a.0),
         originator: attrs.originator_id.map_or(0, |r| r.0),
-        as_path_len: attrs
-            .as_path
-            .path_length()
-            .try_into()
-            .unwrap_or(u16::MAX),
+        as_path_len: attrs.as_path.path_length().try_into().unwrap_or(u16::MAX),
         cluster_len: attrs.cluster_list.len().try_into().unwrap_or(u8::MAX),
         flags,
         content: content.into(),
@@ -327,8 +323,7 @@ fn read(content: &[u8]) -> PathAttributes {
     let med = has(HAS_MED).then(|| r.u32());
     let local_pref = has(HAS_LOCAL_PREF).then(|| r.u32());
     let originator_id = has(HAS_ORIGINATOR).then(|| RouterId(r.u32()));
-    let aggregator =
-        has(HAS_AGGREGATOR).then(|| (Asn(r.u32()), Ipv4Addr::from(r.array::<4>())));
+    let aggregator = has(HAS_AGGREGATOR).then(|| (Asn(r.u32()), Ipv4Addr::from(r.array::<4>())));
     let as_path_len = r.count();
     PathAttributes {
         origin: match bits & 3 {

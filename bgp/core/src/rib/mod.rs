@@ -2,14 +2,45 @@
 //!
 //! The [`Rib`] takes batches of [`RibInput`] and is then polled for [`RibOutput`] until it has no more work.
 
-use std::{net::IpAddr, sync::Arc};
+mod adj_rib_in;
+mod adj_rib_out;
+mod arena;
+mod attrs;
+mod decision;
+mod group;
+mod loc_rib;
+mod nexthop;
+mod peers;
+mod poll;
+mod prefixes;
+mod query;
+mod reflect;
+mod stale;
+mod sync;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::{collections::VecDeque, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 
+use self::{
+    adj_rib_in::Path, adj_rib_out::Packer, arena::Arena, attrs::Attrs, group::Group,
+    loc_rib::RouteSets, nexthop::NextHops, peers::Peer, prefixes::Prefixes, reflect::Source,
+    sync::InitialSync,
+};
+pub use self::{
+    adj_rib_in::Rejection,
+    decision::Step,
+    peers::FamilyCounts,
+    query::{Listing, Page, PathView, PeerCounts, Query, Row, Totals},
+};
 use crate::{
+    clock::Now,
     config::{PeerConfig, SpeakerConfig},
     event::FromPeer,
-    ids::{Epoch, Family, GroupId, PeerIdx},
+    filter::FilterChain,
+    ids::{Epoch, Family, GroupId, PeerIdx, RouterId},
     prefix::Prefix,
     wire::attr::NextHop,
 };
@@ -153,4 +184,185 @@ pub enum RouteOrigin {
     Ebgp,
     /// An internal peer.
     Ibgp,
+}
+
+/// The peer of what we originate. No peer has this number.
+pub(crate) const LOCAL: PeerIdx = PeerIdx(u16::MAX);
+
+/// The table and everything that follows from it. See the module.
+pub struct Rib {
+    config: Arc<SpeakerConfig>,
+    prefixes: [Prefixes; 2],
+    paths: Arena<Path>,
+    attrs: Attrs,
+    next_hops: NextHops,
+    route_sets: RouteSets,
+    peers: Vec<Peer>,
+    /// By place, which is used again; [`GroupId`]s are not.
+    groups: Vec<Option<Box<Group>>>,
+    next_group: u32,
+    next_dump: u64,
+    /// Prefixes that wait for their decision, first come, first served: number and, in the lowest bit, family.
+    dirty: VecDeque<u32>,
+    /// How many were ever put there.
+    marked: u64,
+    /// A search for the paths by next hops that have changed: family and prefix that it has come to.
+    search: Option<(usize, u32)>,
+    sync: InitialSync,
+    /// The time of the last poll.
+    polled: Now,
+    packer: Packer,
+    /// What is to be said at the next poll.
+    to_say: Vec<RibOutput>,
+    version: u64,
+}
+
+impl Rib {
+    /// An empty table that originates the networks of `config`. The time of the first synchronisation begins at `now`.
+    pub fn new(config: Arc<SpeakerConfig>, now: Now) -> Rib {
+        let mut rib = Rib {
+            prefixes: Family::ALL.map(Prefixes::new),
+            paths: Arena::default(),
+            attrs: Attrs::default(),
+            next_hops: NextHops::default(),
+            route_sets: RouteSets::default(),
+            peers: Vec::new(),
+            groups: Vec::new(),
+            next_group: 0,
+            next_dump: 0,
+            dirty: VecDeque::new(),
+            marked: 0,
+            search: None,
+            sync: InitialSync::new(now),
+            polled: now,
+            packer: Packer::default(),
+            to_say: Vec::new(),
+            version: 0,
+            config,
+        };
+        rib.next_hops.assume_reachable(rib.config.assume_reachable);
+        let networks = rib.config.networks.clone();
+        rib.originate(&[], &networks);
+        rib
+    }
+
+    /// We have restarted and peers keep our old routes (RFC 4724 section 4.1): announces nothing before the first
+    /// synchronisation is over, which is bounded in time.
+    pub fn defer_announcements(&mut self) {
+        self.sync.defer();
+    }
+
+    /// Takes something in. What follows from it is worked out by [`Rib::poll`].
+    pub fn apply(&mut self, now: Now, input: RibInput) {
+        match input {
+            RibInput::Configure(config) => self.configure(config),
+            RibInput::Peer(peer, config) => self.configure_peer(peer, config),
+            RibInput::PeerGone(peer) => self.peer_gone(peer),
+            RibInput::Event(event) => self.event(now, event),
+            RibInput::Reachability { next_hop, metric } => {
+                self.next_hops.set_reachability(next_hop, metric);
+            }
+            RibInput::Resync(peer, epoch) => {
+                if self.is_up_in(peer, epoch) {
+                    self.send_again(peer);
+                }
+            }
+            RibInput::Passed { group, log } => self.sweep(group, log),
+        }
+    }
+
+    fn configure(&mut self, config: Arc<SpeakerConfig>) {
+        let old = std::mem::replace(&mut self.config, config);
+        let new = self.config.clone();
+        self.originate(&old.networks, &new.networks);
+        if old.assume_reachable != new.assume_reachable {
+            self.next_hops.assume_reachable(new.assume_reachable);
+            self.mark_all();
+        }
+        if old.maximum_paths != new.maximum_paths {
+            self.mark_all();
+        }
+        for peer in (0..self.peers.len()).map(|i| PeerIdx(i as u16)) {
+            if old.networks != new.networks
+                || old.connected != new.connected
+                || old.local_address != new.local_address
+                || (old.asn, old.router_id, old.cluster_id)
+                    != (new.asn, new.router_id, new.cluster_id)
+            {
+                self.judge_again(peer);
+            }
+            self.regroup(peer);
+        }
+    }
+
+    fn configure_peer(&mut self, idx: PeerIdx, config: Arc<PeerConfig>) {
+        if idx == LOCAL {
+            return;
+        }
+        let at = usize::from(idx.0);
+        if at >= self.peers.len() {
+            self.peers.resize_with(at + 1, Peer::default);
+        }
+        let peer = &mut self.peers[at];
+        let external = peer.session.as_ref().is_none_or(|s| !s.internal);
+        let import = FilterChain::new(&config.import, config.require_policy, external);
+        let judge = peer.import != import
+            || peer
+                .config
+                .as_ref()
+                .is_some_and(|old| old.allow_own_as != config.allow_own_as);
+        let was_client = peer.source().client;
+        peer.import = import;
+        peer.config = Some(config);
+        let reflect = was_client != peer.source().client;
+        if judge {
+            self.judge_again(idx);
+        }
+        if reflect {
+            for family in Family::ALL {
+                for prefix in self.prefixes_of(idx, family) {
+                    self.mark(family, prefix);
+                }
+            }
+        }
+        self.regroup(idx);
+    }
+
+    fn mark_all(&mut self) {
+        for family in Family::ALL {
+            for idx in 0..self.prefixes[family.index()].end() {
+                if self.prefixes[family.index()].is_used(idx) {
+                    self.mark(family, idx);
+                }
+            }
+        }
+    }
+
+    fn is_up_in(&self, peer: PeerIdx, epoch: Epoch) -> bool {
+        let peer = self.peers.get(usize::from(peer.0));
+        peer.is_some_and(|p| p.is_up_in(epoch))
+    }
+
+    fn source(&self, peer: PeerIdx) -> Source {
+        source_of(&self.peers, peer)
+    }
+}
+
+fn source_of(peers: &[Peer], peer: PeerIdx) -> Source {
+    match peers.get(usize::from(peer.0)) {
+        Some(peer) => peer.source(),
+        None => Source {
+            origin: RouteOrigin::Local,
+            client: false,
+            router_id: RouterId(0),
+        },
+    }
+}
+
+impl std::fmt::Debug for Rib {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rib")
+            .field("totals", &self.totals())
+            .finish_non_exhaustive()
+    }
 }
