@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::fault;
-use crate::ipam::lease::{sync_dir, write_synced};
+use crate::ipam::lease::{sync_dir, write_synced, write_whole};
 use crate::link::{ATTACHMENTS, Attachment, attachment_file};
 use crate::spec::{CniError, Code};
 
@@ -53,7 +53,7 @@ impl Attachments {
     /// Writes a new attachment; fails with code 100 if there is one of this container and interface.
     pub fn claim(&self, attachment: &Attachment) -> Result<(), CniError> {
         let (aside, path) = self.paths(&attachment.container_id, &attachment.ifname);
-        self.write_aside(&aside, attachment)?;
+        self.write_aside(&aside, attachment, write_synced)?;
         let linked = fs::hard_link(&aside, &path);
         let _ = fs::remove_file(&aside);
         match linked {
@@ -65,15 +65,15 @@ impl Attachments {
         }
     }
 
-    /// Overwrites an attachment that [`claim`](Self::claim) has written.
+    /// Overwrites an attachment that [`claim`](Self::claim) has written. Whole or not at all for whoever reads it;
+    /// not synchronised: what this adds is worth nothing after a reboot.
     pub fn update(&self, attachment: &Attachment) -> Result<(), CniError> {
         let (aside, path) = self.paths(&attachment.container_id, &attachment.ifname);
-        self.write_aside(&aside, attachment)?;
+        self.write_aside(&aside, attachment, write_whole)?;
         fs::rename(&aside, &path).map_err(|e| {
             let _ = fs::remove_file(&aside);
             CniError::file("write", &path, &e)
-        })?;
-        sync_dir(&self.dir)
+        })
     }
 
     /// What is known about (`container_id`, `ifname`).
@@ -190,10 +190,15 @@ impl Attachments {
         }
     }
 
-    fn write_aside(&self, aside: &Path, attachment: &Attachment) -> Result<(), CniError> {
+    fn write_aside(
+        &self,
+        aside: &Path,
+        attachment: &Attachment,
+        write: fn(&Path, &[u8]) -> io::Result<()>,
+    ) -> Result<(), CniError> {
         let json = serde_json::to_vec(attachment)
             .map_err(|e| CniError::new(Code::Io, format!("cannot write the attachment: {e}")))?;
-        let written = write_synced(aside, &json).map_err(|e| CniError::file("write", aside, &e));
+        let written = write(aside, &json).map_err(|e| CniError::file("write", aside, &e));
         written.and_then(|()| fault::point()).inspect_err(|_| {
             let _ = fs::remove_file(aside);
         })

@@ -256,16 +256,22 @@ pub fn addresses_in(dir: &Path) -> Result<Vec<IpAddr>, CniError> {
     Ok(addrs)
 }
 
-/// Writes a file whole and makes its content durable.
+/// Writes a file and makes its content durable.
 pub(crate) fn write_synced(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
+    write(path, content)?.sync_data()
+}
+
+/// Writes a file.
+pub(crate) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    write(path, content).map(drop)
+}
+
+fn write(path: &Path, content: &[u8]) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(path)?;
     file.write_all(content)?;
-    file.sync_data()
+    Ok(file)
 }
 
 /// Makes the names in a directory durable.
