@@ -2,6 +2,7 @@
 
 mod demo;
 mod lab;
+mod plugin;
 mod policy;
 mod routes;
 
@@ -10,6 +11,7 @@ use crate::harness::Case;
 pub fn cases() -> Vec<Case> {
     [
         lab::cases(),
+        plugin::cases(),
         routes::cases(),
         policy::cases(),
         demo::cases(),

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 
 use crate::netns::Netns;
 
@@ -60,9 +60,7 @@ impl Flow {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let sink = to.run(|| {
-            UdpSocket::bind((any, at.port())).with_context(|| format!("UDP port {}", at.port()))
-        })?;
+        let sink = to.run(|| super::bind(at.port(), || UdpSocket::bind((any, at.port()))))?;
         let source = from.run(|| Ok(UdpSocket::bind((any, 0))?))?;
         // Otherwise a full receive buffer would look like loss on the way.
         rustix::net::sockopt::set_socket_recv_buffer_size(&sink, 4 << 20)?;

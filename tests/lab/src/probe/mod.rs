@@ -7,6 +7,11 @@ pub mod tcp;
 pub mod udp;
 
 use std::io;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::deadline::eventually_ok;
 
 /// What came of an attempt to reach somebody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,4 +48,12 @@ impl Answer {
             _ => Err(error),
         }
     }
+}
+
+/// Binds a port that a probe before this one may have used: for as long as another thread is between fork and exec, its
+/// child holds a copy of the closed socket.
+fn bind<T>(port: u16, mut bind: impl FnMut() -> io::Result<T>) -> Result<T> {
+    eventually_ok(Duration::from_secs(2), "a free port", || {
+        bind().with_context(|| format!("port {port}"))
+    })
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::netns::Netns;
@@ -25,10 +25,8 @@ impl EchoServer {
     pub fn start(netns: &Netns, port: u16) -> Result<EchoServer> {
         // An unspecified IPv6 address takes IPv4 as well (net.ipv6.bindv6only is 0 in a new namespace).
         let (tcp, udp) = netns.run(|| {
-            let tcp = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
-                .with_context(|| format!("TCP port {port}"))?;
-            let udp = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))
-                .with_context(|| format!("UDP port {port}"))?;
+            let tcp = super::bind(port, || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)))?;
+            let udp = super::bind(port, || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)))?;
             tcp.set_nonblocking(true)?;
             udp.set_nonblocking(true)?;
             Ok((tcp, udp))
