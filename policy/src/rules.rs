@@ -34,9 +34,6 @@ fn add(group: &mut GroupSpec, direction: Direction, rule: &Rule, own_ports: &[Na
         )),
         (Ports::Some(atoms), Direction::Egress) => Some(PortSpec::new(atoms.iter().cloned())),
     };
-    if ports.as_ref().is_some_and(PortSpec::is_empty) {
-        return; // Names that this pod does not have: the rule allows nothing.
-    }
     let (numbers, names) = split(ports);
     match &rule.peers {
         Peers::Any => {
@@ -83,7 +80,8 @@ fn add(group: &mut GroupSpec, direction: Direction, rule: &Rule, own_ports: &[Na
     }
 }
 
-/// The part of a list of ports that anybody can match, and the part that only pods can.
+/// The part of a list of ports that anybody can match, and the part that only pods can. Neither, if all were names
+/// that the pod does not have: then the rule allows nothing.
 fn split(ports: Option<PortSpec>) -> (Option<Option<PortSpec>>, Option<PortSpec>) {
     let Some(ports) = ports else {
         return (Some(None), None);

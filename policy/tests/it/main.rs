@@ -4,6 +4,7 @@ mod chains;
 mod equivalence;
 mod incremental;
 mod interpreter;
+mod kernel;
 mod nft;
 mod oracle;
 mod rows;

@@ -18,10 +18,15 @@ fn sample<T: std::fmt::Debug>(strategy: &impl Strategy<Value = T>, runner: &mut 
 
 /// Runs a shell script as root of a fresh network namespace; its output, errors included.
 fn run(script: &str) -> String {
+    run_with("sh", script)
+}
+
+/// The same in this shell.
+pub fn run_with(shell: &str, script: &str) -> String {
     let unshare = if is_root() { &["-n"][..] } else { &["-rn"][..] };
     let mut child = Command::new("unshare")
         .args(unshare)
-        .args(["sh", "-c", "exec sh 2>&1"])
+        .args(["sh", "-c", "exec \"$0\" 2>&1", shell])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
