@@ -71,7 +71,7 @@ impl Peers {
             .filter_map(|(i, s)| Some((PeerIdx(i as u16), s.as_ref()?)))
     }
 
-    /// Adds a peer; `None` when all 65,536 places are taken.
+    /// Adds a peer; `None` when all 65,535 places are taken.
     pub(crate) fn add(
         &mut self,
         now: Now,
@@ -101,7 +101,11 @@ impl Peers {
                 idx
             }
             None => {
-                let idx = PeerIdx(u16::try_from(self.slots.len()).ok()?);
+                // The last number is the RIB's own, for what we originate.
+                let idx = u16::try_from(self.slots.len())
+                    .ok()
+                    .filter(|i| *i < u16::MAX)?;
+                let idx = PeerIdx(idx);
                 self.slots.push(Some(slot));
                 idx
             }

@@ -99,8 +99,12 @@ impl Speaker {
         let io = Arc::new(ToIo::new(Waker::new(poll.registry(), WAKER)?));
         let rib = Arc::new(ToRib::new());
         let clock = Clock(Instant::now());
+        let mut table = Rib::new(start.config.clone(), clock.now());
+        if start.restarting {
+            table.defer_announcements();
+        }
         let rib_thread = RibThread {
-            rib: Rib::new(start.config.clone(), clock.now(), start.restarting),
+            rib: table,
             clock,
             inbox: rib.clone(),
             io: io.clone(),

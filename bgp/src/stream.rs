@@ -273,6 +273,7 @@ impl Streams {
     }
 
     /// Octets held in logs and dumps.
+    #[cfg(test)]
     pub(crate) fn octets(&self) -> usize {
         self.groups.values().map(|g| g.octets).sum::<usize>()
             + self
