@@ -19,6 +19,9 @@ use crate::spec::{Cidr, CniError, CniResult, Code, Command, NetConf};
 use crate::undo::Undo;
 use crate::veth::{self, Pair, Sandbox, Wanted};
 
+/// RFC 8200 section 5.
+const MIN_V6_MTU: u32 = 1280;
+
 /// Where addresses will come from.
 enum Ipam {
     BuiltIn(BuiltIn),
@@ -31,6 +34,16 @@ pub fn run(call: &Call, conf: &NetConf, budget: &Budget) -> Result<CniResult, Cn
         Some(kind) if !ipam::is_built_in(conf) => Ipam::Delegate(Delegate::find(kind, conf, call)?),
         _ => Ipam::BuiltIn(BuiltIn::read(conf, call)?),
     };
+    if conf.mtu != 0
+        && conf.mtu < MIN_V6_MTU
+        && matches!(&ipam, Ipam::BuiltIn(plan) if plan.has_v6())
+    {
+        let message = format!(
+            "mtu: {} is too small for the IPv6 addresses that ipam.ranges give; at least {MIN_V6_MTU}",
+            conf.mtu
+        );
+        return Err(CniError::new(Code::InvalidConfig, message));
+    }
     let previous = conf
         .root()
         .get("prevResult")?

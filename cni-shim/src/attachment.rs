@@ -17,9 +17,6 @@ use crate::ipam::lease::{sync_dir, write_synced, write_whole};
 use crate::link::{ATTACHMENTS, Attachment, attachment_file};
 use crate::spec::{CniError, Code};
 
-/// How long GC waits for ADDs under way.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// The attachments below one state directory.
 #[derive(Clone, Debug)]
 pub struct Attachments {
@@ -147,10 +144,10 @@ impl Attachments {
         Ok(file)
     }
 
-    /// Keeps ADDs away while GC runs. Code 11 if one goes on for longer than a few seconds.
-    pub fn exclude(&self) -> Result<File, CniError> {
+    /// Keeps ADDs away while GC runs. Code 11 if one goes on for longer than `patience`.
+    pub fn exclude(&self, patience: Duration) -> Result<File, CniError> {
         let file = self.lock_file()?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience;
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(file),
@@ -253,4 +250,80 @@ pub fn is_gone(
     };
     let in_place = fs::metadata(&attachment.netns).is_ok_and(|file| same(&file));
     !in_place && !interface_exists(&attachment.host_if)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link;
+    use crate::tests::Scratch;
+
+    fn attachment(id: &str) -> Attachment {
+        let json = format!(
+            r#"{{"network":"n","containerId":"{id}","ifname":"eth0","netns":"/nonexistent","netnsDev":1,"netnsInode":2,
+                "bootId":"boot","hostIf":"sv0","hostIndex":0,"addresses":[]}}"#
+        );
+        serde_json::from_str(&json).unwrap()
+    }
+
+    #[test]
+    fn claimed_once_and_updated() {
+        let scratch = Scratch::new();
+        let store = Attachments::of(&scratch.0);
+        assert_eq!(store.list().unwrap(), []);
+        let _lock = store.share().unwrap();
+        let (mut a, b) = (attachment("a"), attachment("b"));
+        store.claim(&b).unwrap();
+        store.claim(&a).unwrap();
+        assert_eq!(store.claim(&a).unwrap_err().code, 100);
+        a.host_index = 7;
+        store.update(&a).unwrap();
+        fs::write(store.dir().join("c@eth0.json"), "{").unwrap();
+        fs::write(store.dir().join(".d@eth0.json"), "{").unwrap();
+        assert_eq!(store.list().unwrap(), [a.clone(), b]);
+        assert_eq!(store.load("a", "eth0").unwrap(), Known::This(Box::new(a)));
+        assert_eq!(store.load("c", "eth0").unwrap(), Known::Unreadable);
+        assert_eq!(store.load("x", "eth0").unwrap(), Known::Nothing);
+        store.remove_unfinished().unwrap();
+        for id in ["a", "b", "c", "a"] {
+            store.remove(id, "eth0").unwrap();
+        }
+        assert_eq!(
+            fs::read_dir(store.dir()).unwrap().count(),
+            1,
+            "the lock's file"
+        );
+        assert_eq!(store.exclude(Duration::ZERO).unwrap_err().code, 11);
+    }
+
+    #[test]
+    fn a_sandbox_is_gone_only_for_certain() {
+        let own = fs::metadata("/proc/self/ns/net").unwrap();
+        let here = link::Attachment {
+            netns: "/proc/self/ns/net".into(),
+            netns_dev: own.dev(),
+            netns_inode: own.ino(),
+            ..attachment("a")
+        };
+        let another = link::Attachment {
+            netns_inode: own.ino() + 1,
+            ..here.clone()
+        };
+        for (attachment, boot, exists, gone) in [
+            (&here, "boot", false, false),
+            (&here, "later", true, true),
+            (&here, "", false, false),
+            (&another, "boot", true, false),
+            (&another, "boot", false, true),
+            (&self::attachment("a"), "boot", true, false),
+            (&self::attachment("a"), "boot", false, true),
+        ] {
+            assert_eq!(
+                is_gone(attachment, boot, |_| exists),
+                gone,
+                "{} {boot} {exists}",
+                attachment.netns
+            );
+        }
+    }
 }

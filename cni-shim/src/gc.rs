@@ -20,7 +20,7 @@ pub fn run(call: &Call, conf: &NetConf, budget: &Budget) -> Result<(), CniError>
         .map(|(id, ifname)| (id.as_str(), ifname.as_str()))
         .collect();
     let attachments = Attachments::of(&conf.state_dir);
-    let _no_add = attachments.exclude()?;
+    let _no_add = attachments.exclude(budget.quiet)?;
     let mut failed: Option<CniError> = None;
     let mut note = |result: Result<(), CniError>| match (&mut failed, result) {
         (_, Ok(())) => {}

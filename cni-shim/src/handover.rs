@@ -14,15 +14,17 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use crate::link::{self, Attachment, LinkError, PolicyMode, Reply, Request, SOCKET};
 use crate::spec::{CniError, Code};
 
-/// How long the agent is waited for.
+/// How long others are waited for.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
     /// For somebody to listen, under `policy: required`.
     pub connect: Duration,
     /// For `enforced`, under `policy: required`.
     pub enforced: Duration,
-    /// For any answer where nothing depends on it.
+    /// For any answer where little depends on it.
     pub courtesy: Duration,
+    /// By GC, for ADDs under way to end.
+    pub quiet: Duration,
 }
 
 impl Default for Budget {
@@ -31,6 +33,7 @@ impl Default for Budget {
             connect: Duration::from_secs(10),
             enforced: Duration::from_secs(30),
             courtesy: Duration::from_secs(1),
+            quiet: Duration::from_secs(5),
         }
     }
 }
@@ -63,16 +66,19 @@ pub fn attach(
     if attachment.policy == PolicyMode::Required {
         return required(&request, run_dir, budget);
     }
-    let answer = ask_once(&request, run_dir, budget.courtesy);
-    let outcome = match answer {
-        Ok(reply) => outcome(&reply),
-        Err(_) => None,
-    };
-    Ok(match (attachment.policy, outcome) {
-        (_, Some(outcome)) => outcome,
-        (PolicyMode::None, None) => Outcome::Open { masquerade: false },
-        (_, None) => Outcome::Closed,
-    })
+    if attachment.policy == PolicyMode::None && !attachment.ip_masq {
+        // Nothing depends on the answer, so it is not waited for.
+        let _ = tell(&request, run_dir, budget.courtesy);
+        return Ok(Outcome::Open { masquerade: false });
+    }
+    let answer = ask_once(&request, run_dir, budget.courtesy).ok();
+    Ok(
+        match (attachment.policy, answer.as_ref().and_then(outcome)) {
+            (_, Some(outcome)) => outcome,
+            (PolicyMode::None, None) => Outcome::Open { masquerade: false },
+            (_, None) => Outcome::Closed,
+        },
+    )
 }
 
 /// Tells the agent that an attachment goes. Nothing depends on whether it hears it.
@@ -162,6 +168,12 @@ fn later(why: &str, run_dir: &Path, details: &str) -> CniError {
 fn ask_once(request: &Request, run_dir: &Path, patience: Duration) -> Result<Reply, LinkError> {
     let deadline = Instant::now() + patience;
     ask(&mut dial(run_dir)?, request, deadline)
+}
+
+fn tell(request: &Request, run_dir: &Path, patience: Duration) -> Result<(), LinkError> {
+    let mut stream = dial(run_dir)?;
+    stream.set_write_timeout(Some(patience))?;
+    link::send(&mut stream, request)
 }
 
 fn ask(stream: &mut UnixStream, request: &Request, deadline: Instant) -> Result<Reply, LinkError> {

@@ -14,6 +14,7 @@
 pub mod add;
 pub mod attachment;
 pub mod check;
+pub mod conflist;
 pub mod del;
 mod fault;
 pub mod gc;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use selvage_netlink::nft::{Table, list};
 use selvage_netlink::{Protocol, Socket, link, netns};
 
-use super::leases::Scratch;
+use super::Scratch;
 use crate::fault::armed::{Fault, with_fault};
 use crate::handover::Budget;
 use crate::plugin;
@@ -18,6 +18,7 @@ const BUDGET: Budget = Budget {
     connect: Duration::ZERO,
     enforced: Duration::ZERO,
     courtesy: Duration::from_millis(100),
+    quiet: Duration::ZERO,
 };
 
 /// More points than there are.

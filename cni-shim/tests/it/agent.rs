@@ -9,12 +9,13 @@ use selvage_cni::handover::Budget;
 use selvage_cni::link::{self, Attachment, PodRef, Reply, Request};
 use serde_json::json;
 
-use crate::lab::{Node, Ns, eventually, ips, reaches};
+use crate::lab::{Node, Ns, eventually, ips, is_cut_off, reaches};
 
 const SHORT: Budget = Budget {
     connect: Duration::from_millis(200),
     enforced: Duration::from_millis(300),
     courtesy: Duration::from_millis(200),
+    quiet: Duration::from_millis(200),
 };
 
 /// Answers each request by the next of `replies`; where that is none, it hangs up.
@@ -160,7 +161,7 @@ fn optional_stays_closed_until_the_agent_opens_it() {
     let addresses = ips(&node.add("a", &pod).expect_ok());
     let host = &node.pod_links()[0];
     assert!(!host.is_up(), "closed without an agent");
-    assert!(!reaches(&node.ns, &pod, addresses[0]));
+    assert!(is_cut_off(&node.ns, &pod, addresses[0]));
     // What the agent does when it has started.
     let file = std::fs::read(node.scratch.0.join("state/attachments/a@eth0.json")).unwrap();
     let kept: Attachment = serde_json::from_slice(&file).unwrap();

@@ -1,5 +1,9 @@
 //! GC: what the runtime does not name goes, the rest stays.
 
+use std::time::Duration;
+
+use selvage_cni::attachment::Attachments;
+use selvage_cni::handover::Budget;
 use serde_json::json;
 
 use crate::lab::{Node, Ns};
@@ -45,4 +49,22 @@ fn does_nothing_without_a_list_and_spares_other_networks() {
         ),
         (1, 1, 2)
     );
+}
+
+#[test]
+fn waits_for_adds_under_way() {
+    let (mut node, pod) = (Node::new("none"), Ns::new());
+    node.add("a", &pod).expect_ok();
+    node.conf["cni.dev/valid-attachments"] = json!([]);
+    let attachments = Attachments::of(&node.scratch.0.join("state"));
+    let add = attachments.share().unwrap();
+    let budget = Budget {
+        quiet: Duration::from_millis(50),
+        ..Budget::default()
+    };
+    node.call_within("GC", "", "", &budget).expect_code(11);
+    assert_eq!(node.pod_links().len(), 1);
+    drop(add);
+    node.call_within("GC", "", "", &budget).expect_ok();
+    node.assert_clean("nothing is valid");
 }

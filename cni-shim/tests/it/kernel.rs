@@ -1,5 +1,6 @@
 //! What ADD makes and DEL removes, in the kernel.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, TcpListener, TcpStream};
 
 use selvage_cni::veth::{GATEWAY_V4, GATEWAY_V6, HOST_MAC};
@@ -8,6 +9,7 @@ use selvage_netlink::{addr, link, neigh, nft};
 use serde_json::{Value, json};
 
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use crate::lab::{Answer, NODE_V4, NODE_V6, Node, Ns, PROGRAM, Scratch, ips, reaches, start};
@@ -202,11 +204,41 @@ fn a_failed_add_leaves_nothing() {
     assert!(message.contains("10.0.0.0/8"), "{message}");
     node.assert_clean("a refused route");
     assert!(pod.links().is_empty());
-    // IPv6 with an MTU that it cannot have.
     let mut node = Node::new("none");
     node.conf["mtu"] = json!(1000);
-    node.add("a", &pod).expect_code(101);
-    node.assert_clean("an MTU too small");
+    assert!(node.add("a", &pod).expect_code(7).contains("mtu"));
+    node.assert_clean("an MTU too small for IPv6");
+}
+
+#[test]
+fn many_at_once() {
+    let node = Node::new("none");
+    let pods: Vec<_> = (0..24).map(|i| (format!("c{i}"), Ns::new())).collect();
+    let mut addresses = BTreeSet::new();
+    let answers = thread::scope(|scope| {
+        let adds: Vec<_> = pods
+            .iter()
+            .map(|(id, pod)| scope.spawn(|| node.add(id, pod).expect_ok()))
+            .collect();
+        adds.into_iter()
+            .map(|add| add.join().unwrap())
+            .collect::<Vec<_>>()
+    });
+    for result in answers {
+        assert!(
+            ips(&result)
+                .into_iter()
+                .all(|address| addresses.insert(address)),
+            "given twice: {result}"
+        );
+    }
+    assert_eq!(node.pod_links().len(), pods.len());
+    thread::scope(|scope| {
+        for (id, pod) in &pods {
+            scope.spawn(|| node.del(id, pod).expect_ok());
+        }
+    });
+    node.assert_clean("after all");
 }
 
 #[test]

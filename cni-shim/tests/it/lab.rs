@@ -298,11 +298,20 @@ pub(crate) fn ips(result: &Value) -> Vec<IpAddr> {
         .collect()
 }
 
-/// Whether a connection from one namespace reaches `to` in another.
+/// Whether a connection from one namespace reaches `to` in another; a lost first packet is sent again.
 pub(crate) fn reaches(from: &Ns, server: &Ns, to: IpAddr) -> bool {
+    connects(from, server, to, Duration::from_secs(10))
+}
+
+/// Whether nothing comes through. Not patient: what would come, comes at once.
+pub(crate) fn is_cut_off(from: &Ns, server: &Ns, to: IpAddr) -> bool {
+    !connects(from, server, to, Duration::from_millis(300))
+}
+
+fn connects(from: &Ns, server: &Ns, to: IpAddr, patience: Duration) -> bool {
     let listener = server.within(|| TcpListener::bind(SocketAddr::new(to, 0)).unwrap());
     let address = listener.local_addr().unwrap();
-    from.within(|| TcpStream::connect_timeout(&address, Duration::from_millis(700)).is_ok())
+    from.within(|| TcpStream::connect_timeout(&address, patience).is_ok())
 }
 
 /// Waits for a condition.
