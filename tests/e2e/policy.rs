@@ -228,7 +228,7 @@ fn why(lab: &Lab) -> Result<()> {
     wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     let agent = &cluster.node("n1")?.agent;
     for (port, allowed, named) in [(80, true, "shop/allow"), (81, false, "shop/default-deny")] {
-        let destination = format!("shop/web:{port}/TCP");
+        let destination = format!("shop/web:{port}/tcp");
         let output = agent.command(&["why", "default/client", &destination, "-o", "json"])?;
         // The exit code answers, too.
         ensure!(

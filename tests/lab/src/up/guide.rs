@@ -90,7 +90,7 @@ impl Guide<'_> {
                 .unwrap_or_default(),
         };
         let destination = match check.port {
-            Some(port) => format!("{}:{port}/TCP", pod.key()),
+            Some(port) => format!("{}:{port}", pod.key()),
             None => pod.key(),
         };
         let output =
