@@ -110,7 +110,12 @@ fn attach(
     attachment.host_index = pair.host.index;
     attachment.mtu = pair.pod.mtu;
     attachments.update(&attachment)?;
-    hand_over(conf, budget, &attachment, &mut host, undo)?;
+    if let Outcome::Open { masquerade } = hand_over(conf, budget, &attachment, undo)? {
+        open(&attachment, masquerade, &mut host, undo)?;
+        // Until the kernel has taken note of the carrier it discards what the pod sends; asking
+        // for the link makes it take note (Linux 6.8).
+        sandbox.link(&call.ifname)?;
+    }
     fault::point()?;
     Ok(describe_result(call, &pair, &grant))
 }
@@ -172,9 +177,8 @@ fn hand_over(
     conf: &NetConf,
     budget: &Budget,
     attachment: &Attachment,
-    host: &mut Socket,
     undo: &mut Undo<'_>,
-) -> Result<(), CniError> {
+) -> Result<Outcome, CniError> {
     let (id, ifname) = (attachment.container_id.clone(), attachment.ifname.clone());
     let (run_dir, budget_again) = (conf.run_dir.clone(), *budget);
     undo.push("the registration", move || {
@@ -183,27 +187,32 @@ fn hand_over(
     });
     let outcome = handover::attach(attachment, &conf.run_dir, budget)?;
     fault::point()?;
-    match outcome {
-        Outcome::Open { masquerade } => {
-            if attachment.ip_masq && !masquerade {
-                let addresses = attachment.addresses.clone();
-                undo.push("masquerading", move || masquerade::end(&addresses));
-                masquerade::begin(&attachment.addresses)?;
-                fault::point()?;
-            }
-            open_interface(host, attachment.host_index, &attachment.addresses).map_err(|e| {
-                veth::kernel(
-                    &format!("cannot open the interface {}", attachment.host_if),
-                    &e,
-                )
-            })
-        }
-        Outcome::Closed if attachment.policy == PolicyMode::Optional => Ok(()),
-        Outcome::Closed => Err(CniError::new(
-            Code::TryAgainLater,
-            "the pod's interface was not released by the agent",
-        )),
+    if outcome == Outcome::Closed && attachment.policy != PolicyMode::Optional {
+        let message = "the pod's interface was not released by the agent";
+        return Err(CniError::new(Code::TryAgainLater, message));
     }
+    Ok(outcome)
+}
+
+/// Lets packets through: the last step, after which there is a pod on the network.
+fn open(
+    attachment: &Attachment,
+    masquerade: bool,
+    host: &mut Socket,
+    undo: &mut Undo<'_>,
+) -> Result<(), CniError> {
+    if attachment.ip_masq && !masquerade {
+        let addresses = attachment.addresses.clone();
+        undo.push("masquerading", move || masquerade::end(&addresses));
+        masquerade::begin(&attachment.addresses)?;
+        fault::point()?;
+    }
+    open_interface(host, attachment.host_index, &attachment.addresses).map_err(|e| {
+        veth::kernel(
+            &format!("cannot open the interface {}", attachment.host_if),
+            &e,
+        )
+    })
 }
 
 fn describe_result(call: &Call, pair: &Pair, grant: &Grant) -> CniResult {
