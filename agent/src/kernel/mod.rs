@@ -16,8 +16,12 @@
 //! thin thread around it that waits for its [`Inbox`](crate::inbox::Inbox) and the kernel's
 //! notifications together. Objects of the configuration are not known here.
 
+pub mod conntrack;
 pub mod nexthops;
+pub mod nft;
+pub mod open;
 pub mod routes;
+pub mod watch;
 
 /// The routing protocol number of what BGP taught us, and of the blackholes under our prefixes.
 pub const PROTOCOL_BGP: u8 = 85;

@@ -1,0 +1,300 @@
+//! Established flows that are no longer allowed are cut, and those that are again are let go on.
+//!
+//! The rules accept what is established, so a flow that began when it was allowed would live on.
+//! A deleted entry is no cut: the answer of the other side makes a new one, reversed
+//! (`nf_conntrack_tcp_loose`), which passes as established. So a bit of the flow's mark is set,
+//! for which the rules drop; other bits and other flows are not touched.
+//!
+//! Whether a flow is allowed is the compiler's to say. The thread lists the flows of local pods,
+//! asks in portions, and marks by the answers; changes that come meanwhile make one more pass.
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::Arc,
+    thread::{Builder, JoinHandle},
+    time::Duration,
+};
+
+use rustix::io::Errno;
+use selvage_netlink::{
+    Batch, Error, Protocol, Socket,
+    conntrack::{self, Filter, Ports},
+};
+use selvage_policy::revoke::Flow;
+
+use super::Shutdown;
+use crate::inbox::Inbox;
+
+/// The bit of the mark that means revoked, unless configured otherwise.
+pub const REVOKED: u32 = 1 << 31;
+/// Flows in one question: a few milliseconds of the compiler's time at most.
+pub const PORTION: usize = 2048;
+
+/// The flows of the namespace, and the bit.
+#[derive(Debug)]
+pub struct Conntrack {
+    socket: Socket,
+    batch: Batch,
+    bit: u32,
+}
+
+/// A flow as it was listed and as the compiler knows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tracked {
+    kernel: conntrack::Flow,
+    /// What to ask.
+    pub flow: Flow,
+    /// Whether it is cut now.
+    pub revoked: bool,
+}
+
+/// What a pass did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Passed {
+    /// Flows looked at.
+    pub seen: usize,
+    /// Cut by this pass.
+    pub revoked: usize,
+    /// Let go on by this pass.
+    pub restored: usize,
+}
+
+impl Conntrack {
+    /// In the calling thread's network namespace. `bit`: the bits of the mark that mean revoked.
+    pub fn open(bit: u32) -> Result<Self, Error> {
+        Ok(Conntrack {
+            socket: Socket::open(Protocol::Netfilter)?,
+            batch: Batch::new(),
+            bit,
+        })
+    }
+
+    /// The flows that begin or end at one of these addresses; what is translated counts as it
+    /// arrives.
+    pub fn flows_of(&mut self, local: &BTreeSet<IpAddr>) -> Result<Vec<Tracked>, Error> {
+        let mut found = Vec::new();
+        for v6 in [false, true] {
+            if !local.iter().any(|addr| addr.is_ipv6() == v6) {
+                continue;
+            }
+            let filter = Filter {
+                v6: Some(v6),
+                mark: None,
+            };
+            let flows = conntrack::list(&mut self.socket, &filter)?;
+            found.extend(
+                flows
+                    .into_iter()
+                    .filter_map(|flow| self.tracked(flow, local)),
+            );
+        }
+        Ok(found)
+    }
+
+    fn tracked(&self, kernel: conntrack::Flow, local: &BTreeSet<IpAddr>) -> Option<Tracked> {
+        let (source, destination) = (kernel.orig.src, kernel.reply.src);
+        if !local.contains(&source) && !local.contains(&destination) {
+            return None;
+        }
+        let port = match kernel.reply.ports {
+            Ports::Ports { src, .. } => src,
+            _ => 0,
+        };
+        let flow = Flow {
+            source,
+            destination,
+            protocol: kernel.orig.proto,
+            port,
+        };
+        let revoked = kernel.mark & self.bit != 0;
+        Some(Tracked {
+            kernel,
+            flow,
+            revoked,
+        })
+    }
+
+    /// Marks by the answers, one for each flow. Flows that ended meanwhile are no error.
+    pub fn mark(&mut self, flows: &[Tracked], allowed: &[bool]) -> Result<Passed, Error> {
+        let mut passed = Passed {
+            seen: flows.len(),
+            ..Passed::default()
+        };
+        self.batch.clear();
+        for (tracked, allowed) in flows.iter().zip(allowed) {
+            match (tracked.revoked, allowed) {
+                (false, false) => {
+                    passed.revoked += 1;
+                    conntrack::set_mark(&mut self.batch, &tracked.kernel, self.bit, self.bit);
+                }
+                (true, true) => {
+                    passed.restored += 1;
+                    conntrack::set_mark(&mut self.batch, &tracked.kernel, 0, self.bit);
+                }
+                _ => {}
+            }
+        }
+        self.send()?;
+        Ok(passed)
+    }
+
+    /// Deletes the flows of addresses that no pod has any more: the next owner must not inherit
+    /// them. Returns how many.
+    pub fn forget(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<usize, Error> {
+        let flows = self.flows_of(addresses)?;
+        self.batch.clear();
+        for tracked in &flows {
+            conntrack::delete(&mut self.batch, &tracked.kernel);
+        }
+        self.send()?;
+        Ok(flows.len())
+    }
+
+    fn send(&mut self) -> Result<(), Error> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        self.socket
+            .send_batch(&mut self.batch)?
+            .ignoring(Errno::NOENT)
+    }
+}
+
+/// What the conntrack thread is told.
+#[derive(Debug)]
+pub enum FlowWork {
+    /// The kernel has other rules now, or had none for a while: look at all flows of these
+    /// addresses, those of the local pods.
+    Check(Arc<BTreeSet<IpAddr>>),
+    /// The answers to [`FlowEvent::Judge`], in its order.
+    Judged(Vec<bool>),
+    /// These addresses belong to no pod any more.
+    Forget(BTreeSet<IpAddr>),
+    /// End the thread.
+    Shutdown(Shutdown),
+}
+
+/// What the conntrack thread says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum FlowEvent {
+    /// Which of these are allowed? Answer with [`FlowWork::Judged`], always.
+    Judge(Vec<Flow>),
+    /// A pass is complete.
+    Passed(Passed),
+}
+
+/// A pass under way.
+#[derive(Debug, Default)]
+struct Pass {
+    rest: Vec<Tracked>,
+    asked: Vec<Tracked>,
+    done: Passed,
+}
+
+/// Starts the thread `conntrack` in the calling thread's network namespace. `output` is called there.
+pub fn spawn(
+    bit: u32,
+    inbox: Inbox<FlowWork>,
+    output: impl FnMut(FlowEvent) + Send + 'static,
+) -> Result<JoinHandle<()>, Error> {
+    let walker = Walker {
+        conntrack: Conntrack::open(bit)?,
+        inbox,
+        output,
+        next: None,
+        pass: None,
+    };
+    Ok(Builder::new()
+        .name("conntrack".into())
+        .spawn(move || walker.run())?)
+}
+
+struct Walker<F> {
+    conntrack: Conntrack,
+    inbox: Inbox<FlowWork>,
+    output: F,
+    /// Addresses of the pass that follows this one.
+    next: Option<Arc<BTreeSet<IpAddr>>>,
+    pass: Option<Pass>,
+}
+
+impl<F: FnMut(FlowEvent)> Walker<F> {
+    fn run(mut self) {
+        loop {
+            if let Err(error) = self.inbox.wait(&[], None) {
+                tracing::error!(%error, "conntrack: cannot wait");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            for work in self.inbox.recv_all() {
+                match work {
+                    FlowWork::Check(addresses) => self.next = Some(addresses),
+                    FlowWork::Judged(allowed) => self.judged(&allowed),
+                    FlowWork::Forget(addresses) => self.forget(&addresses),
+                    FlowWork::Shutdown(_) => return,
+                }
+            }
+            if self.pass.is_none() {
+                self.begin();
+            }
+        }
+    }
+
+    fn begin(&mut self) {
+        let Some(addresses) = self.next.take() else {
+            return;
+        };
+        match self.conntrack.flows_of(&addresses) {
+            Ok(rest) => {
+                self.pass = Some(Pass {
+                    rest,
+                    ..Pass::default()
+                });
+                self.ask();
+            }
+            Err(error) => {
+                tracing::warn!(%error, "conntrack: flows could not be listed, again in a moment");
+                std::thread::sleep(Duration::from_millis(100));
+                self.next.get_or_insert(addresses);
+                self.begin();
+            }
+        }
+    }
+
+    /// Asks for the next portion, or ends the pass.
+    fn ask(&mut self) {
+        let Some(pass) = &mut self.pass else {
+            return;
+        };
+        let from = pass.rest.len().saturating_sub(PORTION);
+        pass.asked = pass.rest.split_off(from);
+        if !pass.asked.is_empty() {
+            let flows = pass.asked.iter().map(|tracked| tracked.flow).collect();
+            return (self.output)(FlowEvent::Judge(flows));
+        }
+        let passed = pass.done;
+        self.pass = None;
+        (self.output)(FlowEvent::Passed(passed));
+    }
+
+    fn judged(&mut self, allowed: &[bool]) {
+        let Some(pass) = &mut self.pass else {
+            return;
+        };
+        match self.conntrack.mark(&pass.asked, allowed) {
+            Ok(passed) => {
+                pass.done.seen += passed.seen;
+                pass.done.revoked += passed.revoked;
+                pass.done.restored += passed.restored;
+            }
+            Err(error) => tracing::warn!(%error, "conntrack: flows could not be marked"),
+        }
+        self.ask();
+    }
+
+    fn forget(&mut self, addresses: &BTreeSet<IpAddr>) {
+        if let Err(error) = self.conntrack.forget(addresses) {
+            tracing::warn!(%error, "conntrack: flows of former pods could not be deleted");
+        }
+    }
+}

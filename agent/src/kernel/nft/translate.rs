@@ -1,0 +1,220 @@
+//! The plan's words in nf_tables' words: sets, elements, and the expressions of rules.
+
+use std::net::IpAddr;
+
+use selvage_netlink::nft::{self, DataType, Expr, MapData, Reg, expr};
+use selvage_policy::{
+    model::Family,
+    plan::{
+        Action, Base, Field, Hook, IfaceMatch, Key, KeyType, LookupKey, Match, Rule, SetDef, Side,
+        Verdict,
+    },
+};
+
+/// ESTABLISHED and RELATED.
+const PASSING: u32 = expr::ct_state::ESTABLISHED | expr::ct_state::RELATED;
+
+/// The types of a key's fields.
+pub fn key_types(key: KeyType) -> Vec<DataType> {
+    key.fields()
+        .into_iter()
+        .map(|field| match field {
+            Field::Ipv4 => DataType::IPV4_ADDR,
+            Field::Ipv6 => DataType::IPV6_ADDR,
+            Field::Proto => DataType::INET_PROTO,
+            Field::Port => DataType::INET_SERVICE,
+            Field::Ifname => DataType::IFNAME,
+        })
+        .collect()
+}
+
+/// A set of the plan; `key` are its [`key_types`].
+pub fn set<'a>(name: &'a str, def: &SetDef, key: &'a [DataType]) -> nft::Set<'a> {
+    nft::Set {
+        interval: def.interval,
+        data: def.verdicts.then_some(MapData::Verdict),
+        ..nft::Set::hash(name, key)
+    }
+}
+
+/// The first key of an element and, of a range, the last.
+pub fn span(key: &Key) -> (Vec<u8>, Option<Vec<u8>>) {
+    let last = match key {
+        Key::AddrRange(_, last) => Some(octets(*last)),
+        Key::PortRange(_, last) => Some(last.to_be_bytes().to_vec()),
+        _ => None,
+    };
+    (key.bytes(), last)
+}
+
+/// A verdict that borrows the name of its chain.
+pub fn verdict(verdict: &Verdict) -> nft::Verdict<&str> {
+    match verdict {
+        Verdict::Accept => nft::Verdict::Accept,
+        Verdict::Drop => nft::Verdict::Drop,
+        Verdict::Return => nft::Verdict::Return,
+        Verdict::Jump(chain) => nft::Verdict::Jump(chain.as_str()),
+    }
+}
+
+/// A base chain.
+pub fn base(base: &Base) -> nft::Base {
+    let hook = match base.hook {
+        Hook::Prerouting => nft::Hook::Prerouting,
+        Hook::Input => nft::Hook::Input,
+        Hook::Forward => nft::Hook::Forward,
+        Hook::Output => nft::Hook::Output,
+    };
+    nft::Base::filter(hook, base.priority)
+}
+
+/// The expressions of a rule: conditions, counter, log, action.
+pub fn rule(rule: &Rule) -> Vec<Expr> {
+    let mut out = Vec::new();
+    for condition in &rule.matches {
+        push_match(&mut out, condition);
+    }
+    if rule.counter {
+        out.push(Expr::COUNTER);
+    }
+    if let Some(log) = &rule.log {
+        out.push(Expr::Log {
+            group: Some(log.group),
+            prefix: log.prefix.clone(),
+            snaplen: 0,
+        });
+    }
+    match &rule.action {
+        Action::Verdict(action) => out.push(Expr::Verdict(owned(action))),
+        Action::Vmap { key, map } => {
+            load(&mut out, *key);
+            out.push(Expr::vmap(map.as_str()));
+        }
+    }
+    out
+}
+
+fn push_match(out: &mut Vec<Expr>, condition: &Match) {
+    match condition {
+        Match::Family(family) => out.extend(Expr::family(is_v6(*family))),
+        Match::Iif(IfaceMatch::Group(group)) => out.extend(Expr::iif_group(*group)),
+        Match::Oif(IfaceMatch::Group(group)) => out.extend(Expr::oif_group(*group)),
+        Match::Iif(IfaceMatch::Prefix(prefix)) => {
+            out.extend([Expr::meta(expr::Meta::IIFNAME), Expr::eq(prefix.as_bytes())]);
+        }
+        Match::Oif(IfaceMatch::Prefix(prefix)) => {
+            out.extend([Expr::meta(expr::Meta::OIFNAME), Expr::eq(prefix.as_bytes())]);
+        }
+        Match::Established => out.extend(Expr::ct_states(PASSING)),
+        Match::CtMark { mask, set: true } => out.extend(Expr::ct_mark_any(*mask)),
+        Match::CtMark { mask, set: false } => {
+            out.extend([
+                Expr::ct(expr::CtKey::MARK),
+                Expr::and(*mask),
+                Expr::eq([0; 4]),
+            ]);
+        }
+        Match::Proto(number) => out.extend(Expr::l4proto(*number)),
+        Match::Dport { first, last } => {
+            out.push(Expr::destination_port(Reg::FIRST));
+            push_range(
+                out,
+                first.to_be_bytes().to_vec(),
+                last.to_be_bytes().to_vec(),
+            );
+        }
+        Match::Icmp6Type { first, last } => {
+            out.push(Expr::Payload {
+                dreg: Reg::FIRST,
+                base: expr::PayloadBase::Transport,
+                offset: 0,
+                len: 1,
+            });
+            push_range(out, vec![*first], vec![*last]);
+        }
+        Match::Addr { side, first, last } => {
+            out.push(address(*side, first.is_ipv6(), Reg::FIRST));
+            push_range(out, octets(*first), octets(*last));
+        }
+        Match::Lookup { key, set } => {
+            load(out, *key);
+            out.push(Expr::in_set(set.as_str(), false));
+        }
+    }
+}
+
+/// The first register is in the range, both ends included.
+fn push_range(out: &mut Vec<Expr>, first: Vec<u8>, last: Vec<u8>) {
+    if first == last {
+        return out.push(Expr::eq(first));
+    }
+    let compare = |op, value| Expr::Cmp {
+        sreg: Reg::FIRST,
+        op,
+        value,
+    };
+    out.push(compare(expr::CmpOp::Ge, first));
+    out.push(compare(expr::CmpOp::Le, last));
+}
+
+/// Loads the parts of a key, each to the next register of four bytes.
+fn load(out: &mut Vec<Expr>, key: LookupKey) {
+    let proto = |dreg| Expr::Meta {
+        dreg,
+        key: expr::Meta::L4PROTO,
+    };
+    let slot = Reg::slot;
+    match key {
+        LookupKey::Addr(family, side) => out.push(address(side, is_v6(family), slot(0))),
+        LookupKey::Dport => out.push(Expr::destination_port(slot(0))),
+        LookupKey::ProtoDport => out.extend([proto(slot(0)), Expr::destination_port(slot(1))]),
+        LookupKey::AddrProtoDport(family, side) => {
+            let after = slots(family);
+            out.extend([
+                address(side, is_v6(family), slot(0)),
+                proto(slot(after)),
+                Expr::destination_port(slot(after + 1)),
+            ]);
+        }
+        LookupKey::IifSource(family) => out.extend([
+            Expr::meta(expr::Meta::IIFNAME),
+            address(Side::Source, is_v6(family), slot(4)),
+        ]),
+        LookupKey::SourceDestination(family) => out.extend([
+            address(Side::Source, is_v6(family), slot(0)),
+            address(Side::Destination, is_v6(family), slot(slots(family))),
+        ]),
+    }
+}
+
+fn address(side: Side, v6: bool, dreg: Reg) -> Expr {
+    match side {
+        Side::Source => Expr::source(v6, dreg),
+        Side::Destination => Expr::destination(v6, dreg),
+    }
+}
+
+/// Registers that an address takes.
+fn slots(family: Family) -> u8 {
+    if is_v6(family) { 4 } else { 1 }
+}
+
+fn is_v6(family: Family) -> bool {
+    family == Family::V6
+}
+
+fn octets(addr: IpAddr) -> Vec<u8> {
+    match addr {
+        IpAddr::V4(addr) => addr.octets().to_vec(),
+        IpAddr::V6(addr) => addr.octets().to_vec(),
+    }
+}
+
+fn owned(action: &Verdict) -> nft::Verdict {
+    match action {
+        Verdict::Accept => nft::Verdict::Accept,
+        Verdict::Drop => nft::Verdict::Drop,
+        Verdict::Return => nft::Verdict::Return,
+        Verdict::Jump(chain) => nft::Verdict::Jump(chain.to_string()),
+    }
+}

@@ -1,0 +1,150 @@
+//! Links and addresses, as facts for the store: the thread `watch`.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::AsFd,
+    thread::{Builder, JoinHandle},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use selvage_netlink::{
+    Error, Protocol, Socket, addr, link,
+    monitor::{Group, Monitor, RouteEvent as Notification},
+};
+
+use super::Shutdown;
+use crate::{
+    inbox::Inbox,
+    store::{Link, Observed},
+};
+
+const GROUPS: [Group; 3] = [Group::Link, Group::Ipv4Address, Group::Ipv6Address];
+const DATAGRAMS: usize = 1024;
+
+/// The links of a namespace with their addresses, kept current by notifications.
+#[derive(Debug)]
+pub struct Links {
+    socket: Socket,
+    monitor: Monitor,
+    links: BTreeMap<u32, Link>,
+}
+
+impl Links {
+    /// Subscribes in the calling thread's network namespace and reads everything.
+    pub fn open() -> Result<Self, Error> {
+        let mut links = Links {
+            socket: Socket::open(Protocol::Route)?,
+            monitor: Monitor::open(&GROUPS)?,
+            links: BTreeMap::new(),
+        };
+        links.read()?;
+        Ok(links)
+    }
+
+    /// All links as they are now.
+    pub fn all(&self) -> &BTreeMap<u32, Link> {
+        &self.links
+    }
+
+    /// What changed since the last call.
+    pub fn changes(&mut self) -> Result<Vec<Observed>, Error> {
+        let mut events = Vec::new();
+        self.monitor
+            .receive(DATAGRAMS, |event, _| events.push(event))?;
+        let before = self.links.clone();
+        if events.contains(&Notification::Overrun) {
+            self.read()?;
+            return Ok(vec![Observed::Links(self.links.clone())]);
+        }
+        for event in events {
+            self.take(event);
+        }
+        let gone = before
+            .keys()
+            .filter(|index| !self.links.contains_key(index));
+        let mut changes: Vec<Observed> = gone.map(|index| Observed::LinkGone(*index)).collect();
+        for (index, link) in &self.links {
+            if before.get(index) != Some(link) {
+                changes.push(Observed::Link(*index, link.clone()));
+            }
+        }
+        Ok(changes)
+    }
+
+    fn read(&mut self) -> Result<(), Error> {
+        self.links.clear();
+        for link in link::list(&mut self.socket)? {
+            self.set(link);
+        }
+        for address in addr::list(&mut self.socket)? {
+            self.add(&address);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, event: Notification) {
+        match event {
+            Notification::Link(link) => self.set(link),
+            Notification::LinkGone(link) => {
+                self.links.remove(&link.index);
+            }
+            Notification::Address(address) => self.add(&address),
+            Notification::AddressGone(address) => {
+                if let (Some(link), Some(net)) =
+                    (self.links.get_mut(&address.index), network(&address))
+                {
+                    link.addresses.retain(|known| *known != net);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn set(&mut self, link: link::Link) {
+        let (up, carrier) = (link.is_up(), link.is_running());
+        let known = self.links.entry(link.index).or_default();
+        known.name = link.name;
+        known.up = up;
+        known.carrier = carrier;
+        known.group = link.group;
+        known.mtu = link.mtu;
+    }
+
+    fn add(&mut self, address: &addr::Address) {
+        let (Some(link), Some(net)) = (self.links.get_mut(&address.index), network(address)) else {
+            return;
+        };
+        if !link.addresses.contains(&net) {
+            link.addresses.push(net);
+            link.addresses.sort();
+        }
+    }
+}
+
+fn network(address: &addr::Address) -> Option<IpNet> {
+    IpNet::new(address.prefix.addr, address.prefix.len).ok()
+}
+
+/// Starts the thread `watch` in the calling thread's network namespace: first all links, then
+/// what changes. It ends by a message to its inbox. `output` is called on that thread.
+pub fn spawn(
+    inbox: Inbox<Shutdown>,
+    mut output: impl FnMut(Observed) + Send + 'static,
+) -> Result<JoinHandle<()>, Error> {
+    let mut links = Links::open()?;
+    let run = move || {
+        output(Observed::Links(links.all().clone()));
+        while inbox.recv_all().is_empty() {
+            if let Err(error) = inbox.wait(&[links.monitor.as_fd()], None) {
+                tracing::error!(%error, "watch: cannot wait");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            match links.changes() {
+                Ok(changes) => changes.into_iter().for_each(&mut output),
+                Err(error) => tracing::warn!(%error, "watch: links could not be read"),
+            }
+        }
+    };
+    Ok(Builder::new().name("watch".into()).spawn(run)?)
+}
