@@ -5,8 +5,9 @@
 
 use crate::compiler::Compiler;
 use crate::model::Direction;
-use crate::plan::{Delta, Op, Verdict};
+use crate::plan::{Delta, Key, Op, Verdict};
 use crate::verdict::Packet;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// A flow as conntrack knows it.
@@ -50,6 +51,28 @@ impl Compiler {
 }
 
 impl Delta {
+    /// The addresses whose flows may be judged differently now. A flow with neither end among them keeps its verdict,
+    /// so only flows with one of these need a look after the delta: a pod that leaves somewhere costs its own flows.
+    /// (An attachment that was closed all along has no part in this: it had no flows.)
+    #[must_use]
+    pub fn affected(&self) -> BTreeSet<IpAddr> {
+        let new_sets: BTreeSet<_> = self
+            .ops
+            .iter()
+            .filter_map(|op| match op {
+                Op::AddSet(name, _) => Some(name),
+                _ => None,
+            })
+            .collect();
+        // What a new set holds takes effect through the dispatch of a pod, which is among the operations, too.
+        let keys = self.ops.iter().filter_map(|op| match op {
+            Op::AddElem(set, key, _) if !new_sets.contains(set) => Some(key),
+            Op::DelElem(_, key) => Some(key),
+            _ => None,
+        });
+        keys.filter_map(Key::address).collect()
+    }
+
     /// Whether it may close something that was open; if not, no established flow needs a look.
     #[must_use]
     pub fn may_revoke(&self) -> bool {

@@ -261,9 +261,6 @@ impl Compiler {
 
     /// Whether the peer is the node that the pod runs on.
     fn is_own_node(&self, local: bool, pod: Option<PodId>, peer: IpAddr) -> bool {
-        if self.facts.owner(peer).is_some() {
-            return false;
-        }
         let bound = pod
             .and_then(|id| self.facts.pod(id))
             .and_then(|fact| fact.node.as_deref());

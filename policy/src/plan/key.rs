@@ -155,6 +155,18 @@ pub enum Key {
 }
 
 impl Key {
+    /// The address that the element is about, if it is about one.
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Key::Addr(a)
+            | Key::AddrProtoPort(a, ..)
+            | Key::IfnameAddr(_, a)
+            | Key::AddrPair(a, _) => Some(*a),
+            Key::AddrRange(..) | Key::PortRange(..) | Key::ProtoPort(..) => None,
+        }
+    }
+
     /// The bytes that the kernel compares; for a range those of its first value.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {

@@ -1,6 +1,7 @@
 //! The way does not matter: whatever the changes and their order, the plan is that of the final state, and every delta
 //! turns the plan before it into the plan after it.
 
+use crate::equivalence::{probes, protocol_number};
 use crate::interpreter::assert_sound;
 use crate::strategy::{NAMESPACES, PODS, namespace, pod, spec, world};
 use crate::world::{Object, World, compiler};
@@ -8,7 +9,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use selvage_policy::model::{IfName, LocalPod, PodKey, PolicyKey};
-use selvage_policy::plan::{Gen, Op, Plan, diff};
+use selvage_policy::plan::{Delta, Gen, Op, Plan, diff};
+use selvage_policy::revoke::Flow;
+use selvage_policy::verdict::{Decision, End, Query};
 use selvage_policy::{Change, Compiler, LocalStatus};
 
 fn ifname(number: usize) -> IfName {
@@ -90,6 +93,48 @@ proptest! {
         facts.into_iter().for_each(|change| straight.apply(change));
         assert_same(&before, straight.plan());
         prop_assert!(straight.take_plan().0 >= generation);
+    }
+
+    /// A flow that is judged differently has an end that the delta names.
+    #[test]
+    fn deltas_name_the_flows_to_look_at(start in world(), steps in vec(vec(change(), 1..4), 1..6)) {
+        let mut compiler = start.compiler();
+        compiler.take_plan();
+        let flows: Vec<_> = probes(&start, &[("TCP", 80), ("UDP", 53), ("TCP", 8080)])
+            .into_iter()
+            .map(|probe| Flow {
+                source: probe.source,
+                destination: probe.destination,
+                protocol: protocol_number(probe.protocol),
+                port: probe.port,
+            })
+            .collect();
+        // An attachment that is closed when it comes or goes has nothing in the plan, so no delta tells of it.
+        let closed = |compiler: &Compiler, flow: &Flow| {
+            let (source, destination) = (End::Addr(flow.source), End::Addr(flow.destination));
+            let query = Query { source, destination, protocol: flow.protocol, port: Some(flow.port) };
+            let why = compiler.why(&query).expect("an answer");
+            why.egress == Decision::Closed || why.ingress == Decision::Closed
+        };
+        let judge = |compiler: &Compiler| -> Vec<_> {
+            flows.iter().map(|flow| (compiler.allowed(flow), closed(compiler, flow))).collect()
+        };
+        let mut before = judge(&compiler);
+        for step in steps {
+            step.into_iter().for_each(|change| compiler.apply(change));
+            let delta = compiler.take_delta();
+            let affected = delta.as_ref().map(Delta::affected).unwrap_or_default();
+            let (closes, opens) = delta.map_or((false, false), |d| (d.may_revoke(), d.may_allow()));
+            let now = judge(&compiler);
+            for (flow, (old, new)) in flows.iter().zip(before.iter().zip(&now)) {
+                if old.0 == new.0 || old.1 || new.1 {
+                    continue;
+                }
+                prop_assert!(affected.contains(&flow.source) || affected.contains(&flow.destination), "{:?}", flow);
+                prop_assert!(if new.0 { opens } else { closes }, "{:?}", flow);
+            }
+            before = now;
+        }
     }
 
     /// Pods elsewhere come, go and change their labels by elements alone.

@@ -4,6 +4,7 @@ use selvage_policy::model::{Family, IfName, Proto};
 use selvage_policy::plan::{
     Action, Chain, Hook, IfaceMatch, Key, LookupKey, Match, Name, Plan, Rule, Set, Side, Verdict,
 };
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// An interface as rules see it.
@@ -187,8 +188,27 @@ fn assert_guards(rule: &Rule) {
     }
 }
 
-/// What must hold in every plan: types fit, names are readable, ranges are disjoint and apart.
+/// What must hold in every plan: types fit, names are readable, ranges are disjoint and apart, nothing is there that
+/// nothing uses.
 pub fn assert_sound(plan: &Plan) {
+    let used: BTreeSet<_> = plan.chains.values().flat_map(Chain::names).collect();
+    assert!(plan.sets.keys().all(|name| used.contains(name)), "{used:?}");
+    let verdicts = plan
+        .sets
+        .values()
+        .flat_map(|set| set.elements.values())
+        .flatten();
+    let jumps: BTreeSet<_> = verdicts
+        .filter_map(|v| {
+            if let Verdict::Jump(to) = v {
+                Some(to)
+            } else {
+                None
+            }
+        })
+        .collect();
+    let mut groups = plan.chains.iter().filter(|(_, chain)| chain.base.is_none());
+    assert!(groups.all(|(name, _)| jumps.contains(name)), "{jumps:?}");
     for (name, set) in &plan.sets {
         assert_name(name);
         assert!(
