@@ -372,7 +372,7 @@ impl Rib {
 
     /// Judges all paths of a peer again: its filters, or what they depend on, have changed.
     pub(crate) fn judge_again(&mut self, peer: PeerIdx) {
-        let Some(session) = self.peers[usize::from(peer.0)].session.clone() else {
+        let Some(session) = self.peers[usize::from(peer.0)].last.clone() else {
             return;
         };
         for family in Family::ALL {

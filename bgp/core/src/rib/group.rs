@@ -18,7 +18,7 @@ use super::{
     arena::Arena,
     attrs::{AttrId, Attrs},
     nexthop::NextHops,
-    prefixes::{BEST, DIRTY, NONE, PrefixIdx, Prefixes},
+    prefixes::{BEST, PrefixIdx, Prefixes},
     reflect::{Source, View},
 };
 use crate::{
@@ -38,6 +38,8 @@ pub(crate) struct Joiner {
     pub(crate) epoch: Epoch,
     /// All prefixes marked before that have to be decided first, so that they come before End-of-RIB.
     pub(crate) after: u64,
+    /// The search for paths by changed next hops that has to be over before; what that marks comes on top.
+    pub(crate) search: u64,
     /// It has been sent routes in this session, as a member of the group in this place: what it may still have of them
     /// and should not is withdrawn.
     pub(crate) from: Option<usize>,
@@ -351,6 +353,13 @@ impl Group {
         private.is_some_and(|(members, _)| members.binary_search(&peer).is_ok())
     }
 
+    /// A search is over, and has marked what it found.
+    pub(crate) fn search_done(&mut self, search: u64, marked: u64) {
+        for joiner in self.joiners.iter_mut().filter(|j| j.search == search) {
+            joiner.after = marked;
+        }
+    }
+
     /// Where the members of the dump being written come from.
     pub(crate) fn dump_from(&self) -> Option<usize> {
         let (_, place) = self.dump.as_ref()?.private.as_ref()?;
@@ -471,13 +480,16 @@ impl Group {
         self.remembered.push((family, idx));
     }
 
-    /// Fills in one prefix. One that waits for its decision is filled in by that.
+    /// Fills in one prefix as it was decided last. What else there may be to say of it follows in the log.
     fn build(&mut self, family: Family, idx: PrefixIdx, tables: &mut Tables<'_>) {
         let entry = *tables.prefixes[family.index()].entry(idx);
-        if !entry.is(BEST) || entry.is(DIRTY) || entry.first == NONE {
+        if !entry.is(BEST) {
             return;
         }
         let path = &tables.paths[entry.first];
+        if path.rejection().is_some() {
+            return;
+        }
         let best = Some((path.attr, path.peer));
         if let Some((attr, source)) = self.allowed(family, best, tables) {
             tables.attrs.retain(attr);
@@ -505,19 +517,16 @@ impl Group {
         let mut forgotten = Vec::new();
         for (family, idx) in old {
             let sent = self.out.get(family, idx);
-            if sent.attr == WITHDREW {
-                self.out.set(family, idx, Sent::EMPTY);
-                forgotten.push((family, idx));
-            } else {
-                self.out.set(
-                    family,
-                    idx,
-                    Sent {
-                        listed: false,
-                        ..sent
-                    },
-                );
-            }
+            let now = match sent.announced() {
+                Some((attr, source)) => Sent {
+                    attr,
+                    source,
+                    listed: false,
+                },
+                None => Sent::EMPTY,
+            };
+            self.out.set(family, idx, now);
+            forgotten.push((family, idx));
         }
         forgotten
     }
@@ -532,10 +541,11 @@ impl Group {
         for family in Family::ALL {
             for idx in 0..self.out.end(family) {
                 let sent = self.out.get(family, idx);
-                match sent.announced() {
-                    Some((attr, _)) => attrs.release(attr, next_hops),
-                    None if sent.attr == WITHDREW => forgotten.push((family, idx)),
-                    None => {}
+                if let Some((attr, _)) = sent.announced() {
+                    attrs.release(attr, next_hops);
+                }
+                if sent.listed {
+                    forgotten.push((family, idx));
                 }
             }
         }

@@ -208,6 +208,7 @@ pub struct Rib {
     marked: u64,
     /// A search for the paths by next hops that have changed: family and prefix that it has come to.
     search: Option<(usize, u32)>,
+    searches_done: u64,
     sync: InitialSync,
     /// The time of the last poll.
     polled: Now,
@@ -233,6 +234,7 @@ impl Rib {
             dirty: VecDeque::new(),
             marked: 0,
             search: None,
+            searches_done: 0,
             sync: InitialSync::new(now),
             polled: now,
             packer: Packer::default(),
@@ -304,7 +306,7 @@ impl Rib {
             self.peers.resize_with(at + 1, Peer::default);
         }
         let peer = &mut self.peers[at];
-        let external = peer.session.as_ref().is_none_or(|s| !s.internal);
+        let external = peer.last.as_ref().is_none_or(|s| !s.internal);
         let import = FilterChain::new(&config.import, config.require_policy, external);
         let judge = peer.import != import
             || peer

@@ -72,6 +72,8 @@ pub(crate) struct Peer {
     pub(crate) import: FilterChain,
     /// The last session that was up; nothing older is listened to.
     pub(crate) epoch: Option<Epoch>,
+    /// Its latest session, which stale routes are from.
+    pub(crate) last: Option<Arc<Negotiated>>,
     /// While it is up.
     pub(crate) session: Option<Arc<Negotiated>>,
     pub(crate) identity: Option<Identity>,
@@ -96,6 +98,7 @@ impl Default for Peer {
             config: None,
             import: FilterChain::new(&[], true, true),
             epoch: None,
+            last: None,
             session: None,
             identity: None,
             reidentified: false,

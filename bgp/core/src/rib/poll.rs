@@ -101,6 +101,10 @@ impl Rib {
             }
             idx += 1;
         }
+        self.searches_done += 1;
+        for group in self.groups.iter_mut().flatten() {
+            group.search_done(self.searches_done, self.marked);
+        }
         work
     }
 
@@ -332,8 +336,7 @@ impl Rib {
 
     /// Lets joiners begin and writes dumps.
     fn serve_joiners(&mut self, now: Now, budget: usize, out: &mut Vec<RibOutput>) {
-        let settled = self.search.is_none() && !self.next_hops.has_changes();
-        let may_begin = settled && !self.sync.holds_back();
+        let may_begin = !self.sync.holds_back();
         let decided = self.marked - self.dirty.len() as u64;
         let mut left = budget;
         for place in 0..self.groups.len() {

@@ -81,6 +81,7 @@ impl Rib {
         peer.import = FilterChain::new(&config.import, config.require_policy, !session.internal);
         peer.identity = Some(identity);
         peer.epoch = Some(epoch);
+        peer.last = Some(session.clone());
         peer.session = Some(session);
         peer.end_of_rib = FamilySet::NONE;
         peer.too_many = false;
@@ -173,7 +174,14 @@ impl Rib {
     }
 
     fn join(&mut self, idx: PeerIdx, place: usize, from: Option<usize>) {
-        let after = self.marked;
+        let pending =
+            u64::from(self.search.is_some()) + u64::from(self.next_hops.has_changes());
+        let search = self.searches_done + pending;
+        let after = if pending > 0 {
+            u64::MAX
+        } else {
+            self.marked
+        };
         let Some(peer) = self.peers.get_mut(usize::from(idx.0)) else {
             return;
         };
@@ -189,6 +197,7 @@ impl Rib {
             peer: idx,
             epoch,
             after,
+            search,
             from,
             told_end: told_end.filter(|(g, _)| *g == id).map(|(_, at)| at),
         });

@@ -1,5 +1,9 @@
 //! What the RIB's tests share: speakers, peers and attributes as values.
 
+mod differential;
+mod shell;
+mod scenarios;
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::{
