@@ -4,6 +4,7 @@
 //! gone: whatever a call that died has left behind, DEL finds the way to it. Files appear whole or not at all. A file
 //! without an interface index belongs to an ADD that is under way, or died.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -13,9 +14,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::fault;
-use crate::ipam::lease::{sync_dir, write_synced, write_whole};
-use crate::link::{ATTACHMENTS, Attachment, attachment_file};
+use crate::ipam::lease::{sync_dir, write_file};
+use crate::link::{ATTACHMENTS, Attachment, PolicyMode, attachment_file};
 use crate::spec::{CniError, Code};
+use crate::veth;
 
 /// The attachments below one state directory.
 #[derive(Clone, Debug)]
@@ -47,26 +49,34 @@ impl Attachments {
         &self.dir
     }
 
-    /// Writes a new attachment; fails with code 100 if there is one of this container and interface.
+    /// Writes a new attachment; fails with code 100 if there is one of this container and interface. It is durable
+    /// when this returns: leases that survive a reboot are known for stale by it.
     pub fn claim(&self, attachment: &Attachment) -> Result<(), CniError> {
         let (aside, path) = self.paths(&attachment.container_id, &attachment.ifname);
-        self.write_aside(&aside, attachment, write_synced)?;
+        let file = self.write_aside(&aside, attachment)?;
         let linked = fs::hard_link(&aside, &path);
         let _ = fs::remove_file(&aside);
         match linked {
-            Ok(()) => sync_dir(&self.dir).inspect_err(|_| {
-                let _ = fs::remove_file(&path);
-            }),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(already_attached(attachment)),
-            Err(e) => Err(CniError::file("write", &path, &e)),
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(already_attached(attachment));
+            }
+            Err(e) => return Err(CniError::file("write", &path, &e)),
         }
+        // Name and content in one commit of the file system's journal, where it has one.
+        let synced = file
+            .sync_data()
+            .map_err(|e| CniError::file("synchronise", &path, &e));
+        synced.and_then(|()| sync_dir(&self.dir)).inspect_err(|_| {
+            let _ = fs::remove_file(&path);
+        })
     }
 
     /// Overwrites an attachment that [`claim`](Self::claim) has written. Whole or not at all for whoever reads it;
     /// not synchronised: what this adds is worth nothing after a reboot.
     pub fn update(&self, attachment: &Attachment) -> Result<(), CniError> {
         let (aside, path) = self.paths(&attachment.container_id, &attachment.ifname);
-        self.write_aside(&aside, attachment, write_whole)?;
+        self.write_aside(&aside, attachment)?;
         fs::rename(&aside, &path).map_err(|e| {
             let _ = fs::remove_file(&aside);
             CniError::file("write", &path, &e)
@@ -76,6 +86,39 @@ impl Attachments {
     /// What is known about (`container_id`, `ifname`).
     pub fn load(&self, container_id: &str, ifname: &str) -> Result<Known, CniError> {
         read(&self.paths(container_id, ifname).1)
+    }
+
+    /// The attachment that a lease in `network` belongs to, to find out whether it is stale. One that cannot be read
+    /// is judged by its interface alone.
+    pub fn behind_lease(
+        &self,
+        network: &str,
+        container_id: &str,
+        ifname: &str,
+    ) -> Result<Option<Attachment>, CniError> {
+        Ok(match self.load(container_id, ifname)? {
+            Known::Nothing => None,
+            Known::This(attachment) => Some(*attachment),
+            Known::Unreadable => Some(Attachment {
+                network: network.to_owned(),
+                container_id: container_id.to_owned(),
+                ifname: ifname.to_owned(),
+                netns: String::new(),
+                netns_dev: 0,
+                netns_inode: 0,
+                boot_id: boot_id(),
+                host_if: veth::host_name(network, container_id, ifname),
+                host_index: 0,
+                addresses: Vec::new(),
+                lease_dir: None,
+                ipam_plugin: None,
+                ip_masq: true,
+                policy: PolicyMode::Required,
+                pod: None,
+                mtu: 0,
+                other: BTreeMap::new(),
+            }),
+        })
     }
 
     /// Forgets an attachment, and what a call that died left of it.
@@ -187,18 +230,15 @@ impl Attachments {
         }
     }
 
-    fn write_aside(
-        &self,
-        aside: &Path,
-        attachment: &Attachment,
-        write: fn(&Path, &[u8]) -> io::Result<()>,
-    ) -> Result<(), CniError> {
+    fn write_aside(&self, aside: &Path, attachment: &Attachment) -> Result<File, CniError> {
         let json = serde_json::to_vec(attachment)
             .map_err(|e| CniError::new(Code::Io, format!("cannot write the attachment: {e}")))?;
-        let written = write(aside, &json).map_err(|e| CniError::file("write", aside, &e));
-        written.and_then(|()| fault::point()).inspect_err(|_| {
-            let _ = fs::remove_file(aside);
-        })
+        let written = write_file(aside, &json).map_err(|e| CniError::file("write", aside, &e));
+        written
+            .and_then(|file| fault::point().map(|()| file))
+            .inspect_err(|_| {
+                let _ = fs::remove_file(aside);
+            })
     }
 
     fn paths(&self, container_id: &str, ifname: &str) -> (PathBuf, PathBuf) {
@@ -284,6 +324,11 @@ mod tests {
         assert_eq!(store.load("a", "eth0").unwrap(), Known::This(Box::new(a)));
         assert_eq!(store.load("c", "eth0").unwrap(), Known::Unreadable);
         assert_eq!(store.load("x", "eth0").unwrap(), Known::Nothing);
+        let garbled = store.behind_lease("n", "c", "eth0").unwrap().unwrap();
+        assert!(
+            is_gone(&garbled, &boot_id(), |_| false) && !is_gone(&garbled, &boot_id(), |_| true)
+        );
+        assert_eq!(store.behind_lease("n", "x", "eth0").unwrap(), None);
         store.remove_unfinished().unwrap();
         for id in ["a", "b", "c", "a"] {
             store.remove(id, "eth0").unwrap();

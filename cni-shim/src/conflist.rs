@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::ipam::lease::{sync_dir, write_synced};
+use crate::ipam::lease::{sync_dir, write_file};
 use crate::link::PolicyMode;
 use crate::spec::{Cidr, CniError, Version};
 
@@ -77,7 +77,8 @@ impl Conflist {
         let dir = path.parent().unwrap_or(Path::new("/"));
         // Runtimes take files by their endings; this one has none that they know.
         let aside = path.with_extension("new");
-        let written = write_synced(&aside, text.as_bytes()).and_then(|()| fs::rename(&aside, path));
+        let written = write_file(&aside, text.as_bytes()).and_then(|file| file.sync_all());
+        let written = written.and_then(|()| fs::rename(&aside, path));
         if let Err(e) = written {
             let _ = fs::remove_file(&aside);
             return Err(CniError::file("write", path, &e));

@@ -5,7 +5,7 @@ use std::path::Path;
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
 
-use crate::attachment::{self, Attachments, Known};
+use crate::attachment::{self, Attachments};
 use crate::ipam::delegate::Delegate;
 use crate::ipam::{self, BuiltIn};
 use crate::link::{PolicyMode, READY};
@@ -45,18 +45,15 @@ fn some_are_gone(plan: &BuiltIn, conf: &NetConf) -> Result<bool, CniError> {
         return Ok(false);
     };
     let (attachments, boot) = (Attachments::of(&conf.state_dir), attachment::boot_id());
+    let exists = |name: &str| {
+        let found = veth::host_socket().and_then(|mut host| veth::find(&mut host, name));
+        !matches!(found, Ok(None))
+    };
     for (_, owner) in leases.all()? {
         let Some(owner) = owner else { return Ok(true) };
-        if let Known::This(known) = attachments.load(&owner.container_id, &owner.ifname)? {
-            let exists = |name: &str| {
-                !matches!(
-                    veth::host_socket().and_then(|mut s| veth::find(&mut s, name)),
-                    Ok(None)
-                )
-            };
-            if attachment::is_gone(&known, &boot, exists) {
-                return Ok(true);
-            }
+        let behind = attachments.behind_lease(&conf.name, &owner.container_id, &owner.ifname)?;
+        if behind.is_some_and(|attachment| attachment::is_gone(&attachment, &boot, exists)) {
+            return Ok(true);
         }
     }
     Ok(false)

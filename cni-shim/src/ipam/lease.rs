@@ -2,7 +2,11 @@
 //!
 //! The layout is that of `host-local` (`<dataDir>/<network>/<address>`, `last_reserved_ip.N`, `lock` under flock),
 //! so that either program can take over from the other. Unlike there, a lease appears whole or not at all: it is
-//! written aside, synchronised and renamed. Leases are read and changed with the lock held only.
+//! written aside and renamed. Leases are read and changed with the lock held only.
+//!
+//! Nothing here is synchronised to the disk. A reboot ends all sandboxes, so that a lease says nothing after it; the
+//! attachment, which is synchronised before its leases are written, tells that those which survived are stale, and
+//! what survived by halves counts as free.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -164,9 +168,9 @@ impl Locked<'_> {
     pub fn write(&self, addr: IpAddr, owner: &Owner) -> Result<(), CniError> {
         let (aside, path) = (self.dir.join(ASIDE), self.path(addr));
         let failed = |e: io::Error| CniError::file("write the lease", &path, &e);
-        let written = write_synced(&aside, owner.to_text().as_bytes()).map_err(failed);
+        let written = write_file(&aside, owner.to_text().as_bytes()).map_err(failed);
         let named = written
-            .and_then(|()| fault::point())
+            .and_then(|_| fault::point())
             .and_then(|()| fs::rename(&aside, &path).map_err(failed));
         named.inspect_err(|_| {
             let _ = fs::remove_file(&aside);
@@ -216,7 +220,7 @@ impl Locked<'_> {
     }
 
     /// Notes the address that the `index`-th range set gave. Only the order of addresses depends on it, so nothing
-    /// fails for it, and it is not synchronised.
+    /// fails for it.
     pub fn set_last_reserved(&self, index: usize, addr: IpAddr) {
         let _ = fs::write(
             self.dir.join(format!("last_reserved_ip.{index}")),
@@ -224,9 +228,12 @@ impl Locked<'_> {
         );
     }
 
-    /// Makes names that were added or removed durable.
-    pub fn sync(&self) -> Result<(), CniError> {
-        sync_dir(self.dir)
+    /// The network that the leases are of.
+    pub fn network(&self) -> &str {
+        self.dir
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default()
     }
 
     fn path(&self, addr: IpAddr) -> PathBuf {
@@ -256,17 +263,8 @@ pub fn addresses_in(dir: &Path) -> Result<Vec<IpAddr>, CniError> {
     Ok(addrs)
 }
 
-/// Writes a file and makes its content durable.
-pub(crate) fn write_synced(path: &Path, content: &[u8]) -> io::Result<()> {
-    write(path, content)?.sync_data()
-}
-
-/// Writes a file.
-pub(crate) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
-    write(path, content).map(drop)
-}
-
-fn write(path: &Path, content: &[u8]) -> io::Result<File> {
+/// Writes a file; the caller may synchronise what is returned.
+pub(crate) fn write_file(path: &Path, content: &[u8]) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     let mut file = options.open(path)?;

@@ -1,12 +1,13 @@
 //! Where a container's addresses come from: leases of our own in the manner of `host-local`, or another program.
 //!
-//! The addresses are in the attachment's file before the first lease is written, and a lease is on disk before its
-//! address is used. So DEL looks at the attachment and at the leases it names, not at all leases.
+//! The addresses are in the attachment's file before the first lease is written, and the lease before its address is
+//! used. So DEL looks at the attachment and at the leases it names, not at all leases.
 
 pub mod delegate;
 pub mod lease;
 pub mod range;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -143,7 +144,6 @@ impl BuiltIn {
             leases.write(addr, &owner)?;
             leases.set_last_reserved(i, addr);
         }
-        leases.sync()?;
         Ok(Grant {
             addresses: attachment.addresses.clone(),
             routes: self.routes.clone(),
@@ -341,18 +341,22 @@ fn self_dir(leases: &Locked<'_>, dir: &str) -> bool {
 /// Frees the addresses of sandboxes that are gone, and files that no program has written on purpose. A lease
 /// without an attachment is somebody else's and stays.
 fn reclaim(leases: &Locked<'_>, attachments: &Attachments, gone: Gone<'_>) -> Result<(), CniError> {
+    let mut ended = BTreeSet::new();
     for (addr, owner) in leases.all()? {
         let Some(owner) = owner else {
             leases.remove(addr)?;
             continue;
         };
-        if let Known::This(attachment) = attachments.load(&owner.container_id, &owner.ifname)?
-            && gone(&attachment)
-        {
+        let behind =
+            attachments.behind_lease(leases.network(), &owner.container_id, &owner.ifname)?;
+        if let Some(attachment) = behind.filter(|attachment| gone(attachment)) {
             free_of(leases, addr, &attachment)?;
+            ended.insert(owner);
         }
     }
-    Ok(())
+    ended
+        .iter()
+        .try_for_each(|owner| attachments.remove(&owner.container_id, &owner.ifname))
 }
 
 /// Who an attachment's leases belong to.

@@ -334,6 +334,7 @@ fn exhausted_then_reclaimed_from_an_earlier_boot() {
     node.boot.push('2');
     node.add("more", &[]).unwrap();
     assert_eq!(node.leased().len(), 1);
+    assert_eq!(node.files("state/attachments"), ["more@eth0.json"]);
 }
 
 #[test]
