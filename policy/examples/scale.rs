@@ -132,7 +132,7 @@ fn pod(n: u32, namespaces: u32, app: u32) -> Arc<PodFact> {
     let home = if n < 200 { n % 40 } else { n } % namespaces;
     let labels = Labels::from([
         ("app", format!("a{app}").as_str()),
-        ("tier", ["front", "back"][(n + app) as usize % 2]),
+        ("tier", ["front", "back"][(n / 3 + app) as usize % 2]),
     ]);
     Arc::new(PodFact {
         uid: format!("uid-{n}").into(),
