@@ -1,10 +1,16 @@
 //! The Selvage node daemon and its command line, as a library so that tests reach every part.
 
 pub mod api;
+pub mod bgp;
+pub mod cli;
+pub mod config;
 pub mod control;
 pub mod desired;
 pub mod inbox;
 pub mod kernel;
 pub mod objects;
+pub mod run;
 pub mod source;
 pub mod store;
+pub mod web;
+pub mod world;

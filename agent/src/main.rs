@@ -1,3 +1,7 @@
 //! The Selvage node daemon and its command line.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    selvage::cli::main(selvage::run::agent)
+}

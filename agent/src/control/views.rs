@@ -265,7 +265,8 @@ fn policy(store: &Store, progress: PolicyProgress) -> PolicyView {
     }
 }
 
-fn problem(problem: &Problem) -> ProblemView {
+/// A problem of a source.
+pub fn problem(problem: &Problem) -> ProblemView {
     let object = match (problem.kind.as_str(), problem.key.name.as_str()) {
         ("", _) => String::new(),
         (kind, "") => format!("{kind} without a name"),

@@ -5,6 +5,7 @@
 
 pub mod bgp_configuration;
 pub mod bgp_peer;
+pub mod crd;
 pub mod decode;
 pub mod duration;
 pub mod fault;

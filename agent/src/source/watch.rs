@@ -69,14 +69,12 @@ impl Drop for Watcher {
     }
 }
 
-/// Reads everything once, without watching.
-pub fn read_all(path: &Path) -> io::Result<(Directory, Vec<ObjectEvent>)> {
-    let mut directory = Directory::default();
+/// Reads a file, or all files of a directory, once and without watching.
+pub fn stage_all(directory: &mut Directory, path: &Path) -> io::Result<()> {
     for file in list(path, None)? {
-        load(&mut directory, &file);
+        load(directory, &file);
     }
-    let events = directory.settle();
-    Ok((directory, events))
+    Ok(())
 }
 
 struct Source {

@@ -94,6 +94,19 @@ impl Dirty {
         *self == Dirty::default()
     }
 
+    /// Adds what another batch touched.
+    pub fn merge(&mut self, other: Dirty) {
+        self.bgp |= other.bgp;
+        self.nodes.extend(other.nodes);
+        self.pods.extend(other.pods);
+        self.namespaces.extend(other.namespaces);
+        self.policies.extend(other.policies);
+        self.attachments.extend(other.attachments);
+        self.detached.extend(other.detached);
+        self.views |= other.views;
+        self.synced |= other.synced;
+    }
+
     /// Whether the policy compiler has to be told.
     pub fn policy(&self) -> bool {
         !(self.nodes.is_empty()

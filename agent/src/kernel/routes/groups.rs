@@ -197,9 +197,14 @@ impl Groups {
         self.dirty.retain(|id| want.get(id) != have.get(id));
     }
 
-    /// Whether any hop leads over the link.
+    /// Whether any hop leads over the link, as it should be or as the kernel has it.
     pub fn uses_link(&self, link: u32) -> bool {
-        self.hops.keys().any(|hop| hop.link == link)
+        let over = |nexthop: &Nexthop| matches!(nexthop, Nexthop::Hop(hop) if hop.link == link);
+        let present = self
+            .have
+            .range(..FIRST_GROUP_ID)
+            .any(|(_, nexthop)| over(nexthop));
+        present || self.hops.keys().any(|hop| hop.link == link)
     }
 
     /// Takes over what the kernel has. Returns the groups that were there and are gone.

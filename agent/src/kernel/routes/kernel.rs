@@ -39,7 +39,7 @@ pub struct Kernel {
 
 /// What somebody else did.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Notice {
+enum Notice {
     /// A link is new or changed.
     Link {
         /// Its index.
@@ -132,10 +132,32 @@ impl Kernel {
         !self.backlog.is_empty()
     }
 
-    /// What others did since the last call.
-    pub fn notices(&mut self) -> Result<Vec<Notice>, Error> {
-        self.drain(DATAGRAMS)?;
-        Ok(std::mem::take(&mut self.backlog))
+    /// Takes in what others did since the last call.
+    pub fn listen(&mut self, table: &mut RouteTable) {
+        let mut changed = false;
+        // What vanishes without a word of its own can only be read.
+        let mut reread = false;
+        for notice in self.notices() {
+            reread |= matches!(notice, Notice::Overrun | Notice::AddressGone(IpAddr::V4(_)));
+            changed |= tell(table, notice);
+        }
+        if reread {
+            match self.read_underlay() {
+                Ok(underlay) => *table.underlay() = underlay,
+                Err(error) => tracing::warn!(%error, "routes: links and routes could not be read"),
+            }
+        }
+        if changed || reread {
+            table.underlay_changed();
+        }
+    }
+
+    fn notices(&mut self) -> Vec<Notice> {
+        if let Err(error) = self.drain(DATAGRAMS) {
+            tracing::warn!(%error, "routes: notifications lost");
+            self.backlog.push(Notice::Overrun);
+        }
+        std::mem::take(&mut self.backlog)
     }
 
     fn drain(&mut self, limit: usize) -> Result<(), Error> {
@@ -217,7 +239,7 @@ impl Fib for Kernel {
 }
 
 /// Carries a notice to the table; returns whether the underlay changed.
-pub(super) fn tell(table: &mut RouteTable, notice: Notice) -> bool {
+fn tell(table: &mut RouteTable, notice: Notice) -> bool {
     match notice {
         Notice::Link { index, up, running } => {
             let changed = table.underlay().set_link(index, up, running);

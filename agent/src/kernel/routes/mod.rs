@@ -15,6 +15,6 @@ mod thread;
 mod tests;
 
 pub use facts::{FailedRoute, RouteEvent, RouteFacts, Unresolved};
-pub use kernel::{Kernel, Notice};
+pub use kernel::Kernel;
 pub use table::RouteTable;
 pub use thread::{Reply, RouteWork, Settings, spawn};

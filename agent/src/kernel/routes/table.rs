@@ -571,21 +571,26 @@ impl RouteTable {
             .filter_map(|hop| self.groups.usable_id(*hop));
         let mut members: Vec<u32> = usable.collect();
         members.sort_unstable();
-        let resolved = !members.is_empty();
-        if set.group.is_none() && resolved {
-            set.group = self.groups.take_group(&members);
-        }
-        let Some(group) = set.group else {
+        let before = set.group;
+        if members.is_empty() {
+            // The id is given back: it must not come to mean another set's group.
+            if let Some(group) = set.group.take() {
+                self.groups.set_group(group, members);
+            }
             self.unresolved.insert(idx);
-            return;
-        };
-        let before = self.groups.wants(group);
-        let changed = self.groups.set_group(group, members);
-        match resolved {
-            true => self.unresolved.remove(&idx),
-            false => self.unresolved.insert(idx),
-        };
-        if before != resolved || (changed && !self.objects) {
+        } else {
+            if set.group.is_none() {
+                set.group = self.groups.take_group(&members);
+            }
+            let changed = set
+                .group
+                .is_some_and(|group| self.groups.set_group(group, members));
+            self.unresolved.remove(&idx);
+            if changed && !self.objects {
+                self.flipped.insert(idx);
+            }
+        }
+        if set.group != before {
             self.flipped.insert(idx);
         }
     }

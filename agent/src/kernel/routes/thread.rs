@@ -13,7 +13,7 @@ use selvage_netlink::Error;
 
 use super::{
     facts::{RouteEvent, RouteFacts},
-    kernel::{Kernel, Notice, tell},
+    kernel::Kernel,
     table::RouteTable,
 };
 use crate::{
@@ -114,7 +114,7 @@ impl<F: FnMut(RouteEvent)> Writer<F> {
             if end == Some(Shutdown::Now) {
                 return;
             }
-            self.listen();
+            self.kernel.listen(&mut self.table);
             let now = self.now();
             self.table.commit(&mut self.kernel, now);
             self.tell(replies);
@@ -133,33 +133,6 @@ impl<F: FnMut(RouteEvent)> Writer<F> {
         if let Err(error) = self.inbox.wait(&[self.kernel.as_fd()], timeout) {
             tracing::error!(%error, "routes: cannot wait");
             std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    /// Takes in what others did to the kernel.
-    fn listen(&mut self) {
-        let notices = match self.kernel.notices() {
-            Ok(notices) => notices,
-            Err(error) => {
-                tracing::warn!(%error, "routes: notifications lost");
-                vec![Notice::Overrun]
-            }
-        };
-        let mut changed = false;
-        // What vanishes without a word of its own can only be read.
-        let mut reread = false;
-        for notice in notices {
-            reread |= matches!(notice, Notice::Overrun | Notice::AddressGone(IpAddr::V4(_)));
-            changed |= tell(&mut self.table, notice);
-        }
-        if reread {
-            match self.kernel.read_underlay() {
-                Ok(underlay) => *self.table.underlay() = underlay,
-                Err(error) => tracing::warn!(%error, "routes: links and routes could not be read"),
-            }
-        }
-        if changed || reread {
-            self.table.underlay_changed();
         }
     }
 

@@ -1,0 +1,413 @@
+//! The two ends of the speaker: it is told what to be, and asked what it knows; what it decides goes to the route writer.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::IpAddr,
+    str::FromStr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use selvage_bgp::{
+    Clock, ConfigureError, Handle, PeerStatus, RouteEvent, RouteSink, Speaker, Start,
+    core::{
+        clock::Now,
+        config::SpeakerConfig,
+        ids::{Family, PeerIdx},
+        prefix::Prefix,
+        rib::{self, Listing, PeerCounts, Rejection, RibInput, Row},
+        session::{State, Stop},
+        wire::attr::{Origin, PathAttributes},
+    },
+};
+use selvage_netlink::{Prefix as KernelPrefix, Protocol, Socket, route};
+
+use crate::{
+    api::{PathView, Refusal, RoutePage, RouteQuestion, RouteView},
+    inbox::Sender,
+    kernel::{PROTOCOL_BGP, Shutdown, routes::RouteWork},
+    store::{PeerState, SessionState},
+    world::Work,
+};
+
+/// Rows of a page unless asked for less.
+const PAGE: usize = 1000;
+
+/// The speaker, which starts with its first configuration.
+pub struct Bgp {
+    /// Whether an earlier run has left its routes in the kernel.
+    restarting: bool,
+    routes: Option<Sender<RouteWork>>,
+    world: Sender<Work>,
+    speaker: Option<Speaker>,
+}
+
+impl Bgp {
+    /// A speaker that has not started yet.
+    pub fn new(restarting: bool, routes: Option<Sender<RouteWork>>, world: Sender<Work>) -> Bgp {
+        Bgp {
+            restarting,
+            routes,
+            world,
+            speaker: None,
+        }
+    }
+
+    /// Starts it, or tells it what to be from now on. Says what the operating system refused; all else is in force.
+    pub fn configure(&mut self, config: &SpeakerConfig) -> Vec<String> {
+        let config = Arc::new(config.clone());
+        let errors = match &self.speaker {
+            Some(speaker) => speaker
+                .handle()
+                .configure(config)
+                .map_err(|e| e.to_string()),
+            None => self
+                .start(config)
+                .map_err(|e| format!("BGP cannot start: {e}")),
+        };
+        match errors {
+            Ok(errors) => errors.iter().map(ToString::to_string).collect(),
+            Err(error) => vec![error],
+        }
+    }
+
+    fn start(&mut self, config: Arc<SpeakerConfig>) -> io::Result<Vec<ConfigureError>> {
+        let seed = u64::from(std::process::id()) << 32 | u64::from(config.router_id.0);
+        let routes = sink(self.routes.clone(), self.world.clone());
+        let (speaker, errors) = Speaker::start(Start {
+            config,
+            restarting: self.restarting,
+            seed,
+            routes,
+        })?;
+        self.speaker = Some(speaker);
+        Ok(errors)
+    }
+
+    /// Tells the RIB how a next hop is reached.
+    pub fn reachability(&self, next_hop: IpAddr, metric: Option<u32>) {
+        if let Some(speaker) = &self.speaker {
+            speaker
+                .handle()
+                .tell([RibInput::Reachability { next_hop, metric }]);
+        }
+    }
+
+    /// All neighbours; none before the start.
+    pub fn peers(&self) -> Vec<PeerState> {
+        self.speaker
+            .as_ref()
+            .map(|speaker| peers(&speaker.handle()))
+            .unwrap_or_default()
+    }
+
+    /// A page of routes.
+    pub fn routes(&self, question: &RouteQuestion) -> Result<RoutePage, Refusal> {
+        match &self.speaker {
+            Some(speaker) => routes(&speaker.handle(), question),
+            None => Err(Refusal::hinted(
+                "BGP has not started",
+                "it waits until the objects have been read",
+            )),
+        }
+    }
+
+    /// Ends it. Where neighbours keep our routes over a restart, they are not told of a graceful end.
+    pub fn stop(self, how: Shutdown, graceful_restart: bool) {
+        let Some(speaker) = self.speaker else { return };
+        speaker.stop(match how {
+            Shutdown::Graceful if graceful_restart => Stop::Restart,
+            Shutdown::Graceful | Shutdown::Drain | Shutdown::Now => Stop::Shutdown(String::new()),
+        });
+    }
+}
+
+/// Passes on what the RIB decides: to the route writer, or, without one, only that a family is complete.
+fn sink(routes: Option<Sender<RouteWork>>, world: Sender<Work>) -> RouteSink {
+    Box::new(move |events| {
+        for event in events {
+            match (event, &routes) {
+                (RouteEvent::Changes(changes), Some(routes)) => {
+                    routes.send(RouteWork::Changes(changes))
+                }
+                (RouteEvent::Synced(family), Some(routes)) => {
+                    routes.send(RouteWork::Synced(family))
+                }
+                (RouteEvent::Watch(addr), Some(routes)) => routes.send(RouteWork::Watch(addr)),
+                (RouteEvent::Unwatch(addr), Some(routes)) => routes.send(RouteWork::Unwatch(addr)),
+                (RouteEvent::Synced(family), None) => world.send(Work::RibSynced(family)),
+                (_, None) => {}
+            }
+        }
+    })
+}
+
+/// All neighbours as they are now; empty when the speaker has stopped.
+fn peers(speaker: &Handle) -> Vec<PeerState> {
+    let Ok(peers) = speaker.peers() else {
+        return Vec::new();
+    };
+    let counts: HashMap<PeerIdx, PeerCounts> = speaker
+        .query(rib::Query::Peers)
+        .map(|page| page.peers)
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
+    peers
+        .iter()
+        .map(|peer| peer_state(speaker.clock(), peer, counts.get(&peer.idx)))
+        .collect()
+}
+
+fn peer_state(clock: Clock, peer: &PeerStatus, counts: Option<&PeerCounts>) -> PeerState {
+    let session = &peer.session;
+    let negotiated = session.negotiated.as_deref();
+    let ago = |at: Now| clock.now().since(at);
+    let since = session
+        .uptime
+        .or(session.last_down.as_ref().map(|(at, _)| ago(*at)))
+        .unwrap_or(ago(Now(0)));
+    let counts = counts.copied().unwrap_or_default();
+    let families = negotiated.map(|n| n.families).unwrap_or_default();
+    PeerState {
+        address: peer.config.key.addr,
+        state: session_state(session.state),
+        since: SystemTime::now()
+            .checked_sub(since)
+            .unwrap_or(SystemTime::UNIX_EPOCH),
+        asn: negotiated.map(|n| n.peer_asn.0),
+        last_error: match session.state {
+            State::Established => None,
+            _ => session
+                .last_error
+                .as_ref()
+                .map(|(at, error)| format!("{error} ({} ago)", rounded(ago(*at)))),
+        },
+        received: counts.families.map(|f| f.accepted as u64),
+        advertised: counts.families.map(|f| f.advertised as u64),
+        end_of_rib: negotiated.is_some_and(|n| n.families.and(counts.end_of_rib) == n.families),
+        stale: !session.stale.is_empty(),
+        flaps: session.established,
+        families: Family::ALL.map(|f| families.contains(f)),
+        router_id: negotiated.map(|n| n.peer_id.to_string()),
+        hold: negotiated.map_or(0, |n| u16::try_from(n.hold.as_secs()).unwrap_or(u16::MAX)),
+        dynamic: peer.dynamic,
+    }
+}
+
+fn rounded(d: Duration) -> String {
+    match d.as_secs() {
+        s @ 0..=119 => format!("{s} s"),
+        s @ 120..=7199 => format!("{} min", s / 60),
+        s => format!("{} h", s / 3600),
+    }
+}
+
+fn session_state(state: State) -> SessionState {
+    match state {
+        State::Idle => SessionState::Idle,
+        State::Connect => SessionState::Connect,
+        State::Active => SessionState::Active,
+        State::OpenSent => SessionState::OpenSent,
+        State::OpenConfirm => SessionState::OpenConfirm,
+        State::Established => SessionState::Established,
+    }
+}
+
+/// A page of routes.
+fn routes(speaker: &Handle, question: &RouteQuestion) -> Result<RoutePage, Refusal> {
+    let peers = speaker.peers().map_err(Refusal::new)?;
+    let names = Names { peers: &peers };
+    if let Some(text) = &question.prefix {
+        let rows = holding(speaker, text)?;
+        let version = rows.1;
+        let mut socket = Socket::open(Protocol::Route).ok();
+        let rows = rows.0.into_iter().map(|row| {
+            let kernel = socket.as_mut().and_then(|s| in_kernel(s, &row.prefix));
+            RouteView {
+                kernel,
+                ..names.view(row)
+            }
+        });
+        return Ok(RoutePage {
+            rows: rows.collect(),
+            next: None,
+            version,
+        });
+    }
+    let what = match (question.received, question.advertised) {
+        (Some(addr), _) => Listing::Received(names.find(addr)?),
+        (None, Some(addr)) => Listing::Advertised(names.find(addr)?),
+        (None, None) => Listing::All,
+    };
+    let (family, after) = position(question.after.as_deref())?;
+    let limit = if question.limit == 0 {
+        PAGE
+    } else {
+        question.limit.min(PAGE)
+    };
+    let page = speaker
+        .query(rib::Query::Routes {
+            what,
+            family,
+            after,
+            limit,
+        })
+        .map_err(Refusal::new)?;
+    let next = match (page.next, family) {
+        (Some(next), _) => Some(format!("{family}:{next}")),
+        (None, Family::Ipv4) => Some(format!("{}:0", Family::Ipv6)),
+        (None, Family::Ipv6) => None,
+    };
+    Ok(RoutePage {
+        rows: page.rows.into_iter().map(|row| names.view(row)).collect(),
+        next,
+        version: page.version,
+    })
+}
+
+/// Where a page begins, as the page before named it.
+fn position(after: Option<&str>) -> Result<(Family, u32), Refusal> {
+    let Some(text) = after else {
+        return Ok((Family::Ipv4, 0));
+    };
+    let parsed = text.split_once(':').and_then(|(family, at)| {
+        let family = Family::ALL.into_iter().find(|f| f.to_string() == family)?;
+        Some((family, at.parse().ok()?))
+    });
+    parsed.ok_or_else(|| {
+        Refusal::hinted(
+            format!("`{text}` is no place in the table"),
+            "pass on `next` of the page before",
+        )
+    })
+}
+
+/// The routes to exactly a prefix, or those that hold an address, the longest first; and the table's version.
+fn holding(speaker: &Handle, text: &str) -> Result<(Vec<Row>, u64), Refusal> {
+    let wanted: Vec<Prefix> = match (Prefix::from_str(text), IpAddr::from_str(text)) {
+        (Ok(prefix), _) => vec![prefix],
+        (Err(_), Ok(addr)) => {
+            let longest = Prefix::host(addr).len();
+            (0..=longest)
+                .rev()
+                .filter_map(|len| Prefix::new(addr, len))
+                .collect()
+        }
+        _ => {
+            let hint = "write a prefix such as 10.244.1.0/24, or an address";
+            return Err(Refusal::hinted(
+                format!("`{text}` is neither a prefix nor an address"),
+                hint,
+            ));
+        }
+    };
+    let mut rows = Vec::new();
+    let mut version = 0;
+    for prefix in wanted {
+        let page = speaker
+            .query(rib::Query::Prefix(prefix))
+            .map_err(Refusal::new)?;
+        rows.extend(page.rows);
+        version = page.version;
+    }
+    Ok((rows, version))
+}
+
+/// What the kernel has for exactly this prefix.
+fn in_kernel(socket: &mut Socket, prefix: &Prefix) -> Option<String> {
+    let found = route::lookup(socket, prefix.addr()).ok()?;
+    let ours = found.prefix == KernelPrefix::new(prefix.addr(), prefix.len())
+        && found.protocol == PROTOCOL_BGP;
+    Some(if ours {
+        "installed".into()
+    } else {
+        "not the kernel's choice".into()
+    })
+}
+
+fn refusal(rejection: Rejection) -> &'static str {
+    match rejection {
+        Rejection::OwnAs => "our AS is in its AS path",
+        Rejection::OwnOriginator => "we are its originator",
+        Rejection::OwnCluster => "it has been in our cluster",
+        Rejection::OwnNextHop => "its next hop is ourselves",
+        Rejection::Filter => "import filter",
+    }
+}
+
+struct Names<'a> {
+    peers: &'a [PeerStatus],
+}
+
+impl Names<'_> {
+    fn find(&self, addr: IpAddr) -> Result<PeerIdx, Refusal> {
+        self.peers
+            .iter()
+            .find(|p| p.config.key.addr == addr)
+            .map(|p| p.idx)
+            .ok_or_else(|| {
+                Refusal::hinted(
+                    format!("no neighbour {addr}"),
+                    "`selvage peers` lists those that there are",
+                )
+            })
+    }
+
+    fn view(&self, row: Row) -> RouteView {
+        let decided = row.decided_by.map(|step| step.name());
+        let mut paths: Vec<PathView> = row
+            .paths
+            .iter()
+            .map(|path| self.path(path, decided))
+            .collect();
+        paths.sort_by_key(|path| !path.best);
+        RouteView {
+            prefix: row.prefix.to_string(),
+            paths,
+            kernel: None,
+        }
+    }
+
+    fn path(&self, path: &rib::PathView, decided: Option<&str>) -> PathView {
+        let attrs: &PathAttributes = &path.attrs;
+        let peer = path
+            .peer
+            .and_then(|idx| self.peers.iter().find(|p| p.idx == idx))
+            .map(|p| p.config.key.addr);
+        let reason = match (path.rejected, path.metric, path.best) {
+            (Some(rejection), ..) => format!("refused: {}", refusal(rejection)),
+            (None, None, _) if path.peer.is_some() => "next hop unreachable".into(),
+            (None, _, true) => decided.unwrap_or_default().into(),
+            (None, _, false) if path.multipath => "equal".into(),
+            (None, ..) => String::new(),
+        };
+        PathView {
+            peer,
+            next_hops: path
+                .peer
+                .map(|_| attrs.next_hop.to_string())
+                .into_iter()
+                .collect(),
+            as_path: attrs.as_path.to_string(),
+            origin: match attrs.origin {
+                Origin::Igp => "igp",
+                Origin::Egp => "egp",
+                Origin::Incomplete => "incomplete",
+            }
+            .into(),
+            local_pref: attrs.local_pref,
+            med: attrs.med,
+            communities: attrs
+                .communities
+                .iter()
+                .map(|c| format!("{}:{}", c >> 16, c & 0xffff))
+                .collect(),
+            best: path.best,
+            multipath: path.multipath,
+            stale: path.stale,
+            reason,
+        }
+    }
+}

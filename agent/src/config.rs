@@ -1,0 +1,370 @@
+//! What the daemon has to know before it can read its first object: flags, environment, `--config FILE`.
+//!
+//! A flag beats its environment variable, that beats the file, that beats the default.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use selvage_cni::link::{DEFAULT_RUN_DIR, DEFAULT_STATE_DIR};
+use serde::Deserialize;
+
+/// Where metrics, health and the page are, unless told otherwise.
+pub const DEFAULT_METRICS_LISTEN: &str = "127.0.0.1:9179";
+
+/// The daemon's settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// Name of this node; not empty.
+    pub node: String,
+    /// File or directory of objects.
+    pub objects: PathBuf,
+    /// What runs.
+    pub features: Features,
+    /// Sockets and the `ready` file; emptied by a reboot.
+    pub run_dir: PathBuf,
+    /// What outlives a reboot.
+    pub state_dir: PathBuf,
+    /// Where metrics, health and the page are; `None`: nowhere.
+    pub metrics_listen: Option<SocketAddr>,
+    /// TCP port of BGP, if not the BGPConfiguration's.
+    pub bgp_port: Option<u16>,
+    /// Form of the log.
+    pub log_format: LogFormat,
+    /// What is logged, as in `info` or `info,selvage=debug`.
+    pub log_level: String,
+}
+
+/// Parts of the daemon that can be left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// The BGP speaker.
+    pub bgp: bool,
+    /// Learned routes go into the kernel.
+    pub kernel: bool,
+    /// The plugin is served.
+    pub cni: bool,
+    /// NetworkPolicy is enforced.
+    pub policy: bool,
+}
+
+impl Features {
+    /// Everything that there is.
+    pub const ALL: Features = Features {
+        bgp: true,
+        kernel: true,
+        cni: true,
+        policy: true,
+    };
+
+    /// Their names, in a fixed order.
+    pub fn names(&self) -> Vec<&'static str> {
+        let pairs = [
+            ("bgp", self.bgp),
+            ("kernel", self.kernel),
+            ("cni", self.cni),
+            ("policy", self.policy),
+        ];
+        pairs
+            .into_iter()
+            .filter(|(_, on)| *on)
+            .map(|(name, _)| name)
+            .collect()
+    }
+
+    /// From names; those that this version does not have are refused.
+    fn parse<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Features, ConfigError> {
+        let mut features = Features {
+            bgp: false,
+            kernel: false,
+            cni: false,
+            policy: false,
+        };
+        for name in names {
+            match name.trim() {
+                "bgp" => features.bgp = true,
+                "kernel" => features.kernel = true,
+                "cni" => features.cni = true,
+                "policy" => features.policy = true,
+                name @ ("services" | "overlay") => {
+                    return Err(ConfigError::new(
+                        format!("the feature `{name}` is not implemented in this version"),
+                        "leave it out of --features",
+                    ));
+                }
+                name => {
+                    return Err(ConfigError::new(
+                        format!("there is no feature `{name}`"),
+                        "features are bgp, kernel, cni and policy",
+                    ));
+                }
+            }
+        }
+        if features.names().is_empty() {
+            return Err(ConfigError::new(
+                "no feature is left",
+                "name at least one in --features",
+            ));
+        }
+        if features.kernel && !features.bgp {
+            return Err(ConfigError::new(
+                "the feature `kernel` installs what BGP learns, and `bgp` is off",
+                "name both or neither in --features",
+            ));
+        }
+        Ok(features)
+    }
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: one object per line.
+    Json,
+}
+
+/// A setting that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ConfigError {
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
+}
+
+impl ConfigError {
+    fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        ConfigError {
+            message: message.into(),
+            hint: hint.into(),
+        }
+    }
+}
+
+/// The flags of `selvage agent`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct AgentArgs {
+    /// A YAML file with these settings, in camelCase
+    #[arg(long, value_name = "FILE", env = "SELVAGE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Name of this node [default: the host's name]
+    #[arg(long, value_name = "NAME", env = "SELVAGE_NODE")]
+    pub node: Option<String>,
+    /// File or directory of objects, watched for changes
+    #[arg(long, value_name = "PATH", env = "SELVAGE_OBJECTS")]
+    pub objects: Option<PathBuf>,
+    /// What runs [default: bgp,kernel,cni,policy]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        env = "SELVAGE_FEATURES"
+    )]
+    pub features: Option<Vec<String>>,
+    /// State that outlives a reboot [default: /var/lib/selvage]
+    #[arg(long, value_name = "DIR", env = "SELVAGE_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where metrics, health and the page are, or `off` [default: 127.0.0.1:9179]
+    #[arg(long, value_name = "ADDRESS:PORT", env = "SELVAGE_METRICS_LISTEN")]
+    pub metrics_listen: Option<String>,
+    /// TCP port of BGP [default: the BGPConfiguration's, 179]
+    #[arg(long, value_name = "PORT", env = "SELVAGE_BGP_PORT")]
+    pub bgp_port: Option<u16>,
+    /// Form of the log [default: text]
+    #[arg(long, value_enum, env = "SELVAGE_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// What is logged, as in `debug` or `info,selvage::kernel=trace` [default: info]
+    #[arg(long, value_name = "FILTER", env = "SELVAGE_LOG_LEVEL")]
+    pub log_level: Option<String>,
+}
+
+/// The same settings in a file.
+#[derive(Deserialize, Debug, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct File {
+    node: Option<String>,
+    objects: Option<PathBuf>,
+    features: Option<Vec<String>>,
+    run_dir: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
+    metrics_listen: Option<String>,
+    bgp_port: Option<u16>,
+    log_format: Option<LogFormat>,
+    log_level: Option<String>,
+}
+
+impl AgentConfig {
+    /// Puts flags, environment, file and defaults together. `run_dir`: the flag that all commands share.
+    pub fn load(args: AgentArgs, run_dir: Option<PathBuf>) -> Result<AgentConfig, ConfigError> {
+        let file = args
+            .config
+            .as_deref()
+            .map(read)
+            .transpose()?
+            .unwrap_or_default();
+        let node = args
+            .node
+            .or(file.node)
+            .or_else(host_name)
+            .filter(|name| !name.is_empty());
+        let features = args.features.or(file.features);
+        let metrics = args.metrics_listen.or(file.metrics_listen);
+        let bgp_port = args.bgp_port.or(file.bgp_port);
+        if bgp_port == Some(0) {
+            return Err(ConfigError::new(
+                "0 is not a port for BGP",
+                "leave out --bgp-port, or give 1 to 65535",
+            ));
+        }
+        Ok(AgentConfig {
+            node: node.ok_or_else(|| ConfigError::new("the node has no name", "give one with --node"))?,
+            objects: args.objects.or(file.objects).ok_or_else(|| {
+                ConfigError::new(
+                    "no source of objects",
+                    "name a file or directory with --objects; the Kubernetes API is not read in this version",
+                )
+            })?,
+            features: match &features {
+                Some(names) => Features::parse(names.iter().map(String::as_str))?,
+                None => Features::ALL,
+            },
+            run_dir: run_dir.or(file.run_dir).unwrap_or_else(|| DEFAULT_RUN_DIR.into()),
+            state_dir: args.state_dir.or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
+            metrics_listen: listen(metrics.as_deref().unwrap_or(DEFAULT_METRICS_LISTEN))?,
+            bgp_port,
+            log_format: args.log_format.or(file.log_format).unwrap_or_default(),
+            log_level: args.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<File, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        ConfigError::new(
+            format!("{}: {error}", path.display()),
+            "is it the right file?",
+        )
+    })?;
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_str_with_options(&text, options).map_err(|error| {
+        let place = error
+            .location()
+            .map(|place| format!(":{}:{}", place.line(), place.column()))
+            .unwrap_or_default();
+        let reason = error.without_snippet().to_string();
+        let message = format!(
+            "{}{place}: {}",
+            path.display(),
+            reason.lines().next().unwrap_or_default()
+        );
+        ConfigError::new(
+            message,
+            "keys are the long flags in camelCase, as in `runDir`",
+        )
+    })
+}
+
+fn host_name() -> Option<String> {
+    rustix::system::uname()
+        .nodename()
+        .to_str()
+        .ok()
+        .map(str::to_owned)
+}
+
+fn listen(text: &str) -> Result<Option<SocketAddr>, ConfigError> {
+    if matches!(text, "off" | "") {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| {
+        ConfigError::new(
+            format!("`{text}` is no address to listen at"),
+            "write ADDRESS:PORT, [ADDRESS]:PORT or `off`",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args() -> AgentArgs {
+        AgentArgs {
+            node: Some("n1".into()),
+            objects: Some("objects".into()),
+            ..AgentArgs::default()
+        }
+    }
+
+    #[test]
+    fn defaults() {
+        let config = AgentConfig::load(args(), None).unwrap();
+        assert_eq!(config.features, Features::ALL);
+        assert_eq!(config.run_dir, Path::new("/run/selvage"));
+        assert_eq!(config.state_dir, Path::new("/var/lib/selvage"));
+        assert_eq!(config.metrics_listen, DEFAULT_METRICS_LISTEN.parse().ok());
+    }
+
+    #[test]
+    fn features_that_cannot_be() {
+        for (names, message) in [
+            (vec!["bgp", "teleport"], "there is no feature `teleport`"),
+            (
+                vec!["services"],
+                "the feature `services` is not implemented in this version",
+            ),
+            (
+                vec!["kernel"],
+                "the feature `kernel` installs what BGP learns, and `bgp` is off",
+            ),
+            (vec![], "no feature is left"),
+        ] {
+            let features = Some(names.iter().map(ToString::to_string).collect());
+            let error = AgentConfig::load(AgentArgs { features, ..args() }, None).unwrap_err();
+            assert_eq!(error.message, message);
+        }
+    }
+
+    #[test]
+    fn flags_beat_the_file() {
+        let dir = std::env::temp_dir().join(format!("selvage-config-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("selvage.yaml");
+        std::fs::write(
+            &path,
+            "node: other\nfeatures: [bgp]\nmetricsListen: 'off'\nbgpPort: 1790\n",
+        )
+        .unwrap();
+        let config = AgentConfig::load(
+            AgentArgs {
+                config: Some(path.clone()),
+                ..args()
+            },
+            None,
+        )
+        .unwrap();
+        assert_eq!(config.node, "n1");
+        assert_eq!(config.features.names(), ["bgp"]);
+        assert_eq!((config.metrics_listen, config.bgp_port), (None, Some(1790)));
+        std::fs::write(&path, "node: n1\nbgpport: 1\n").unwrap();
+        let error = AgentConfig::load(
+            AgentArgs {
+                config: Some(path),
+                ..args()
+            },
+            None,
+        )
+        .unwrap_err();
+        assert!(
+            error.message.contains("selvage.yaml:2:1"),
+            "{}",
+            error.message
+        );
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

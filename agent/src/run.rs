@@ -1,0 +1,288 @@
+//! The daemon: every thread and channel, made here.
+//!
+//! ```text
+//!   source ──┐                        ┌──► bgp-io ◄──► bgp-rib ──► routes ──► kernel
+//!   watch ───┼──► Inbox<Work> ► world ┼──────────────────────────►   ▲
+//!   tokio ───┘    (control, cni,      ├──► nft ──► kernel
+//!                  web, signals)      └──► conntrack ──► kernel
+//! ```
+//! What ends: `Work::Stop` makes the world's thread end; then the others are told to. Kernel state stays.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use selvage_cni::{attachment, link};
+use tokio::{
+    net::TcpListener,
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+use tracing::{info, warn};
+
+use crate::{
+    api,
+    bgp::Bgp,
+    config::AgentConfig,
+    control::{self, Ask, lock::Lock},
+    desired::Local,
+    inbox::{Inbox, Sender},
+    kernel::{Shutdown, conntrack, nft, routes, watch},
+    source, web,
+    world::{Outlets, Setup, Work, World},
+};
+
+/// Runs the daemon until it is told to stop.
+pub fn agent(config: AgentConfig) -> Result<()> {
+    let started = Instant::now();
+    let _lock = Lock::take().context("this network namespace has an agent")?;
+    for dir in [&config.run_dir, &config.state_dir] {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    let features = config.features;
+    info!(
+        node = config.node,
+        features = features.names().join(","),
+        version = env!("CARGO_PKG_VERSION"),
+        "starting"
+    );
+    // The file outlives us, not a reboot: if it is there, the kernel still has what the run before has written.
+    let restarting = config.run_dir.join(link::READY).exists();
+    let (world, inbox) = Inbox::new()?;
+
+    let mut threads = Threads::default();
+    let routes = features
+        .kernel
+        .then(|| threads.routes(&world))
+        .transpose()?;
+    let nft = features.policy.then(|| threads.nft(&world)).transpose()?;
+    let flows = features.policy.then(|| threads.flows(&world)).transpose()?;
+    threads.watch(&world)?;
+
+    let mut local = Local::new(config.node.clone());
+    local.bgp_port = config.bgp_port;
+    local.kernel = features.kernel;
+    let attachments = if features.cni {
+        attachments(&config.state_dir)?
+    } else {
+        Vec::new()
+    };
+
+    let to_world = world.clone();
+    let sink = Box::new(move |events| {
+        to_world.send(Work::Objects(events));
+        true
+    });
+    let source = source::watch::spawn(&config.objects, sink)
+        .with_context(|| format!("cannot watch {}", config.objects.display()))?;
+
+    let out = Outlets {
+        bgp: features
+            .bgp
+            .then(|| Bgp::new(restarting, routes.clone(), world.clone())),
+        routes,
+        nft,
+        flows,
+        world: world.clone(),
+        reach: Box::new(move |mark| source.reach(mark)),
+    };
+    let setup = Setup {
+        local,
+        features,
+        from: config.objects.display().to_string(),
+        run_dir: config.run_dir.clone(),
+        started,
+    };
+    let servers = Servers::start(&config, &world)?;
+    let how = World::new(setup, out, attachments).run(&inbox);
+    info!(?how, "stopping; routes and rules stay");
+    threads.stop(how);
+    servers.stop();
+    for socket in [api::SOCKET, link::SOCKET] {
+        // A file that is left behind is replaced by the next start.
+        let _ = fs::remove_file(config.run_dir.join(socket));
+    }
+    Ok(())
+}
+
+/// What the plugin has attached in this boot.
+fn attachments(state_dir: &Path) -> Result<Vec<link::Attachment>> {
+    let all = attachment::Attachments::of(state_dir)
+        .list()
+        .map_err(|error| anyhow::anyhow!("{error}"))?;
+    let boot = attachment::boot_id();
+    let (present, gone): (Vec<_>, Vec<_>) = all.into_iter().partition(|a| {
+        !attachment::is_gone(a, &boot, |name| {
+            Path::new("/sys/class/net").join(name).exists()
+        })
+    });
+    if !gone.is_empty() {
+        info!(
+            number = gone.len(),
+            "attachments whose sandbox is gone are ignored; the plugin reclaims them"
+        );
+    }
+    Ok(present)
+}
+
+/// The threads that talk to the kernel, and how they are told to end.
+#[derive(Default)]
+struct Threads {
+    ends: Vec<Box<dyn FnOnce(Shutdown)>>,
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    fn keep<T: Send + 'static>(
+        &mut self,
+        sender: &Sender<T>,
+        end: fn(Shutdown) -> T,
+        handle: JoinHandle<()>,
+    ) {
+        let sender = sender.clone();
+        self.ends.push(Box::new(move |how| sender.send(end(how))));
+        self.handles.push(handle);
+    }
+
+    fn routes(&mut self, world: &Sender<Work>) -> Result<Sender<routes::RouteWork>> {
+        let (sender, inbox) = Inbox::new()?;
+        let world = world.clone();
+        let handle = routes::spawn(routes::Settings::default(), inbox, move |event| {
+            world.send(Work::Routes(event))
+        })
+        .context("cannot read the kernel's routes")?;
+        self.keep(&sender, routes::RouteWork::Shutdown, handle);
+        Ok(sender)
+    }
+
+    fn nft(&mut self, world: &Sender<Work>) -> Result<Sender<nft::NftWork>> {
+        let (sender, inbox) = Inbox::new()?;
+        let world = world.clone();
+        let handle = nft::spawn(inbox, move |event| world.send(Work::Nft(event)))
+            .context("cannot speak to nf_tables")?;
+        self.keep(&sender, nft::NftWork::Shutdown, handle);
+        Ok(sender)
+    }
+
+    fn flows(&mut self, world: &Sender<Work>) -> Result<Sender<conntrack::FlowWork>> {
+        let (sender, inbox) = Inbox::new()?;
+        let world = world.clone();
+        let handle = conntrack::spawn(conntrack::REVOKED, inbox, move |event| {
+            world.send(Work::Flows(event))
+        })
+        .context("cannot speak to conntrack")?;
+        self.keep(&sender, conntrack::FlowWork::Shutdown, handle);
+        Ok(sender)
+    }
+
+    fn watch(&mut self, world: &Sender<Work>) -> Result<()> {
+        let (sender, inbox) = Inbox::new()?;
+        let world = world.clone();
+        let handle = watch::spawn(inbox, move |observed| world.send(Work::Observed(observed)))
+            .context("cannot read links and addresses")?;
+        self.keep(&sender, |how| how, handle);
+        Ok(())
+    }
+
+    fn stop(self, how: Shutdown) {
+        for end in self.ends {
+            end(how);
+        }
+        for handle in self.handles {
+            // A panic in it has been reported by the panic hook.
+            let _ = handle.join();
+        }
+    }
+}
+
+/// What waits for people, programs, the plugin and signals: one thread runs all of it.
+struct Servers {
+    end: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Servers {
+    fn start(config: &AgentConfig, world: &Sender<Work>) -> Result<Servers> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        spawn_all(&runtime, config, world)?;
+        let (end, ended) = oneshot::channel();
+        let thread = thread::Builder::new().name("tokio".into()).spawn(move || {
+            // A sender that is gone is an end as well.
+            let _ = runtime.block_on(ended);
+            runtime.shutdown_timeout(Duration::from_millis(200));
+        })?;
+        Ok(Servers { end, thread })
+    }
+
+    fn stop(self) {
+        // Either end may have gone already.
+        let _ = self.end.send(());
+        let _ = self.thread.join();
+    }
+}
+
+fn spawn_all(runtime: &Runtime, config: &AgentConfig, world: &Sender<Work>) -> Result<()> {
+    let _inside = runtime.enter();
+    let to_world = world.clone();
+    let ask: Ask<control::Query> = Arc::new(move |query| to_world.send(Work::Ask(query)));
+    let path = config.run_dir.join(api::SOCKET);
+    let listener = control::server::bind(&path)
+        .with_context(|| format!("cannot listen on {}", path.display()))?;
+    spawn(
+        runtime,
+        "control",
+        control::server::serve(listener, ask.clone()),
+    );
+    if config.features.cni {
+        let to_world = world.clone();
+        let ask: Ask<control::LinkQuery> = Arc::new(move |query| to_world.send(Work::Link(query)));
+        let path = config.run_dir.join(link::SOCKET);
+        let listener = control::server::bind(&path)
+            .with_context(|| format!("cannot listen on {}", path.display()))?;
+        spawn(runtime, "plugin", control::cni::serve(listener, ask));
+    }
+    if let Some(addr) = config.metrics_listen {
+        match listen(addr) {
+            Ok(listener) => spawn(runtime, "web", web::serve(listener, ask)),
+            // Not worth a node without network.
+            Err(error) => warn!(%addr, %error, "no metrics and no health: cannot listen"),
+        }
+    }
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind)?;
+        let world = world.clone();
+        runtime.spawn(async move {
+            while signals.recv().await.is_some() {
+                world.send(Work::Stop(Shutdown::Graceful));
+            }
+        });
+    }
+    Ok(())
+}
+
+fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(addr)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+fn spawn(
+    runtime: &Runtime,
+    what: &'static str,
+    serve: impl Future<Output = std::io::Result<()>> + Send + 'static,
+) {
+    runtime.spawn(async move {
+        if let Err(error) = serve.await {
+            warn!(%error, "{what} has ended");
+        }
+    });
+}
