@@ -15,3 +15,6 @@ pub mod open;
 pub mod pack;
 pub mod refresh;
 pub mod update;
+
+#[cfg(test)]
+mod tests;
