@@ -668,7 +668,7 @@ impl RouteTable {
                 let found = fib.read_nexthops().inspect_err(|_| self.in_doubt())?;
                 self.readings += 1;
                 let gone = self.groups.observe(found);
-                self.forget_groups(&gone);
+                self.repairs += self.forget_groups(&gone);
                 Ok(())
             }
             Reading::Everything => {
@@ -930,7 +930,7 @@ impl RouteTable {
     fn observe(&mut self, found: Found) {
         if self.objects {
             let gone = self.groups.observe(found.nexthops);
-            self.forget_groups(&gone);
+            self.repairs += self.forget_groups(&gone);
         }
         let mut there: HashMap<Prefix, Have> = HashMap::with_capacity(found.routes.len());
         self.have_blackholes.clear();
@@ -970,15 +970,16 @@ impl RouteTable {
         }
     }
 
-    /// The kernel removed these groups, and with them their routes.
-    fn forget_groups(&mut self, gone: &[u32]) {
+    /// The kernel removed these groups, and with them their routes. Returns how many of those are
+    /// still wanted.
+    fn forget_groups(&mut self, gone: &[u32]) -> u64 {
         let gone: HashSet<u32> = gone
             .iter()
             .copied()
             .filter(|group| self.held.contains_key(group))
             .collect();
         if gone.is_empty() {
-            return;
+            return 0;
         }
         let of_gone = |route: &Route| matches!(route.have, Have::Group(g) if gone.contains(&g));
         let lost: Vec<Prefix> = self
@@ -987,17 +988,18 @@ impl RouteTable {
             .filter(|(_, route)| of_gone(route))
             .map(|(prefix, _)| *prefix)
             .collect();
+        let mut missed = 0;
         for prefix in lost {
             self.set_have(prefix, Have::Nothing);
-            let wanted = self
-                .routes
-                .get(&prefix)
-                .is_some_and(|route| route.want.is_some());
-            match wanted {
-                true => self.touch(prefix),
-                false => self.settle(prefix),
+            let route = self.routes.get(&prefix);
+            if route.is_some_and(|route| self.target(route).is_some()) {
+                missed += 1;
+                self.touch(prefix);
+            } else if route.is_some_and(|route| route.want.is_none()) {
+                self.settle(prefix);
             }
         }
+        missed
     }
 
     fn foreign_hand(&mut self, key: RouteKey, have: Have) {

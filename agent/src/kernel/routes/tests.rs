@@ -475,7 +475,7 @@ fn a_foreign_hand_is_repaired() {
     table.nexthops_touched();
     commit(&mut table, &mut model);
     assert_eq!(model.forwarding(), forwarding);
-    assert_eq!(table.facts().repairs, 3);
+    assert_eq!(table.facts().repairs, 4);
 }
 
 #[test]
