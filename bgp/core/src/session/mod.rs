@@ -28,3 +28,6 @@ pub use input::{Input, Stop};
 pub use output::{Output, Snapshot};
 pub use peer::Peer;
 pub use state::{ConnId, State};
+
+#[cfg(test)]
+mod tests;

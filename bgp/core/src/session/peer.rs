@@ -52,7 +52,7 @@ pub struct Peer {
     pub(super) plain: bool,
     /// When to try to connect.
     pub(super) retry: Option<Now>,
-    pub(super) idle: Option<Idle>,
+    pub(crate) idle: Option<Idle>,
     faults_in_a_row: u32,
     pub(super) stale: Option<Stale>,
     pub(super) stats: Stats,
@@ -60,7 +60,7 @@ pub struct Peer {
 
 /// Neither connects nor accepts: waits after a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Idle {
+pub(crate) enum Idle {
     Until(Now),
     /// Until somebody changes the settings or starts the peer.
     Forever,

@@ -1,0 +1,450 @@
+//! Single peers against bytes: what is said in which state, and what is answered.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::{
+    clock::Now,
+    event::PeerEvent,
+    ids::{Family, FamilySet},
+    session::{ConnId, Input, Output, Peer, State},
+    wire::{
+        capability::Capability, header, notification::Notification, open::Open,
+        refresh::RouteRefresh,
+    },
+};
+
+/// A peer, the time, and what it wanted done since it was last asked.
+struct Bench {
+    peer: Peer,
+    now: Now,
+    out: Vec<Output>,
+}
+
+const LOCAL: ([u8; 4], u16) = ([10, 0, 0, 1], 179);
+const REMOTE: ([u8; 4], u16) = ([10, 0, 0, 2], 40000);
+
+impl Bench {
+    /// A started passive peer of AS 64513, in AS 64512 with identifier 1.
+    fn new(change: impl Fn(&mut SpeakerConfig, &mut PeerConfig)) -> Bench {
+        let (mut s, mut p) = (speaker(64512, 1), neighbor(2, 64513));
+        p.passive = true;
+        change(&mut s, &mut p);
+        let mut bench = Bench {
+            peer: Peer::new(arc(s), arc(p), 1, false),
+            now: Now(1),
+            out: Vec::new(),
+        };
+        bench.tell(Input::Start);
+        bench
+    }
+
+    fn tell(&mut self, input: Input<'_>) -> Vec<Output> {
+        self.peer.handle(self.now, input, &mut self.out);
+        std::mem::take(&mut self.out)
+    }
+
+    fn accept(&mut self) -> ConnId {
+        let out = self.tell(Input::Accepted {
+            local: SocketAddr::from(LOCAL),
+            remote: SocketAddr::from(REMOTE),
+            interface: None,
+        });
+        let conn = out.iter().find_map(|o| match o {
+            Output::Accept(c) => Some(*c),
+            _ => None,
+        });
+        conn.expect("accepted")
+    }
+
+    /// Sends bytes; the messages of the answer without their headers: (type, body).
+    fn say(&mut self, conn: ConnId, bytes: &[u8]) -> Vec<(u8, Bytes)> {
+        messages(&self.tell(Input::Bytes { conn, bytes }))
+    }
+
+    fn pass(&mut self, d: std::time::Duration) -> Vec<Output> {
+        self.now = self.now + d;
+        self.tell(Input::Timer)
+    }
+
+    /// Up to Established with this OPEN.
+    fn establish(&mut self, open: &Open) -> ConnId {
+        let conn = self.accept();
+        let bytes = [open.encode(), header::keepalive()].concat();
+        let answer = self.say(conn, &bytes);
+        assert_eq!(answer, [(4, Bytes::new())]);
+        assert_eq!(self.peer.state(), State::Established);
+        conn
+    }
+}
+
+fn messages(out: &[Output]) -> Vec<(u8, Bytes)> {
+    out.iter()
+        .filter_map(|o| match o {
+            Output::Send(_, b) => Some((b[18], b.slice(19..))),
+            _ => None,
+        })
+        .collect()
+}
+
+fn notification(code: u8, subcode: u8, data: &[u8]) -> Vec<(u8, Bytes)> {
+    vec![(
+        3,
+        Notification::new(code, subcode, data).encode().slice(19..),
+    )]
+}
+
+/// The OPEN of AS 64513, identifier 2, hold time 30 s, with IPv4 only.
+fn open() -> Open {
+    Open {
+        my_as: 64513,
+        hold_time: 30,
+        router_id: RouterId(2),
+        capabilities: vec![
+            Capability::family(Family::Ipv4),
+            Capability::RouteRefresh,
+            Capability::FourOctetAs(Asn(64513)),
+        ],
+    }
+}
+
+#[test]
+fn our_open_as_captured() {
+    let mut bench = Bench::new(|_, p| p.passive = false);
+    let out = bench.tell(Input::Timer);
+    assert!(out.is_empty());
+    let conn = bench.peer.conns[0].id;
+    let out = bench.tell(Input::Connected {
+        conn,
+        local: SocketAddr::from(LOCAL),
+        remote: SocketAddr::from(REMOTE),
+        interface: None,
+    });
+    let (kind, body) = messages(&out).remove(0);
+    assert_eq!(kind, 1);
+    assert_eq!(
+        &body[..],
+        [
+            &[4, 0xfc, 0x00, 0, 9, 0, 0, 0, 1, 36, 2, 34][..],
+            &[1, 4, 0, 1, 0, 1],
+            &[1, 4, 0, 2, 0, 1],
+            &[2, 0],
+            &[6, 0],
+            &[64, 10, 0x40, 120, 0, 1, 1, 0, 0, 2, 1, 0],
+            &[65, 4, 0, 0, 0xfc, 0],
+        ]
+        .concat()
+    );
+}
+
+#[test]
+fn opens_that_do_not_fit() {
+    let with = |f: fn(&mut Open)| {
+        let mut o = open();
+        f(&mut o);
+        o
+    };
+    let ipv6_only = with(|o| o.capabilities[0] = Capability::family(Family::Ipv6));
+    let cases = [
+        (
+            "wrong AS",
+            with(|o| o.capabilities[2] = Capability::FourOctetAs(Asn(5))),
+            notification(2, 2, &[]),
+        ),
+        (
+            "no common family",
+            ipv6_only,
+            notification(2, 7, &[1, 4, 0, 1, 0, 1]),
+        ),
+        ("fits", open(), vec![(4, Bytes::new())]),
+        (
+            "no capabilities: IPv4",
+            with(|o| o.capabilities.clear()),
+            vec![(4, Bytes::new())],
+        ),
+        (
+            "our identifier in another AS",
+            with(|o| o.router_id = RouterId(1)),
+            vec![(4, Bytes::new())],
+        ),
+    ];
+    for (name, open, answer) in cases {
+        let mut bench = Bench::new(|_, p| p.families = FamilySet::from_iter([Family::Ipv4]));
+        let conn = bench.accept();
+        assert_eq!(bench.say(conn, &open.encode()), answer, "{name}");
+    }
+    let mut bench = Bench::new(|_, p| p.asn = PeerAsn::Internal);
+    let conn = bench.accept();
+    let mut ours = open();
+    ours.capabilities[2] = Capability::FourOctetAs(Asn(64512));
+    ours.router_id = RouterId(1);
+    assert_eq!(bench.say(conn, &ours.encode()), notification(2, 3, &[]));
+    let mut bench = Bench::new(|_, p| p.asn = PeerAsn::External);
+    let conn = bench.accept();
+    ours.router_id = RouterId(2);
+    assert_eq!(bench.say(conn, &ours.encode()), notification(2, 2, &[]));
+}
+
+#[test]
+fn messages_in_the_wrong_state() {
+    let update = [&[0xff; 16][..], &[0, 23, 2, 0, 0, 0, 0]].concat();
+    let refresh = RouteRefresh {
+        afi: 1,
+        subtype: 0,
+        safi: 1,
+    }
+    .encode();
+    let keepalive = header::keepalive();
+    let open = open().encode();
+    let cases: [(&str, Vec<&[u8]>, Vec<(u8, Bytes)>); 9] = [
+        (
+            "KEEPALIVE in OpenSent",
+            vec![&keepalive],
+            notification(5, 1, &[4]),
+        ),
+        (
+            "UPDATE in OpenSent",
+            vec![&update],
+            notification(5, 1, &[2]),
+        ),
+        (
+            "ROUTE-REFRESH in OpenSent",
+            vec![&refresh],
+            notification(5, 1, &[5]),
+        ),
+        (
+            "OPEN in OpenConfirm",
+            vec![&open, &open],
+            notification(5, 2, &[1]),
+        ),
+        (
+            "UPDATE in OpenConfirm",
+            vec![&open, &update],
+            notification(5, 2, &[2]),
+        ),
+        (
+            "ROUTE-REFRESH in OpenConfirm",
+            vec![&open, &refresh],
+            notification(5, 2, &[5]),
+        ),
+        (
+            "OPEN in Established",
+            vec![&open, &keepalive, &open],
+            notification(5, 3, &[1]),
+        ),
+        (
+            "type 9",
+            vec![&[
+                0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+                0xff, 0xff, 0, 19, 9,
+            ]],
+            notification(1, 3, &[9]),
+        ),
+        (
+            "text",
+            vec![b"SSH-2.0-OpenSSH_9.2\r\n"],
+            notification(1, 1, &[]),
+        ),
+    ];
+    for (name, said, answer) in cases {
+        let mut bench = Bench::new(|_, _| {});
+        let conn = bench.accept();
+        let mut last = Vec::new();
+        for bytes in said {
+            last = bench.say(conn, bytes);
+        }
+        assert_eq!(last, answer, "{name}");
+        assert_eq!(bench.peer.state(), State::Idle, "{name}");
+        assert!(bench.peer.conns.is_empty());
+    }
+}
+
+#[test]
+fn half_a_message_and_then_silence() {
+    let mut bench = Bench::new(|_, _| {});
+    let conn = bench.accept();
+    assert!(bench.say(conn, &open().encode()[..25]).is_empty());
+    assert!(messages(&bench.pass(secs(29))).is_empty());
+    let out = bench.pass(secs(10));
+    assert_eq!(messages(&out), notification(4, 0, &[]));
+    assert!(
+        out.iter()
+            .any(|o| matches!(o, Output::Close(c) if *c == conn))
+    );
+}
+
+#[test]
+fn keepalives_keep_a_session_and_their_absence_ends_it() {
+    let mut bench = Bench::new(|_, _| {});
+    let conn = bench.establish(&open());
+    let negotiated = bench.peer.negotiated().unwrap();
+    assert_eq!((negotiated.hold, negotiated.keepalive), (secs(9), secs(3)));
+    let mut sent = 0;
+    for _ in 0..100 {
+        sent += messages(&bench.pass(secs(1))).len();
+        bench.say(conn, &header::keepalive());
+    }
+    assert!((33..=50).contains(&sent), "{sent}");
+    assert_eq!(bench.peer.state(), State::Established);
+    // Bytes that wait to be read are as good as bytes that were.
+    bench.now = bench.now + secs(9);
+    bench.peer.note_unread(bench.now);
+    assert_eq!(bench.peer.state(), State::Established);
+    bench.tell(Input::Timer);
+    assert_eq!(bench.peer.state(), State::Established);
+    let out = bench.pass(secs(4));
+    assert!(messages(&out).contains(&notification(4, 0, &[])[0]));
+}
+
+#[test]
+fn a_hold_time_of_zero_means_no_timers() {
+    let mut bench = Bench::new(|_, _| {});
+    let mut o = open();
+    o.hold_time = 0;
+    bench.establish(&o);
+    assert_eq!(bench.peer.deadline(), None);
+    assert!(bench.pass(secs(100_000)).is_empty());
+    assert_eq!(bench.peer.state(), State::Established);
+}
+
+#[test]
+fn a_two_octet_neighbour() {
+    let mut bench = Bench::new(|s, _| s.asn = Asn(100_000));
+    let conn = bench.accept();
+    let mut old = open();
+    old.capabilities.pop();
+    bench.say(conn, &[old.encode(), header::keepalive()].concat());
+    let n = bench.peer.negotiated().unwrap();
+    assert!(!n.four_octet_as && n.peer_asn == Asn(64513) && n.local_asn == Asn(100_000));
+}
+
+#[test]
+fn a_neighbour_that_knows_no_capabilities_gets_none() {
+    let mut bench = Bench::new(|_, _| {});
+    let conn = bench.accept();
+    bench.say(conn, &Notification::new(2, 4, &[]).encode());
+    let out = bench.tell(Input::Accepted {
+        local: SocketAddr::from(LOCAL),
+        remote: SocketAddr::from(REMOTE),
+        interface: None,
+    });
+    let (kind, body) = messages(&out).remove(0);
+    assert_eq!(
+        (kind, &body[..]),
+        (1, &[4, 0xfc, 0, 0, 9, 0, 0, 0, 1, 0][..])
+    );
+}
+
+#[test]
+fn refresh_of_what_was_not_negotiated_means_nothing() {
+    let mut bench = Bench::new(|_, _| {});
+    let conn = bench.establish(&open());
+    for (afi, subtype, safi, expected) in [
+        (1, 0, 1, true),
+        (2, 0, 1, false),
+        (1, 1, 1, false),
+        (1, 2, 1, false),
+        (1, 0, 128, false),
+        (25, 7, 65, false),
+    ] {
+        let bytes = RouteRefresh { afi, subtype, safi }.encode();
+        let out = bench.tell(Input::Bytes {
+            conn,
+            bytes: &bytes,
+        });
+        let got = out
+            .iter()
+            .any(|o| matches!(o, Output::Event(_, PeerEvent::Refresh(Family::Ipv4))));
+        assert_eq!(got, expected, "{afi} {subtype} {safi}");
+        assert_eq!(bench.peer.state(), State::Established);
+    }
+}
+
+#[test]
+fn who_is_not_running_refuses() {
+    let mut bench = Bench::new(|_, _| {});
+    bench.tell(Input::Stop(crate::session::Stop::Shutdown(String::new())));
+    let out = bench.tell(Input::Accepted {
+        local: SocketAddr::from(LOCAL),
+        remote: SocketAddr::from(REMOTE),
+        interface: None,
+    });
+    assert!(matches!(out[..], [Output::Refuse]));
+}
+
+#[test]
+fn a_dynamic_neighbour_can_be_forgotten_when_nothing_is_left() {
+    let mut bench = Bench::new(|_, _| {});
+    assert!(!bench.peer.is_forgettable());
+    let mut o = open();
+    o.capabilities.push(Capability::GracefulRestart(
+        crate::wire::capability::Restart {
+            time: 60,
+            families: vec![crate::wire::capability::RestartFamily {
+                afi: 1,
+                safi: 1,
+                forwarding: true,
+            }],
+            ..Default::default()
+        },
+    ));
+    let conn = bench.establish(&o);
+    assert!(!bench.peer.is_forgettable());
+    bench.tell(Input::Closed { conn, error: None });
+    assert!(!bench.peer.is_forgettable());
+    let out = bench.pass(secs(60));
+    assert!(matches!(
+        &out[..],
+        [Output::Event(_, PeerEvent::DropStale(_))]
+    ));
+    assert!(bench.peer.is_forgettable());
+}
+
+#[test]
+fn without_n_a_notification_ends_everything() {
+    let mut o = open();
+    let restart = |notification| {
+        Capability::GracefulRestart(crate::wire::capability::Restart {
+            notification,
+            time: 60,
+            families: vec![crate::wire::capability::RestartFamily {
+                afi: 1,
+                safi: 1,
+                forwarding: true,
+            }],
+            ..Default::default()
+        })
+    };
+    o.capabilities.push(restart(false));
+    let ipv4 = FamilySet::from_iter([Family::Ipv4]);
+    for (n, bytes, kept) in [
+        (
+            false,
+            Notification::new(6, 4, &[]).encode(),
+            FamilySet::NONE,
+        ),
+        (true, Notification::new(6, 4, &[]).encode(), ipv4),
+        (
+            true,
+            Notification::new(6, 4, &[]).into_hard_reset().encode(),
+            FamilySet::NONE,
+        ),
+        (true, Bytes::from_static(&[0; 19]), ipv4),
+        (false, Bytes::from_static(&[0; 19]), FamilySet::NONE),
+    ] {
+        *o.capabilities.last_mut().unwrap() = restart(n);
+        let mut bench = Bench::new(|_, _| {});
+        let conn = bench.establish(&o);
+        let out = bench.tell(Input::Bytes {
+            conn,
+            bytes: &bytes,
+        });
+        let got = out.iter().find_map(|o| match o {
+            Output::Event(_, PeerEvent::Down { keep_stale, .. }) => Some(*keep_stale),
+            _ => None,
+        });
+        assert_eq!(got, Some(kept));
+    }
+}

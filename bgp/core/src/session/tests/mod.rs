@@ -1,0 +1,46 @@
+//! Sessions as captures, as networks with a virtual clock, and as random schedules.
+
+mod capture;
+mod network;
+mod restarts;
+mod schedules;
+mod settings;
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    config::{GracefulRestart, PeerAsn, PeerConfig, SpeakerConfig},
+    ids::{Asn, RouterId},
+};
+
+fn secs(s: u64) -> Duration {
+    Duration::from_secs(s)
+}
+
+/// A speaker in this AS with this identifier.
+fn speaker(asn: u32, id: u32) -> SpeakerConfig {
+    SpeakerConfig {
+        asn: Asn(asn),
+        router_id: RouterId(id),
+        cluster_id: None,
+        listen: Vec::new(),
+        graceful_restart: GracefulRestart::default(),
+        networks: Vec::new(),
+        maximum_paths: 1,
+        local_address: [None, None],
+        connected: Vec::new(),
+        assume_reachable: true,
+        peers: Vec::new(),
+        ranges: Vec::new(),
+    }
+}
+
+/// A neighbour at 10.0.0.`host` in this AS.
+fn neighbor(host: u8, asn: u32) -> PeerConfig {
+    let addr = std::net::IpAddr::from([10, 0, 0, host]);
+    PeerConfig::new(addr.into(), PeerAsn::Exactly(Asn(asn)))
+}
+
+fn arc<T>(value: T) -> Arc<T> {
+    Arc::new(value)
+}
