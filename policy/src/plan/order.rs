@@ -83,15 +83,12 @@ impl<'a> Transaction<'a> {
         self.del_sets.push(Op::DelSet(name));
     }
 
-    pub(crate) fn finish(self) -> Vec<Op> {
-        [
-            self.add_sets,
-            self.add_chains,
-            self.del_elements,
-            self.add_elements,
-            self.del_chains,
-            self.del_sets,
-        ]
-        .concat()
+    pub(crate) fn finish(self) -> impl Iterator<Item = Op> {
+        let additions = self.add_sets.into_iter().chain(self.add_chains);
+        let elements = self.del_elements.into_iter().chain(self.add_elements);
+        additions
+            .chain(elements)
+            .chain(self.del_chains)
+            .chain(self.del_sets)
     }
 }

@@ -144,19 +144,26 @@ fn settings() -> &'static str {
         .expect("the function in the prelude")
 }
 
-/// Sends one packet of every kind to each of these, all at once.
+/// Sends packets of every kind to each of these, all at once; then once more, since neighbours are known only now and
+/// what had to wait for them may have been lost. Connection requests are repeated by the kernel.
 fn send(out: &mut String, run: &str, to: &[IpAddr]) -> std::fmt::Result {
     writeln!(out, "{run} bash 2>/dev/null <<'END' &")?;
-    for addr in to {
-        for (protocol, port) in KINDS {
-            writeln!(
-                out,
-                "( echo x >/dev/{}/{addr}/{port} ) &",
-                protocol.to_lowercase()
-            )?;
+    for wanted in ["", "UDP"] {
+        for addr in to {
+            for (protocol, port) in KINDS
+                .into_iter()
+                .filter(|(protocol, _)| protocol.contains(wanted))
+            {
+                writeln!(
+                    out,
+                    "( echo x >/dev/{}/{addr}/{port} ) &",
+                    protocol.to_lowercase()
+                )?;
+            }
         }
+        writeln!(out, "wait")?;
     }
-    writeln!(out, "wait\nEND\nsenders=\"$senders $!\"")
+    writeln!(out, "END\nsenders=\"$senders $!\"")
 }
 
 fn script(world: &World, hosts: &[Host]) -> Result<String, std::fmt::Error> {
