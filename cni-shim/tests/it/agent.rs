@@ -11,11 +11,20 @@ use serde_json::json;
 
 use crate::lab::{Node, Ns, eventually, ips, is_cut_off, reaches};
 
+/// For what does not come.
 const SHORT: Budget = Budget {
     connect: Duration::from_millis(200),
     enforced: Duration::from_millis(300),
     courtesy: Duration::from_millis(200),
     quiet: Duration::from_millis(200),
+};
+
+/// For what comes, however busy the machine is.
+const LONG: Budget = Budget {
+    connect: Duration::from_secs(30),
+    enforced: Duration::from_secs(30),
+    courtesy: Duration::from_secs(30),
+    quiet: Duration::from_secs(30),
 };
 
 /// Answers each request by the next of `replies`; where that is none, it hangs up.
@@ -44,14 +53,14 @@ fn enforced() -> Option<Reply> {
 }
 
 fn attached(requests: &Receiver<Request>) -> Attachment {
-    match requests.recv_timeout(Duration::from_secs(5)).unwrap() {
+    match requests.recv_timeout(Duration::from_secs(30)).unwrap() {
         Request::Attach { attachment } => *attachment,
         other => panic!("{other:?}"),
     }
 }
 
 fn detached(requests: &Receiver<Request>) -> (String, String) {
-    match requests.recv_timeout(Duration::from_secs(5)).unwrap() {
+    match requests.recv_timeout(Duration::from_secs(30)).unwrap() {
         Request::Detach { id, ifname } => (id, ifname),
         other => panic!("{other:?}"),
     }
@@ -125,7 +134,7 @@ fn required_with_an_agent_that_does_not_get_there() {
         ],
     );
     let message = node
-        .call_within("ADD", "a", &pod.path(), &SHORT)
+        .call_within("ADD", "a", &pod.path(), &LONG)
         .expect_code(11);
     assert!(message.contains("no such node"), "{message}");
     node.assert_clean("an agent that refuses");
@@ -135,7 +144,7 @@ fn required_with_an_agent_that_does_not_get_there() {
 fn an_agent_that_is_replaced_is_asked_again() {
     let (node, pod) = (Node::new("required"), Ns::new());
     let requests = agent(&node, vec![None, None, enforced()]);
-    node.add("a", &pod).expect_ok();
+    node.call_within("ADD", "a", &pod.path(), &LONG).expect_ok();
     for _ in 0..3 {
         assert_eq!(attached(&requests).container_id, "a");
     }
@@ -146,7 +155,7 @@ fn an_agent_that_is_replaced_is_asked_again() {
 fn required_waits_for_an_agent_that_starts() {
     let (node, pod) = (Node::new("required"), Ns::new());
     thread::scope(|scope| {
-        let add = scope.spawn(|| node.add("a", &pod));
+        let add = scope.spawn(|| node.call_within("ADD", "a", &pod.path(), &LONG));
         // The attachment's file tells that the plugin is on its way to the hand-over.
         eventually("the attachment", || !node.attachments().is_empty());
         let _requests = agent(&node, vec![enforced()]);
@@ -189,7 +198,7 @@ fn optional_with_an_agent() {
     ] {
         let (node, pod) = (Node::new("optional"), Ns::new());
         let _requests = agent(&node, vec![reply.clone()]);
-        node.add("a", &pod).expect_ok();
+        node.call_within("ADD", "a", &pod.path(), &LONG).expect_ok();
         assert_eq!(node.pod_links()[0].is_up(), up, "{reply:?}");
     }
 }

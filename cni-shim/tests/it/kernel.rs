@@ -505,7 +505,7 @@ fn seen_from(from: &Ns, server: &Ns, to: IpAddr) -> IpAddr {
     let listener = server.within(|| TcpListener::bind((to, 0)).unwrap());
     let address = listener.local_addr().unwrap();
     let _client =
-        from.within(|| TcpStream::connect_timeout(&address, Duration::from_secs(5)).unwrap());
+        from.within(|| TcpStream::connect_timeout(&address, Duration::from_secs(30)).unwrap());
     listener.accept().unwrap().1.ip()
 }
 

@@ -300,7 +300,7 @@ pub(crate) fn ips(result: &Value) -> Vec<IpAddr> {
 
 /// Whether a connection from one namespace reaches `to` in another; a lost first packet is sent again.
 pub(crate) fn reaches(from: &Ns, server: &Ns, to: IpAddr) -> bool {
-    connects(from, server, to, Duration::from_secs(10))
+    connects(from, server, to, Duration::from_secs(30))
 }
 
 /// Whether nothing comes through. Not patient: what would come, comes at once.
@@ -317,7 +317,7 @@ fn connects(from: &Ns, server: &Ns, to: IpAddr, patience: Duration) -> bool {
 /// Waits for a condition.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
         assert!(Instant::now() < deadline, "{what} did not come");
         std::thread::yield_now();
