@@ -29,7 +29,7 @@ impl<T> Arena<T> {
             return at;
         }
         let at = self.len;
-        if at as usize % BLOCK == 0 {
+        if (at as usize).is_multiple_of(BLOCK) {
             self.blocks.push(Vec::with_capacity(BLOCK));
         }
         if let Some(block) = self.blocks.last_mut() {

@@ -370,7 +370,7 @@ mod tests {
         ];
         let first = (
             0u8..3,
-            proptest::collection::vec(any::<u32>(), 0..300),
+            proptest::collection::vec(any::<u32>(), 0..40),
             next_hop,
             any::<(Option<u32>, Option<u32>, bool, Option<(u32, [u8; 4])>)>(),
         );
@@ -412,7 +412,7 @@ mod tests {
         }
 
         #[test]
-        fn equal_content_is_one_and_the_last_reference_frees(sets in proptest::collection::vec(attributes(), 1..20)) {
+        fn equal_content_is_one_and_the_last_reference_frees(sets in proptest::collection::vec(attributes(), 1..6)) {
             let (mut attrs, mut next_hops) = (Attrs::default(), NextHops::default());
             let mut ids = Vec::new();
             for set in sets.iter().chain(&sets) {

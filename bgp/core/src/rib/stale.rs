@@ -174,14 +174,9 @@ impl Rib {
     }
 
     fn join(&mut self, idx: PeerIdx, place: usize, from: Option<usize>) {
-        let pending =
-            u64::from(self.search.is_some()) + u64::from(self.next_hops.has_changes());
+        let pending = u64::from(self.search.is_some()) + u64::from(self.next_hops.has_changes());
         let search = self.searches_done + pending;
-        let after = if pending > 0 {
-            u64::MAX
-        } else {
-            self.marked
-        };
+        let after = if pending > 0 { u64::MAX } else { self.marked };
         let Some(peer) = self.peers.get_mut(usize::from(idx.0)) else {
             return;
         };

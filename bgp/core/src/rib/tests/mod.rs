@@ -1,8 +1,8 @@
 //! What the RIB's tests share: speakers, peers and attributes as values.
 
 mod differential;
-mod shell;
 mod scenarios;
+mod shell;
 
 use std::net::{IpAddr, Ipv4Addr};
 

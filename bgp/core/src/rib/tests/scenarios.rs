@@ -1,1 +1,549 @@
-//! Single stories.
+//! Single stories, each about one thing that the RIB promises.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use super::{attrs_via, negotiated, peer_config, shell::Shell, speaker};
+use crate::{
+    clock::Now,
+    config::{FilterRef, MaxPrefix, MaxPrefixAction, PeerConfig, SpeakerConfig},
+    event::{DownReason, Negotiated, PeerEvent, PeerRestart},
+    ids::{Asn, Epoch, Family, FamilySet, PeerIdx, RouterId},
+    prefix::Prefix,
+    rib::{Listing, Query, Rejection, Rib, RibInput, RibOutput, Step},
+    wire::attr::PathAttributes,
+};
+
+const ASN: u32 = 64512;
+
+fn p(text: &str) -> Prefix {
+    text.parse().unwrap()
+}
+
+fn shell(config: &SpeakerConfig) -> Shell {
+    Shell::new(Rib::new(Arc::new(config.clone()), Now(0)))
+}
+
+/// Brings up peer `idx` (10.0.0.`idx + 1`) in `asn`.
+fn up_with(
+    shell: &mut Shell,
+    idx: u16,
+    asn: u32,
+    config: impl Fn(&mut PeerConfig),
+    session: impl Fn(&mut Negotiated),
+) {
+    let last = idx as u8 + 1;
+    let mut peer = peer_config(last, asn);
+    config(&mut peer);
+    let mut agreed = negotiated(&speaker(ASN), &peer, last);
+    session(&mut agreed);
+    shell.apply(RibInput::Peer(PeerIdx(idx), Arc::new(peer)));
+    shell.up(PeerIdx(idx), Epoch(1), agreed);
+}
+
+fn up(shell: &mut Shell, idx: u16, asn: u32) {
+    up_with(
+        shell,
+        idx,
+        asn,
+        |c| c.route_reflector_client = asn == ASN,
+        |_| (),
+    );
+}
+
+fn internal(idx: u16) -> PathAttributes {
+    PathAttributes {
+        local_pref: Some(100),
+        ..attrs_via([10, 0, 0, idx as u8 + 1], &[])
+    }
+}
+
+/// What a poll puts into logs: recipients and octets.
+fn logged(shell: &mut Shell) -> Vec<String> {
+    let mut out = Vec::new();
+    while shell.rib.poll(shell.now, 100, &mut out) {}
+    let chunks = out.into_iter().filter_map(|o| match o {
+        RibOutput::Log { chunk, .. } => Some(chunk),
+        _ => None,
+    });
+    let to = chunks.map(|c| match (c.skip, c.only) {
+        (Some(skip), _) => format!("all but {}", skip.0),
+        (None, Some(only)) => format!("only {:?}", only.iter().map(|p| p.0).collect::<Vec<_>>()),
+        (None, None) => "all".to_owned(),
+    });
+    to.collect()
+}
+
+#[test]
+fn a_best_path_that_moves_is_announced_to_one_and_withdrawn_from_the_other() {
+    let mut s = shell(&speaker(ASN));
+    for idx in 0..3 {
+        up(&mut s, idx, ASN);
+    }
+    s.reach(PeerIdx(0), &internal(0), &[p("10.9.0.0/16")]);
+    s.settle();
+    let better = PathAttributes {
+        local_pref: Some(200),
+        ..internal(1)
+    };
+    s.reach(PeerIdx(1), &better, &[p("10.9.0.0/16")]);
+    assert_eq!(logged(&mut s), ["only [1]", "all but 1"]);
+    s.unreach(PeerIdx(1), &[p("10.9.0.0/16")]);
+    assert_eq!(logged(&mut s), ["only [0]", "all but 0"]);
+    s.unreach(PeerIdx(0), &[p("10.9.0.0/16")]);
+    assert_eq!(logged(&mut s), ["all"]);
+}
+
+#[test]
+fn a_flap_between_two_polls_says_nothing() {
+    let mut s = shell(&speaker(ASN));
+    up(&mut s, 0, ASN);
+    up(&mut s, 1, ASN);
+    s.reach(PeerIdx(0), &internal(0), &[p("10.9.0.0/16")]);
+    s.settle();
+    s.unreach(PeerIdx(0), &[p("10.9.0.0/16")]);
+    s.reach(PeerIdx(0), &internal(0), &[p("10.9.0.0/16")]);
+    s.reach(PeerIdx(1), &internal(1), &[p("10.8.0.0/16")]);
+    s.unreach(PeerIdx(1), &[p("10.8.0.0/16")]);
+    assert!(logged(&mut s).is_empty());
+    s.reach(PeerIdx(0), &internal(0), &[p("10.9.0.0/16")]);
+    assert!(
+        logged(&mut s).is_empty(),
+        "unchanged ends in the Adj-RIB-In"
+    );
+}
+
+/// B1: all dumps together cost no more than a few times the log.
+#[test]
+fn a_storm_of_joiners_shares_few_dumps() {
+    let mut s = shell(&speaker(ASN));
+    for idx in 0..2000u16 {
+        let mut peer = peer_config(1, ASN);
+        peer.route_reflector_client = true;
+        let mut session = negotiated(&speaker(ASN), &peer, 1);
+        session.peer_id = RouterId(1000 + u32::from(idx));
+        session.peer_addr = IpAddr::from([10, 1, (idx >> 8) as u8, idx as u8]);
+        let own = PathAttributes {
+            next_hop: session.peer_addr.into(),
+            ..internal(0)
+        };
+        s.apply(RibInput::Peer(PeerIdx(idx), Arc::new(peer)));
+        s.up(PeerIdx(idx), Epoch(1), session);
+        let prefix = format!("10.{}.{}.0/24", 100 + (idx >> 8), idx & 255);
+        s.reach(PeerIdx(idx), &own, &[p(&prefix)]);
+        s.poll(1000);
+    }
+    s.settle();
+    assert!(s.dumps_begun <= 4, "{} dumps", s.dumps_begun);
+    for idx in [0, 1, 999, 1999] {
+        s.play(PeerIdx(idx), usize::MAX);
+        let member = &s.members[&PeerIdx(idx)];
+        assert_eq!((member.routes.len(), member.ends.len()), (1999, 2));
+    }
+}
+
+#[test]
+fn a_large_dump_is_given_up_when_nobody_joins() {
+    let mut s = shell(&speaker(ASN));
+    up(&mut s, 0, ASN);
+    s.settle();
+    for i in 0..4000u32 {
+        let large = PathAttributes {
+            communities: (0..20).map(|c| i << 8 | c).collect(),
+            ..internal(0)
+        };
+        s.reach(
+            PeerIdx(0),
+            &large,
+            &[Prefix::V4 {
+                addr: i << 8,
+                len: 24,
+            }],
+        );
+    }
+    s.settle();
+    up(&mut s, 1, ASN);
+    s.settle();
+    let at = s.rib.deadline().unwrap();
+    s.now = at;
+    let mut out = Vec::new();
+    s.rib.poll(s.now, 100, &mut out);
+    assert!(matches!(out[..], [RibOutput::DumpRetired(_)]), "{out:?}");
+}
+
+#[test]
+fn limits_on_prefixes() {
+    let limited = |action| {
+        move |c: &mut PeerConfig| {
+            c.max_prefix = Some(MaxPrefix {
+                limit: 2,
+                warn_at: None,
+                action,
+            });
+        }
+    };
+    let reset = MaxPrefixAction::Reset { after: None };
+    for (action, kept, told) in [
+        (MaxPrefixAction::Warn, 3, false),
+        (MaxPrefixAction::Discard, 2, false),
+        (reset, 2, true),
+    ] {
+        let mut s = shell(&speaker(ASN));
+        up_with(&mut s, 0, 65001, limited(action), |_| ());
+        let list = [p("10.1.0.0/16"), p("10.2.0.0/16"), p("10.3.0.0/16")];
+        s.reach(PeerIdx(0), &attrs_via([10, 0, 0, 1], &[65001]), &list);
+        s.settle();
+        let counts = s.rib.peer_counts(PeerIdx(0)).families[0];
+        assert_eq!((counts.received, !s.too_many.is_empty()), (kept, told));
+        assert_eq!(s.kernel.len(), kept as usize);
+        s.reach(PeerIdx(0), &attrs_via([10, 0, 0, 2], &[65001]), &list[..2]);
+        s.settle();
+        let counts = s.rib.peer_counts(PeerIdx(0)).families[0];
+        assert_eq!(counts.received, kept, "what is there may change");
+        assert!(s.too_many.len() <= 1);
+    }
+}
+
+#[test]
+fn what_is_refused_and_why() {
+    let own_as = attrs_via([10, 0, 0, 1], &[65001, ASN]);
+    let twice = attrs_via([10, 0, 0, 1], &[65001, ASN, ASN]);
+    let external = |a: &PathAttributes| (65001, a.clone());
+    let from_here = PathAttributes {
+        originator_id: Some(RouterId(1)),
+        ..internal(0)
+    };
+    let cluster = PathAttributes {
+        cluster_list: [RouterId(9), RouterId(1)].into(),
+        ..internal(0)
+    };
+    let our_hop = attrs_via([10, 0, 0, 100], &[65001]);
+    let good = attrs_via([10, 0, 0, 1], &[65001]);
+    for (what, (asn, attrs), allow, prefix, rejected) in [
+        ("good", external(&good), 0, "10.1.0.0/16", None),
+        (
+            "own AS",
+            external(&own_as),
+            0,
+            "10.1.0.0/16",
+            Some(Rejection::OwnAs),
+        ),
+        ("allowed once", external(&own_as), 1, "10.1.0.0/16", None),
+        (
+            "twice",
+            external(&twice),
+            1,
+            "10.1.0.0/16",
+            Some(Rejection::OwnAs),
+        ),
+        (
+            "originator",
+            (ASN, from_here),
+            0,
+            "10.1.0.0/16",
+            Some(Rejection::OwnOriginator),
+        ),
+        (
+            "cluster",
+            (ASN, cluster),
+            0,
+            "10.1.0.0/16",
+            Some(Rejection::OwnCluster),
+        ),
+        (
+            "next hop",
+            external(&our_hop),
+            0,
+            "10.1.0.0/16",
+            Some(Rejection::OwnNextHop),
+        ),
+        (
+            "default",
+            external(&good),
+            0,
+            "0.0.0.0/0",
+            Some(Rejection::Filter),
+        ),
+    ] {
+        let mut s = shell(&speaker(ASN));
+        up_with(&mut s, 0, asn, |c| c.allow_own_as = allow, |_| ());
+        s.reach(PeerIdx(0), &attrs, &[p(prefix)]);
+        s.settle();
+        let page = s.rib.query(&Query::Prefix(p(prefix)));
+        assert_eq!(page.rows[0].paths[0].rejected, rejected, "{what}");
+        assert_eq!(s.kernel.is_empty(), rejected.is_some(), "{what}");
+    }
+}
+
+#[test]
+fn attributes_that_do_not_fit_are_withdrawn() {
+    let mut s = shell(&speaker(ASN));
+    up(&mut s, 0, ASN);
+    up(&mut s, 1, ASN);
+    s.reach(PeerIdx(0), &internal(0), &[p("10.9.0.0/16")]);
+    s.settle();
+    s.play_all();
+    assert_eq!(s.members[&PeerIdx(1)].routes.len(), 1);
+    let huge = PathAttributes {
+        communities: (0..1200).collect(),
+        ..internal(0)
+    };
+    s.reach(PeerIdx(0), &huge, &[p("10.9.0.0/16")]);
+    s.settle();
+    s.play_all();
+    assert!(s.members[&PeerIdx(1)].routes.is_empty());
+}
+
+fn restart(restarting: bool) -> Option<PeerRestart> {
+    Some(PeerRestart {
+        restarting,
+        notification: true,
+        time: Duration::from_secs(120),
+        families: FamilySet::ALL,
+        forwarding: FamilySet::ALL,
+    })
+}
+
+fn seconds(n: u64) -> Now {
+    Now(0) + Duration::from_secs(n)
+}
+
+fn end_of_rib(s: &mut Shell, idx: u16) {
+    for family in Family::ALL {
+        s.event(PeerIdx(idx), Epoch(1), PeerEvent::EndOfRib(family));
+    }
+}
+
+#[test]
+fn synchronised_at_once_when_all_are_complete() {
+    let mut s = shell(&speaker(ASN));
+    s.apply(RibInput::Peer(PeerIdx(1), Arc::new(peer_config(2, ASN))));
+    up_with(
+        &mut s,
+        0,
+        ASN,
+        |_| (),
+        |n| n.graceful_restart = restart(false),
+    );
+    end_of_rib(&mut s, 0);
+    s.settle();
+    assert!(s.synced.is_empty(), "the other peer may come");
+    up_with(
+        &mut s,
+        1,
+        ASN,
+        |_| (),
+        |n| n.graceful_restart = restart(false),
+    );
+    s.event(PeerIdx(1), Epoch(1), PeerEvent::EndOfRib(Family::Ipv4));
+    s.settle();
+    assert_eq!(s.synced.len(), 1);
+    end_of_rib(&mut s, 1);
+    s.settle();
+    assert_eq!(s.synced.len(), 2);
+    assert_eq!(s.rib.deadline(), None);
+}
+
+#[test]
+fn a_dead_peer_is_waited_for_ten_seconds_and_a_silent_one_twenty() {
+    for (with_silent, synced_at) in [(false, 10), (true, 20)] {
+        let mut s = shell(&speaker(ASN));
+        s.apply(RibInput::Peer(PeerIdx(2), Arc::new(peer_config(3, ASN))));
+        up_with(
+            &mut s,
+            0,
+            ASN,
+            |_| (),
+            |n| n.graceful_restart = restart(false),
+        );
+        end_of_rib(&mut s, 0);
+        if with_silent {
+            up_with(
+                &mut s,
+                1,
+                ASN,
+                |_| (),
+                |n| n.graceful_restart = restart(false),
+            );
+        }
+        let mut rounds = 0;
+        s.settle();
+        while s.synced.is_empty() {
+            s.now = s.rib.deadline().unwrap();
+            s.settle();
+            rounds += 1;
+            assert!(rounds < 10, "deadlines lead somewhere");
+        }
+        assert_eq!(s.now, seconds(synced_at));
+        assert_eq!(s.synced.len(), 2);
+    }
+}
+
+#[test]
+fn after_a_restart_announcements_wait_for_the_peers() {
+    let mut config = speaker(ASN);
+    config.networks = vec![p("10.244.0.0/24")];
+    let mut s = shell(&config);
+    s.rib.defer_announcements();
+    for idx in 0..2 {
+        up_with(
+            &mut s,
+            idx,
+            ASN,
+            |c| c.route_reflector_client = true,
+            |n| n.graceful_restart = restart(false),
+        );
+    }
+    // One that has restarted itself waits for us: not for it, too.
+    up_with(
+        &mut s,
+        2,
+        ASN,
+        |_| (),
+        |n| n.graceful_restart = restart(true),
+    );
+    s.reach(PeerIdx(1), &internal(1), &[p("10.9.0.0/16")]);
+    end_of_rib(&mut s, 1);
+    s.settle();
+    s.play_all();
+    assert!(s.members[&PeerIdx(0)].routes.is_empty() && s.members[&PeerIdx(0)].ends.is_empty());
+    assert_eq!(s.kernel.len(), 2, "the kernel need not wait");
+    end_of_rib(&mut s, 0);
+    s.settle();
+    s.play_all();
+    let member = &s.members[&PeerIdx(0)];
+    assert_eq!((member.routes.len(), member.ends.len()), (2, 2));
+    assert_eq!(member.ends[&Family::Ipv4].len(), 2, "End-of-RIB comes last");
+}
+
+#[test]
+fn what_came_with_an_older_session_is_ignored() {
+    let mut s = shell(&speaker(ASN));
+    up(&mut s, 0, 65001);
+    let attrs = Arc::new(attrs_via([10, 0, 0, 1], &[65001]));
+    let config = peer_config(1, 65001);
+    s.up(PeerIdx(0), Epoch(2), negotiated(&speaker(ASN), &config, 1));
+    let nlri = super::shell::block(Family::Ipv4, &[p("10.9.0.0/16")]);
+    s.event(PeerIdx(0), Epoch(1), PeerEvent::Reach { attrs, nlri });
+    s.event(
+        PeerIdx(0),
+        Epoch(1),
+        PeerEvent::Down {
+            reason: DownReason::ConnectionLost,
+            keep_stale: FamilySet::NONE,
+        },
+    );
+    s.reach(
+        PeerIdx(0),
+        &attrs_via([10, 0, 0, 1], &[65001]),
+        &[p("10.8.0.0/16")],
+    );
+    s.settle();
+    assert_eq!(s.kernel.keys().collect::<Vec<_>>(), [&p("10.8.0.0/16")]);
+}
+
+#[test]
+fn listings_come_in_pages() {
+    let mut config = speaker(ASN);
+    config.networks = vec![p("10.244.0.0/24")];
+    let mut s = shell(&config);
+    up_with(
+        &mut s,
+        0,
+        65001,
+        |c| c.export = vec![FilterRef::AcceptAll],
+        |_| (),
+    );
+    up_with(
+        &mut s,
+        1,
+        65002,
+        |c| c.export = vec![FilterRef::AcceptAll],
+        |_| (),
+    );
+    let list: Vec<Prefix> = (1..=10).map(|i| p(&format!("10.{i}.0.0/16"))).collect();
+    s.reach(PeerIdx(0), &attrs_via([10, 0, 0, 1], &[65001]), &list);
+    s.reach(
+        PeerIdx(1),
+        &attrs_via([10, 0, 0, 2], &[65002, 7]),
+        &list[..4],
+    );
+    s.settle();
+    for (what, rows, paths) in [
+        (Listing::All, 11, 15),
+        (Listing::Best, 11, 11),
+        (Listing::Received(PeerIdx(1)), 4, 4),
+        (Listing::Advertised(PeerIdx(0)), 1, 1),
+        (Listing::Advertised(PeerIdx(1)), 11, 11),
+        (Listing::Advertised(PeerIdx(9)), 0, 0),
+    ] {
+        let mut all = Vec::new();
+        let mut after = 0;
+        loop {
+            let page = s.rib.query(&Query::Routes {
+                what,
+                family: Family::Ipv4,
+                after,
+                limit: 3,
+            });
+            assert!(page.rows.len() <= 3);
+            all.extend(page.rows);
+            match page.next {
+                Some(next) => after = next,
+                None => break,
+            }
+        }
+        assert_eq!(all.len(), rows, "{what:?}");
+        assert_eq!(
+            all.iter().map(|r| r.paths.len()).sum::<usize>(),
+            paths,
+            "{what:?}"
+        );
+    }
+    let row = s.rib.query(&Query::Prefix(list[0])).rows.remove(0);
+    assert_eq!(row.decided_by, Some(Step::AsPathLength));
+    let best: Vec<_> = row.paths.iter().map(|p| (p.peer, p.best)).collect();
+    assert_eq!(best, [(Some(PeerIdx(0)), true), (Some(PeerIdx(1)), false)]);
+    let sent = s.rib.query(&Query::Routes {
+        what: Listing::Advertised(PeerIdx(1)),
+        family: Family::Ipv4,
+        after: 1,
+        limit: 1,
+    });
+    assert_eq!(
+        sent.rows[0].paths[0].attrs.as_path.to_string(),
+        "64512 65001"
+    );
+}
+
+#[test]
+fn equal_paths_share_the_traffic_as_far_as_allowed() {
+    for (most, expected) in [(1, 1), (2, 2), (16, 3)] {
+        let mut config = speaker(ASN);
+        config.maximum_paths = most;
+        let mut s = shell(&config);
+        for idx in 0..4 {
+            up(&mut s, idx, 65001 + u32::from(idx));
+            let mut path = vec![65001 + u32::from(idx), 7];
+            if idx == 3 {
+                path.push(7);
+            }
+            let a = attrs_via([10, 0, 0, idx as u8 + 1], &path);
+            s.reach(PeerIdx(idx), &a, &[p("10.9.0.0/16")]);
+        }
+        s.settle();
+        assert_eq!(s.kernel[&p("10.9.0.0/16")].next_hops.len(), expected);
+    }
+}
+
+#[test]
+fn our_number_in_the_session_is_ours_too() {
+    let mut s = shell(&speaker(ASN));
+    up_with(&mut s, 0, 65001, |c| c.local_asn = Some(Asn(65100)), |_| ());
+    s.reach(
+        PeerIdx(0),
+        &attrs_via([10, 0, 0, 1], &[65001, 65100]),
+        &[p("10.9.0.0/16")],
+    );
+    s.settle();
+    assert!(s.kernel.is_empty());
+}

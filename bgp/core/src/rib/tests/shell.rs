@@ -206,7 +206,11 @@ impl Shell {
             RibOutput::Routes(changes) => {
                 let mut seen = BTreeSet::new();
                 for change in changes {
-                    assert!(seen.insert(change.prefix), "two changes of {}", change.prefix);
+                    assert!(
+                        seen.insert(change.prefix),
+                        "two changes of {}",
+                        change.prefix
+                    );
                     match change.set {
                         Some(set) => self.kernel.insert(change.prefix, set),
                         None => self.kernel.remove(&change.prefix),
@@ -296,7 +300,11 @@ impl Shell {
                     _ => {}
                 }
             }
-            for (_, dump) in self.dumps.values().filter(|(g, d)| g == group && !d.retired) {
+            for (_, dump) in self
+                .dumps
+                .values()
+                .filter(|(g, d)| g == group && !d.retired)
+            {
                 passed = passed.min(dump.log.unwrap_or(0));
             }
             let input = RibInput::Passed {
