@@ -9,6 +9,7 @@
 //! What ends: `Work::Stop` makes the world's thread end; then the others are told to. Kernel state stays.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::SocketAddr,
     path::Path,
@@ -19,6 +20,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use selvage_cni::{attachment, link};
+use selvage_netlink::{Protocol, Socket, link as netlink};
 use tokio::{
     net::TcpListener,
     runtime::Runtime,
@@ -118,11 +120,16 @@ fn attachments(state_dir: &Path) -> Result<Vec<link::Attachment>> {
         .list()
         .map_err(|error| anyhow::anyhow!("{error}"))?;
     let boot = attachment::boot_id();
-    let (present, gone): (Vec<_>, Vec<_>) = all.into_iter().partition(|a| {
-        !attachment::is_gone(a, &boot, |name| {
-            Path::new("/sys/class/net").join(name).exists()
-        })
-    });
+    // Asked of the kernel: a /sys that was mounted in another network namespace shows that one's interfaces.
+    let links: BTreeSet<String> = Socket::open(Protocol::Route)
+        .and_then(|mut socket| netlink::list(&mut socket))
+        .context("cannot list interfaces")?
+        .into_iter()
+        .map(|link| link.name)
+        .collect();
+    let (present, gone): (Vec<_>, Vec<_>) = all
+        .into_iter()
+        .partition(|a| !attachment::is_gone(a, &boot, |name| links.contains(name)));
     if !gone.is_empty() {
         info!(
             number = gone.len(),

@@ -188,9 +188,11 @@ impl World {
             waits: Waits::default(),
             barrier: Barrier::default(),
         };
+        let mut dirty = Dirty::default();
         for attachment in attachments {
-            world.attach(attachment);
+            dirty.merge(world.attach(attachment));
         }
+        world.tell_compiler(&dirty);
         world
     }
 
