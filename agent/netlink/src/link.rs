@@ -7,9 +7,10 @@ use std::fmt;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::str::FromStr;
 
-use crate::attr::{Attrs, Body, get_u32};
+use crate::attr::{Attrs, Body, get_u8, get_u32};
 use crate::batch::{Batch, CREATE, EXCL};
 use crate::error::Result;
+use crate::prefix::AF_UNSPEC;
 use crate::socket::{Message, Socket};
 
 pub(crate) const RTM_NEWLINK: u16 = 16;
@@ -329,6 +330,10 @@ pub fn decode(message: &Message<'_>) -> Option<Link> {
         return None;
     }
     let body = message.body;
+    // Bridges tell of their ports in messages of the same types, a port's departure as RTM_DELLINK.
+    if get_u8(body, 0)? != AF_UNSPEC {
+        return None;
+    }
     let mut link = Link {
         index: get_u32(body, 4)?,
         flags: get_u32(body, 8)?,

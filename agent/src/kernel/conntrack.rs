@@ -49,6 +49,13 @@ pub struct Tracked {
     pub revoked: bool,
 }
 
+impl Tracked {
+    /// The whole mark, as it was listed.
+    pub fn mark(&self) -> u32 {
+        self.kernel.mark
+    }
+}
+
 /// What a pass did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Passed {

@@ -31,7 +31,8 @@ pub struct RouteKey {
 pub enum Nexthop {
     /// One way.
     Hop(Hop),
-    /// The objects with these ids, sorted, all equal.
+    /// The objects with these ids, all equal. The order is that of the hops: it decides which
+    /// flow takes which, and must not depend on when an id was given.
     Group(Vec<u32>),
 }
 

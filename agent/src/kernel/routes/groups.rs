@@ -105,7 +105,7 @@ impl Groups {
         (!self.broken.contains(&id)).then_some(id)
     }
 
-    /// An id for a group with these members (sorted): that of an adopted one if there is one.
+    /// An id for a group with these members: that of an adopted one if there is one.
     pub fn take_group(&mut self, members: &[u32]) -> Option<u32> {
         let content = Nexthop::Group(members.to_vec());
         match self.orphan(&content) {
@@ -114,7 +114,7 @@ impl Groups {
         }
     }
 
-    /// The group shall have these members (sorted); none: it shall not be there. Returns whether
+    /// The group shall have these members; none: it shall not be there. Returns whether
     /// that is new.
     pub fn set_group(&mut self, id: u32, members: Vec<u32>) -> bool {
         if members.is_empty() {

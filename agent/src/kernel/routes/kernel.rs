@@ -226,8 +226,7 @@ impl Fib for Kernel {
                     found.ours.push((object.id, Nexthop::Hop(hop_of(hop))));
                 }
                 (true, nexthop::Kind::Group(members)) => {
-                    let mut ids: Vec<u32> = members.iter().map(|member| member.id).collect();
-                    ids.sort_unstable();
+                    let ids = members.iter().map(|member| member.id).collect();
                     found.ours.push((object.id, Nexthop::Group(ids)));
                 }
                 // Also one of our protocol that we never make: it stays, and its id is not used.

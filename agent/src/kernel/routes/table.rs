@@ -569,8 +569,7 @@ impl RouteTable {
             .hops
             .iter()
             .filter_map(|hop| self.groups.usable_id(*hop));
-        let mut members: Vec<u32> = usable.collect();
-        members.sort_unstable();
+        let members: Vec<u32> = usable.collect();
         let before = set.group;
         if members.is_empty() {
             // The id is given back: it must not come to mean another set's group.

@@ -290,9 +290,7 @@ fn what_was_lost_while_no_agent_ran_comes_back() {
 fn a_gateway_that_changes_costs_one_message() {
     in_netns(|| {
         sh(LINKS);
-        sh(
-            "ip route add 10.9.0.0/16 via 10.0.0.1 onlink dev v0 metric 10; ip route replace 10.9.0.0/16 via 10.0.0.7 metric 10",
-        );
+        sh("ip route add 10.9.0.0/16 via 10.0.0.7 metric 10");
         let mut core = Core::start();
         let many: Vec<RouteChange> = (0..100)
             .map(|i| change(&format!("10.100.{i}.0/24"), &["10.9.0.1"]))
@@ -325,11 +323,8 @@ fn a_blackhole_lies_under_everything() {
         core.synced();
         assert_eq!(core.table.facts().blackholes, 2);
         assert!(hops_of("10.244.0.5").contains("dev v0"));
-        assert!(
-            hops_of("10.244.0.6").contains("blackhole"),
-            "{}",
-            hops_of("10.244.0.6")
-        );
+        // So `ip` shows a look-up that ends in a blackhole.
+        assert!(hops_of("10.244.0.6").contains("Invalid argument"));
         // A route that somebody has for the very prefix comes first.
         sh("ip route add 10.244.0.0/24 dev w0");
         assert!(hops_of("10.244.0.6").contains("dev w0"));

@@ -1,0 +1,3 @@
+//! The agent against real files, sockets and kernels.
+
+mod kernel;
