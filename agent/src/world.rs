@@ -356,9 +356,10 @@ impl World {
         }
     }
 
-    /// One transaction at a time: what comes meanwhile goes into the next.
+    /// One transaction at a time: what comes meanwhile goes into the next. None before the source has said everything
+    /// once: the plan of half a world would close pods that the run before has open.
     fn push_policy(&mut self) {
-        if self.out.nft.is_none() || self.policy.in_flight.is_some() {
+        if self.out.nft.is_none() || self.policy.in_flight.is_some() || !self.store.synced() {
             return;
         }
         if let Some(at) = self.policy.whole_at {
