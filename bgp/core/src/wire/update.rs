@@ -17,7 +17,7 @@ use nom::{
 use smallvec::SmallVec;
 
 use super::{
-    attr::{NextHop, PathAttributes, UnknownAttribute},
+    attr::{AsPath, NextHop, PathAttributes, UnknownAttribute},
     attribute::{self, Draft},
     error::{
         Action::{AttributeDiscard, SessionReset, TreatAsWithdraw},
@@ -96,7 +96,6 @@ struct Fields {
 
 /// MP_REACH_NLRI.
 struct MpReach {
-    family: Family,
     /// `None`: no address that packets can be sent to.
     next_hop: Option<NextHop>,
     nlri: NlriBlock,
@@ -110,11 +109,12 @@ struct MpReach {
 /// The fault that resets the session.
 pub fn decode(body: &Bytes, ctx: &Context, cache: &mut AttributeCache) -> Result<Update, Fault> {
     let fields = fields(body)?;
-    let withdrawn = classic(&fields.withdrawn, ctx)?;
-    let nlri = classic(&fields.nlri, ctx)?;
-    if fields.attributes.is_empty() && fields.nlri.is_empty() {
+    let (has_withdrawn, has_nlri) = (!fields.withdrawn.is_empty(), !fields.nlri.is_empty());
+    let withdrawn = classic(fields.withdrawn, ctx)?;
+    let nlri = classic(fields.nlri, ctx)?;
+    if fields.attributes.is_empty() && !has_nlri {
         return Ok(Update {
-            end_of_rib: fields.withdrawn.is_empty().then_some(Family::Ipv4),
+            end_of_rib: (!has_withdrawn).then_some(Family::Ipv4),
             withdrawn: withdrawn.into_iter().collect(),
             ..Update::default()
         });
@@ -126,7 +126,7 @@ pub fn decode(body: &Bytes, ctx: &Context, cache: &mut AttributeCache) -> Result
         seen: [0; 4],
         faults: Vec::new(),
     }
-    .read(withdrawn, nlri, !fields.nlri.is_empty(), cache)
+    .read(withdrawn, nlri, has_nlri, cache)
 }
 
 /// Splits the body (RFC 4271 section 6.3: lengths that contradict each other).
@@ -147,12 +147,12 @@ fn fields(body: &Bytes) -> Result<Fields, Fault> {
 }
 
 /// IPv4 prefixes in the classic fields; `None` if there are none, or the family was not negotiated.
-fn classic(bytes: &Bytes, ctx: &Context) -> Result<Option<NlriBlock>, Fault> {
+fn classic(bytes: Bytes, ctx: &Context) -> Result<Option<NlriBlock>, Fault> {
     if bytes.is_empty() {
         return Ok(None);
     }
     let add_path = ctx.add_path.contains(Family::Ipv4);
-    let block = NlriBlock::new(Family::Ipv4, add_path, bytes.clone()).map_err(|_| {
+    let block = NlriBlock::new(Family::Ipv4, add_path, bytes).map_err(|_| {
         Fault::message(
             SessionReset,
             UpdateError::InvalidNetwork,
@@ -418,7 +418,6 @@ impl<'a> Reader<'a> {
         }
         .ok_or_else(|| self.mp_fault(14, "the next hop has a wrong length"))?;
         Ok(Some(MpReach {
-            family,
             next_hop: next_hop.filter(|n| n.global != self.ctx.local_addr),
             nlri: self.mp_nlri(14, family, rest)?,
             head: value.len() - rest.len(),
@@ -473,16 +472,18 @@ impl<'a> Reader<'a> {
         update
             .withdrawn
             .extend(mp_unreach.into_iter().filter(|b| !b.is_empty()));
-        let path = announces.then(|| self.check_routes(has_nlri)).flatten();
+        let mut path = announces.then(|| self.check_routes(has_nlri)).flatten();
+        let mp_reach = mp_reach.filter(|mp| !mp.nlri.is_empty());
         if let Some(block) = nlri {
             let next_hop = self.classic_next_hop();
-            self.announce(&mut update, path.as_ref(), next_hop, 3, block);
+            let path = match mp_reach {
+                Some(_) => path.clone(),
+                None => path.take(),
+            };
+            self.announce(&mut update, path, next_hop, 3, block);
         }
-        if let Some(mp) = mp_reach
-            && !mp.nlri.is_empty()
-        {
-            debug_assert!(self.ctx.families.contains(mp.family));
-            self.announce(&mut update, path.as_ref(), mp.next_hop, 14, mp.nlri);
+        if let Some(mp) = mp_reach {
+            self.announce(&mut update, path, mp.next_hop, 14, mp.nlri);
         }
         update.faults = self.faults;
         Ok(update)
@@ -507,7 +508,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The path, if all that announced routes must have is there and right.
-    fn check_routes(&mut self, classic: bool) -> Option<super::attr::AsPath> {
+    fn check_routes(&mut self, classic: bool) -> Option<AsPath> {
         if self.faults.iter().any(|f| f.action > AttributeDiscard) {
             return None;
         }
@@ -554,7 +555,7 @@ impl<'a> Reader<'a> {
     fn announce(
         &mut self,
         update: &mut Update,
-        path: Option<&super::attr::AsPath>,
+        path: Option<AsPath>,
         next_hop: Option<NextHop>,
         code: u8,
         block: NlriBlock,
@@ -573,7 +574,7 @@ impl<'a> Reader<'a> {
             return;
         };
         self.draft.unknown.sort_by_key(|u| u.code);
-        let attrs = self.draft.attributes(path.clone(), next_hop, self.ctx);
+        let attrs = self.draft.attributes(path, next_hop, self.ctx);
         update.reach.push((Arc::new(attrs), block));
     }
 }
