@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use selvage_cni::handover::Budget;
-use selvage_cni::link::{self, Attachment, PodRef, Reply, Request};
+use selvage_cni::link::{self, Attachment, PodRef, PolicyMode, Reply, Request};
 use serde_json::json;
 
 use crate::lab::{Node, Ns, eventually, ips, is_cut_off, reaches};
@@ -31,10 +31,17 @@ const LONG: Budget = Budget {
 fn agent(node: &Node, replies: Vec<Option<Reply>>) -> Receiver<Request> {
     let listener = UnixListener::bind(node.run_dir().join(link::SOCKET)).unwrap();
     let (heard, receiver) = channel();
+    let mut kernel = node.ns.socket();
     thread::spawn(move || {
         for reply in replies {
             let (mut stream, _) = listener.accept().unwrap();
             let request: Request = link::receive(&mut stream).unwrap();
+            if let Request::Attach { attachment } = &request
+                && attachment.policy != PolicyMode::None
+            {
+                let host = selvage_netlink::link::get(&mut kernel, attachment.host_index).unwrap();
+                assert!(!host.is_up(), "closed until the agent has answered");
+            }
             // The test may have seen enough.
             let _ = heard.send(request);
             if let Some(reply) = reply {
