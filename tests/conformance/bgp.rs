@@ -2,13 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use anyhow::{Context, Result, bail, ensure};
-use selvage_lab::{Cluster, Lab, Netns, eventually_ok};
+use anyhow::{Context, Result, ensure};
+use selvage_lab::{Cluster, Lab, Netns};
 use serde_json::json;
 
 use super::speaker::{KEEPALIVE, OPEN, Speaker, UPDATE, attributes, header, message, open, update};
 use crate::harness::Case;
-use crate::scene::{self, OWN, SOON, prefix, wait_kernel_route, wait_no_kernel_route};
+use crate::scene::{self, OWN, prefix, wait_kernel_route, wait_no_kernel_route};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -37,55 +37,89 @@ pub fn cases() -> Vec<Case> {
 
 const ASN: u16 = 65002;
 const ID: [u8; 4] = [192, 0, 2, 9];
-const HOP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 
-/// A node that waits for a neighbour at 192.0.2.9, and the namespace of that neighbour.
-fn scene(lab: &Lab) -> Result<(Cluster, Netns, IpAddr)> {
-    let text = "
+/// A node, and neighbours for which it waits, each with its namespace: 192.0.2.101 and on. One per mistake, for a speaker
+/// rests longer after each mistake of the same neighbour.
+struct Scene {
+    cluster: Cluster,
+    node: IpAddr,
+    neighbours: Vec<Netns>,
+}
+
+impl Scene {
+    fn new(lab: &Lab, count: u8) -> Result<Scene> {
+        let text = "
 networks: [{name: rack, cidrs: [192.0.2.0/24, '2001:db8::/64']}]
 nodes: [{name: n1, networks: [rack], podCIDRs: [10.244.1.0/24]}]
 ";
-    let mut cluster = scene::cluster(lab, text)?;
-    let spec = json!({"address": HOP, "asn": ASN, "passive": true});
-    cluster.objects().write(
-        "peer",
-        &selvage_lab::cluster::object("BGPPeer", "peer", spec),
-    )?;
-    let netns = lab.netns("peer")?;
-    cluster
-        .link("rack/n1")?
-        .network()
-        .join_with(&netns, &[prefix("192.0.2.9/24")?])?;
-    cluster.start_node("n1")?;
-    cluster.node("n1")?.agent.wait_ready(2 * SOON)?;
-    let node = *cluster.addresses("n1").first().context("an address")?;
-    Ok((cluster, netns, node))
+        let mut cluster = scene::cluster(lab, text)?;
+        let mut neighbours = Vec::new();
+        for number in 0..count {
+            let (name, address) = (format!("peer{number}"), hop(number));
+            let spec = json!({"address": address, "asn": ASN, "passive": true});
+            cluster
+                .objects()
+                .write(&name, &selvage_lab::cluster::object("BGPPeer", &name, spec))?;
+            let netns = lab.netns(&name)?;
+            cluster
+                .link("rack/n1")?
+                .network()
+                .join_with(&netns, &[prefix(&format!("{address}/24"))?])?;
+            neighbours.push(netns);
+        }
+        cluster.start_node("n1")?;
+        cluster
+            .node("n1")?
+            .agent
+            .ask(&["wait", "--for", "synced", "--timeout", "30s"])?;
+        let node = *cluster.addresses("n1").first().context("an address")?;
+        Ok(Scene {
+            cluster,
+            node,
+            neighbours,
+        })
+    }
+
+    fn kernel(&self) -> Result<&Netns> {
+        self.cluster.netns("n1")
+    }
+
+    /// A connection of the neighbour of this number.
+    fn connect(&self, number: u8) -> Result<Speaker> {
+        let netns = self
+            .neighbours
+            .get(usize::from(number))
+            .context("no such neighbour")?;
+        Speaker::connect(netns, self.node)
+    }
+
+    /// An established session with the neighbour of this number.
+    fn session(&self, number: u8, hold: u16) -> Result<Speaker> {
+        let mut speaker = self.connect(number)?;
+        speaker.establish(&open(ASN, hold, ID))?;
+        Ok(speaker)
+    }
 }
 
-/// The speaker may rest a moment after an error: then the connection is refused or ends without a word.
-fn ends_with(
-    what: &str,
-    netns: &Netns,
-    node: IpAddr,
-    wanted: (u8, u8),
-    say: impl Fn(&mut Speaker) -> Result<()>,
-) -> Result<()> {
-    eventually_ok(2 * SOON, what, || {
-        let mut speaker = Speaker::connect(netns, node)?;
-        say(&mut speaker)?;
-        match speaker.notification()? {
-            found if found == wanted => Ok(()),
-            found => bail!("answered with {found:?}, wanted {wanted:?}"),
-        }
-    })
+fn hop(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 0, 2, 101 + number)
+}
+
+fn ends_with(what: &str, mut speaker: Speaker, wanted: (u8, u8), bytes: &[u8]) -> Result<()> {
+    speaker.send(bytes)?;
+    let found = speaker.notification().with_context(|| what.to_owned())?;
+    ensure!(
+        found == wanted,
+        "{what}: answered with {found:?}, wanted {wanted:?}"
+    );
+    Ok(())
 }
 
 fn before_established(lab: &Lab) -> Result<()> {
-    let (_cluster, netns, node) = scene(lab)?;
     let version = [&[9][..], &ASN.to_be_bytes(), &[0, 9], &ID, &[0]].concat();
     // An optional parameter of type 1 (authentication) is deprecated, and none but capabilities is known.
     let parameter = [&[4][..], &ASN.to_be_bytes(), &[0, 9], &ID, &[3, 1, 1, 0]].concat();
-    let table: [(&str, Vec<u8>, (u8, u8)); 11] = [
+    let table: [(&str, Vec<u8>, (u8, u8)); 12] = [
         ("no marker", vec![b'x'; 64], (1, 1)),
         ("a length below 19", header(OPEN, 18), (1, 2)),
         ("a length above 4096", header(OPEN, 4097), (1, 2)),
@@ -101,32 +135,24 @@ fn before_established(lab: &Lab) -> Result<()> {
             (2, 4),
         ),
         ("a hold time of one second", open(ASN, 1, ID), (2, 6)),
+        (
+            "a KEEPALIVE before the OPEN",
+            message(KEEPALIVE, &[]),
+            (5, 1),
+        ),
     ];
-    for (what, bytes, wanted) in table {
-        ends_with(what, &netns, node, wanted, |speaker| speaker.send(&bytes))?;
+    let scene = Scene::new(lab, 13)?;
+    for (number, (what, bytes, wanted)) in (0..).zip(&table) {
+        ends_with(what, scene.connect(number)?, *wanted, bytes)?;
     }
-    ends_with(
-        "a KEEPALIVE before the OPEN",
-        &netns,
-        node,
-        (5, 1),
-        |speaker| speaker.send(&message(KEEPALIVE, &[])),
-    )?;
-    ends_with(
-        "an UPDATE before the KEEPALIVE",
-        &netns,
-        node,
-        (5, 2),
-        |speaker| {
-            speaker.send(&open(ASN, 9, ID))?;
-            speaker.expect(OPEN)?;
-            speaker.send(&update(&attributes(0, ASN, HOP), &[24, 10, 9, 9]))
-        },
-    )
+    let mut speaker = scene.connect(12)?;
+    speaker.send(&open(ASN, 9, ID))?;
+    speaker.expect(OPEN)?;
+    let early = update(&attributes(0, ASN, hop(12)), &[24, 10, 9, 9]);
+    ends_with("an UPDATE before the KEEPALIVE", speaker, (5, 2), &early)
 }
 
 fn established(lab: &Lab) -> Result<()> {
-    let (_cluster, netns, node) = scene(lab)?;
     let table: [(&str, Vec<u8>, (u8, u8)); 4] = [
         ("a second OPEN", open(ASN, 9, ID), (5, 3)),
         (
@@ -141,38 +167,27 @@ fn established(lab: &Lab) -> Result<()> {
         ),
         (
             "a prefix of 33 bits",
-            update(&attributes(0, ASN, HOP), &[33, 10, 9, 9, 0, 0]),
+            update(&attributes(0, ASN, hop(3)), &[33, 10, 9, 9, 0, 0]),
             (3, 10),
         ),
     ];
-    for (what, bytes, wanted) in table {
-        ends_with(what, &netns, node, wanted, |speaker| {
-            speaker.establish(&open(ASN, 9, ID))?;
-            speaker.send(&bytes)
-        })?;
+    let scene = Scene::new(lab, 4)?;
+    for (number, (what, bytes, wanted)) in (0..).zip(&table) {
+        ends_with(what, scene.session(number, 9)?, *wanted, bytes)?;
     }
     Ok(())
 }
 
-/// A speaker in an established session, once the agent is willing.
-fn session(netns: &Netns, node: IpAddr, hold: u16) -> Result<Speaker> {
-    eventually_ok(2 * SOON, "a session", || {
-        let mut speaker = Speaker::connect(netns, node)?;
-        speaker.establish(&open(ASN, hold, ID))?;
-        Ok(speaker)
-    })
-}
-
 fn treat_as_withdraw(lab: &Lab) -> Result<()> {
-    let (cluster, netns, node) = scene(lab)?;
-    let kernel = cluster.netns("n1")?;
-    let mut speaker = session(&netns, node, 90)?;
+    let mut scene = Scene::new(lab, 1)?;
+    let kernel = scene.kernel()?.clone();
+    let mut speaker = scene.session(0, 90)?;
     let to = prefix("10.9.9.0/24")?;
     let nlri = [24, 10, 9, 9];
-    let good = attributes(0, ASN, HOP);
+    let good = attributes(0, ASN, hop(0));
     let without_hop = good.get(..good.len() - 7).context("attributes")?.to_vec();
     let broken: [(&str, Vec<u8>); 4] = [
-        ("an ORIGIN that is not", attributes(9, ASN, HOP)),
+        ("an ORIGIN that is not", attributes(9, ASN, hop(0))),
         ("no NEXT_HOP", without_hop),
         (
             "a MED of three octets",
@@ -185,17 +200,17 @@ fn treat_as_withdraw(lab: &Lab) -> Result<()> {
     ];
     for (what, attributes) in broken {
         speaker.send(&update(&good, &nlri))?;
-        wait_kernel_route(kernel, to).with_context(|| format!("before {what}"))?;
+        wait_kernel_route(&kernel, to).with_context(|| format!("before {what}"))?;
         speaker.send(&update(&attributes, &nlri))?;
-        wait_no_kernel_route(kernel, to).with_context(|| what.to_owned())?;
+        wait_no_kernel_route(&kernel, to).with_context(|| what.to_owned())?;
     }
     // What may be dropped alone leaves the route: ATOMIC_AGGREGATE with a body.
     speaker.send(&update(
         &[good.clone(), vec![0x40, 6, 1, 0]].concat(),
         &nlri,
     ))?;
-    wait_kernel_route(kernel, to).context("an attribute that is discarded")?;
-    let peers = cluster_peers(cluster)?;
+    wait_kernel_route(&kernel, to).context("an attribute that is discarded")?;
+    let peers = scene.cluster.node("n1")?.agent.peers()?;
     ensure!(
         peers.iter().any(|peer| peer.up && peer.established == 1),
         "{peers:?}"
@@ -203,18 +218,14 @@ fn treat_as_withdraw(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn cluster_peers(mut cluster: Cluster) -> Result<Vec<selvage_lab::agent::Peer>> {
-    cluster.node("n1")?.agent.peers()
-}
-
 fn hold_time(lab: &Lab) -> Result<()> {
-    let (cluster, netns, node) = scene(lab)?;
-    let mut speaker = session(&netns, node, 3)?;
-    speaker.send(&update(&attributes(0, ASN, HOP), &[24, 10, 9, 9]))?;
+    let scene = Scene::new(lab, 1)?;
+    let mut speaker = scene.session(0, 3)?;
+    speaker.send(&update(&attributes(0, ASN, hop(0)), &[24, 10, 9, 9]))?;
     let to = prefix("10.9.9.0/24")?;
-    wait_kernel_route(cluster.netns("n1")?, to)?;
+    wait_kernel_route(scene.kernel()?, to)?;
     let ended = speaker.notification()?;
     ensure!(ended == (4, 0), "ended with {ended:?}");
     // Without graceful restart negotiated, its routes go with it.
-    wait_no_kernel_route(cluster.netns("n1")?, to)
+    wait_no_kernel_route(scene.kernel()?, to)
 }

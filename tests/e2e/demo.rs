@@ -61,7 +61,7 @@ fn mistake(lab: &Lab) -> Result<()> {
     let output = process.output();
     ensure!(status.code() == Some(1), "ended with {status}: {output}");
     ensure!(
-        output.contains("wrong.yaml:12:") && output.contains("unknown field `ans`"),
+        output.contains("wrong.yaml:11:") && output.contains("unknown field `ans`"),
         "{output}"
     );
     Ok(())

@@ -96,7 +96,7 @@ fn foreign(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
     nft(
         &cluster,
-        &["add table inet theirs { chain c { type filter hook forward priority 5; counter; } }"],
+        &["add table inet theirs { chain c { type filter hook forward priority 5; counter; }; }"],
     )?;
     cluster.objects().write_text("deny", DENY)?;
     wait_blocked(&cluster, "default/client", "shop/web", Some(80))?;

@@ -30,7 +30,7 @@ pub struct Terminal {
 
 /// Columns of a step: what it is, what came of it, how long it took.
 const WHAT: usize = 24;
-const CAME: usize = 52;
+const CAME: usize = 56;
 
 impl Terminal {
     pub fn new(no_color: bool) -> Terminal {
