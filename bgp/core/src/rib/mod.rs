@@ -200,6 +200,10 @@ pub struct Rib {
     peers: Vec<Peer>,
     /// By place, which is used again; [`GroupId`]s are not.
     groups: Vec<Option<Box<Group>>>,
+    /// Peers that belong into another group, but are still being moved into their present one.
+    regroup_later: Vec<PeerIdx>,
+    /// Those of [`Peer::reidentified`].
+    reidentified: Vec<PeerIdx>,
     next_group: u32,
     next_dump: u64,
     /// Prefixes that wait for their decision, first come, first served: number and, in the lowest bit, family.
@@ -229,6 +233,8 @@ impl Rib {
             route_sets: RouteSets::default(),
             peers: Vec::new(),
             groups: Vec::new(),
+            regroup_later: Vec::new(),
+            reidentified: Vec::new(),
             next_group: 0,
             next_dump: 0,
             dirty: VecDeque::new(),

@@ -79,8 +79,6 @@ pub(crate) struct Peer {
     pub(crate) identity: Option<Identity>,
     /// The identity changed while prefixes still waited for their decision: what was sent may be of the former one.
     pub(crate) reidentified: bool,
-    /// It belongs into another group, but is still being moved into this one.
-    pub(crate) regroup_later: bool,
     /// The place of its update group.
     pub(crate) group: Option<usize>,
     pub(crate) counts: [FamilyCounts; 2],
@@ -102,7 +100,6 @@ impl Default for Peer {
             session: None,
             identity: None,
             reidentified: false,
-            regroup_later: false,
             group: None,
             counts: Default::default(),
             lists: [PrefixList::Some(Vec::new()), PrefixList::Some(Vec::new())],

@@ -31,12 +31,12 @@ impl Rib {
         let budget = budget.max(1);
         self.polled = now;
         out.append(&mut self.to_say);
-        let searched = self.search_paths(budget);
+        let searched = self.search_paths(budget.div_ceil(2));
         let decided = self.decide_some(budget.saturating_sub(searched).max(1), out);
         self.next_hops.flush(out);
         if self.dirty.is_empty() {
-            for peer in &mut self.peers {
-                peer.reidentified = false;
+            for idx in std::mem::take(&mut self.reidentified) {
+                self.peers[usize::from(idx.0)].reidentified = false;
             }
         }
         self.check_sync(now, out);
@@ -381,11 +381,8 @@ impl Rib {
                 self.unpin(from);
             }
         }
-        for idx in (0..self.peers.len()).map(|i| PeerIdx(i as u16)) {
-            let peer = &mut self.peers[usize::from(idx.0)];
-            if std::mem::take(&mut peer.regroup_later) {
-                self.regroup(idx);
-            }
+        for idx in std::mem::take(&mut self.regroup_later) {
+            self.regroup(idx);
         }
     }
 

@@ -71,7 +71,10 @@ impl Rib {
         let before = self.peers[usize::from(idx.0)].identity;
         if before.is_some_and(|b| b != identity) {
             self.drop_all(idx, FamilySet::ALL);
-            self.peers[usize::from(idx.0)].reidentified = !self.dirty.is_empty();
+            if !self.dirty.is_empty() {
+                self.peers[usize::from(idx.0)].reidentified = true;
+                self.reidentified.push(idx);
+            }
         }
         let gone = Family::ALL
             .into_iter()
@@ -111,11 +114,11 @@ impl Rib {
         self.drop_all(idx, FamilySet::ALL);
         let peer = &mut self.peers[usize::from(idx.0)];
         // What was sent of its routes is taken back in the next poll, which has to know what it was.
-        let (epoch, identity, told_end) = (peer.epoch, peer.identity, peer.told_end);
         *peer = Peer {
-            epoch,
-            identity,
-            told_end,
+            epoch: peer.epoch,
+            identity: peer.identity,
+            reidentified: peer.reidentified,
+            told_end: peer.told_end,
             ..Peer::default()
         };
     }
@@ -136,7 +139,7 @@ impl Rib {
         }
         if present.is_some_and(|g| g.is_in_private_dump(idx)) {
             // Only when that dump is written, the group knows all that the peer may have.
-            self.peers[usize::from(idx.0)].regroup_later = true;
+            self.regroup_later.push(idx);
             return;
         }
         let to = self.group_with(view);

@@ -284,7 +284,7 @@ impl Run {
         let mut shell = Shell::new(Rib::new(Arc::new(config.clone()), crate::clock::Now(0)));
         let mut peers = Vec::new();
         for i in 0..PEERS {
-            let external = i >= 4 && i < 6;
+            let external = (4..6).contains(&i);
             let mut peer = peer_config(i + 1, if external { 65000 + u32::from(i) } else { ASN });
             peer.route_reflector_client = i < 3;
             peer.next_hop_self = i == 2;
