@@ -67,6 +67,8 @@ pub enum RibInput {
     Resync(PeerIdx, Epoch),
     /// All members of a group, and all its dumps, are past the log chunks before `log`. Never needed for correctness: what
     /// the RIB remembers of withdrawn prefixes, for members that may not have seen the withdrawal yet, is freed by it.
+    /// A member that fell out of the log and has not asked for [`RibInput::Resync`] yet is past nothing: while there is one,
+    /// this is not to be said of its group.
     Passed {
         /// Whose log.
         group: GroupId,
