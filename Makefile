@@ -1,13 +1,15 @@
-# make demo   three nodes, a top-of-rack router, pods and a policy, in network namespaces
+# make demo   three nodes, a top-of-rack router, pods and a policy, in network namespaces (ARGS=--check: without asking)
 # make test   everything that CI runs
 # make bench  figures beside those of other daemons, in the same run
-# make lint   formatting and lints only
+# make lint   formatting, lints, licences
 
 CARGO ?= cargo
+# One profile and one target for all of it: built once.
 PROFILE = --profile ci --locked
+BIN = $(or $(CARGO_TARGET_DIR),target)
 export RUST_BACKTRACE ?= 1
 
-.PHONY: all install build lint test demo bench
+.PHONY: all install build lint test shim unit system demo bench crds
 all: build
 
 install:
@@ -19,12 +21,31 @@ build:
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --workspace --all-targets -- -D warnings
+	$(CARGO) deny --locked --log-level error check licenses bans sources
 
-test: install lint build
-	$(CARGO) test $(PROFILE) --workspace
+test: install lint build shim unit system
+
+# The plugin as it is shipped.
+shim:
+	@tests/shim.sh
+
+unit:
+	$(CARGO) test $(PROFILE) --workspace --exclude selvage-tests
+
+system:
+	$(CARGO) test $(PROFILE) -p selvage-tests
+
+demo:
+	@tests/install.sh demo
+	$(CARGO) build $(PROFILE) -p selvage -p selvage-cni -p selvage-lab
+	@$(BIN)/ci/selvage lab up tests/lab/demo.yaml $(ARGS)
 
 # Thin LTO as in a release; the reference daemons and plugins from Debian.
 bench: install
 	$(CARGO) build --release --locked -p selvage -p selvage-tests --bin selvage --bin selvage-bench
-	$(CARGO) build --profile shim --locked -p selvage-cni
-	SELVAGE_BIN_DIR= target/release/selvage-bench all
+	cp $$(tests/shim.sh) $(BIN)/release/
+	$(BIN)/release/selvage-bench $(or $(ARGS),all)
+
+# The definitions of our objects, from the Rust types; a test says when they are not current.
+crds: build
+	$(BIN)/ci/selvage crds --directory manifests/crds
