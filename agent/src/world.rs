@@ -656,8 +656,10 @@ impl World {
             return;
         }
         self.push_policy();
-        self.look_at_peers();
         self.check_ready();
+        if !self.waits.is_empty() {
+            self.look_at_peers();
+        }
         self.pass_barrier();
         let settled = self.policy_is_settled();
         let mut waits = std::mem::take(&mut self.waits);
@@ -731,6 +733,7 @@ impl World {
             self.ready.missing = missing;
             return;
         }
+        self.look_at_peers();
         let down = self
             .speaker
             .iter()
