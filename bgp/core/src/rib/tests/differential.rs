@@ -31,6 +31,7 @@ enum Op {
     Reach(u8, u8, Vec<u8>),
     Unreach(u8, Vec<u8>),
     Refresh(u8),
+    Lose(u8),
     Resync(u8),
     Configure(u8, u8),
     Networks(u8),
@@ -52,7 +53,8 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (peer(), 0..5u8, some()).prop_map(|(p, v, x)| Op::Reach(p, v, x)),
         4 => (peer(), some()).prop_map(|(p, x)| Op::Unreach(p, x)),
         1 => peer().prop_map(Op::Refresh),
-        1 => peer().prop_map(Op::Resync),
+        1 => peer().prop_map(Op::Lose),
+        2 => peer().prop_map(Op::Resync),
         2 => (peer(), 0..8u8).prop_map(|(p, c)| Op::Configure(p, c)),
         1 => (0..8u8).prop_map(Op::Networks),
         1 => (0..PEERS, proptest::option::of(0..3u32)).prop_map(|(p, m)| Op::Distance(p, m)),
@@ -364,6 +366,7 @@ impl Run {
                 self.shell
                     .event(PeerIdx(p.into()), epoch, PeerEvent::Refresh(Family::Ipv4));
             }
+            Op::Lose(p) => self.shell.lose(PeerIdx(p.into())),
             Op::Resync(p) => self.shell.resync(PeerIdx(p.into())),
             Op::Configure(p, what) => self.configure(p, what),
             Op::Networks(bits) => {
@@ -460,6 +463,9 @@ impl Run {
     }
 
     fn check(&mut self) {
+        for p in 0..PEERS {
+            self.shell.resync(PeerIdx(p.into()));
+        }
         self.shell.settle();
         self.shell.play_all();
         let mut advertised = Vec::new();
@@ -538,7 +544,7 @@ impl Run {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn grouped_is_as_a_speaker_for_each_peer(ops in proptest::collection::vec(op(), 1..120), cut in 0..120usize) {
         let mut run = Run::new();

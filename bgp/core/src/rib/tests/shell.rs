@@ -42,6 +42,8 @@ pub(crate) struct Member {
     context: Context,
     limit: usize,
     stream: Option<(GroupId, At)>,
+    /// It fell out of the log, and has not asked to begin anew.
+    lost: bool,
     pub(crate) routes: BTreeMap<Prefix, Arc<PathAttributes>>,
     /// The families whose End-of-RIB came, with the routes that were there when it first did.
     pub(crate) ends: BTreeMap<Family, BTreeMap<Prefix, Arc<PathAttributes>>>,
@@ -103,6 +105,7 @@ impl Shell {
                 context,
                 limit: session.max_message,
                 stream: None,
+                lost: false,
                 routes: BTreeMap::new(),
                 ends: BTreeMap::new(),
             },
@@ -279,11 +282,19 @@ impl Shell {
     }
 
     /// A member loses its place: what it has not read is lost.
+    pub(crate) fn lose(&mut self, peer: PeerIdx) {
+        if let Some(m) = self.members.get_mut(&peer)
+            && m.stream.take().is_some()
+        {
+            m.lost = true;
+        }
+    }
+
+    /// A member that has lost its place can read again.
     pub(crate) fn resync(&mut self, peer: PeerIdx) {
         if let Some(m) = self.members.get_mut(&peer)
-            && m.stream.is_some()
+            && std::mem::take(&mut m.lost)
         {
-            m.stream = None;
             let epoch = m.epoch;
             self.apply(RibInput::Resync(peer, epoch));
         }
@@ -291,6 +302,9 @@ impl Shell {
 
     /// Says how far all members have read.
     pub(crate) fn say_passed(&mut self) {
+        if self.members.values().any(|m| m.lost) {
+            return;
+        }
         for (group, log) in &self.groups {
             let mut passed = log.len() as u64;
             for member in self.members.values() {

@@ -1,0 +1,146 @@
+//! Neighbours and listeners that come, change and go.
+
+use std::{collections::HashMap, sync::Arc};
+
+use mio::{Interest, Token};
+use selvage_bgp_core::{
+    config::{PeerConfig, SpeakerConfig},
+    ids::{Family, PeerIdx, PeerKey},
+    rib::RibInput,
+    session::{Input, Peer, Stop},
+};
+
+use super::{ConfigureError, IoThread, Listener};
+use crate::{listener, peers, rib_thread::RibWork};
+
+impl IoThread {
+    pub(super) fn add_peer(&mut self, config: Arc<PeerConfig>, dynamic: bool) -> Option<PeerIdx> {
+        let now = self.clock.now();
+        self.seed = self
+            .seed
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        let peer = Peer::new(
+            self.config.clone(),
+            config.clone(),
+            self.seed,
+            self.restarting,
+        );
+        let idx = self.peers.add(now, peer, config.clone(), dynamic)?;
+        self.to_rib
+            .push(RibWork::Input(RibInput::Peer(idx, config)));
+        self.handle(idx, Input::Start, &mut None);
+        Some(idx)
+    }
+
+    pub(super) fn remove_peer(&mut self, idx: PeerIdx) {
+        let now = self.clock.now();
+        self.leave_group(idx);
+        let Some(slot) = self.peers.remove(now, idx) else {
+            return;
+        };
+        if let Some(at) = slot.deadline {
+            self.timers.remove(&(at, idx));
+        }
+        for (_, token) in &slot.conns {
+            self.drop_conn(*token);
+        }
+        self.to_rib.push(RibWork::Input(RibInput::PeerGone(idx)));
+    }
+
+    pub(super) fn configure(&mut self, config: Arc<SpeakerConfig>) -> Vec<ConfigureError> {
+        let mut errors = Vec::new();
+        let old = std::mem::replace(&mut self.config, config.clone());
+        self.to_rib
+            .push(RibWork::Input(RibInput::Configure(config.clone())));
+        self.listen(&config, &mut errors);
+        let wanted: HashMap<PeerKey, &Arc<PeerConfig>> =
+            config.peers.iter().map(|p| (p.key, p)).collect();
+        let present: Vec<PeerIdx> = self.peers.iter().map(|(idx, _)| idx).collect();
+        for idx in present {
+            let Some(slot) = self.peers.get_mut(idx) else {
+                continue;
+            };
+            let key = slot.config.key;
+            let new = match wanted.get(&key) {
+                Some(new) => {
+                    slot.dynamic = false;
+                    Some((*new).clone())
+                }
+                None => {
+                    // A neighbour that was configured by address and is not any more goes, even where a range would take it.
+                    Some(slot.dynamic)
+                        .filter(|d| *d)
+                        .and_then(|_| peers::from_range(&config, key))
+                }
+            };
+            match new {
+                None => {
+                    self.handle(idx, Input::Stop(Stop::Removed), &mut None);
+                    self.remove_peer(idx);
+                }
+                Some(new) => {
+                    let changed = new != slot.config;
+                    slot.config = new.clone();
+                    if changed {
+                        self.to_rib
+                            .push(RibWork::Input(RibInput::Peer(idx, new.clone())));
+                    }
+                    if changed || old != config {
+                        self.handle(idx, Input::Configure(config.clone(), new), &mut None);
+                    }
+                }
+            }
+        }
+        for peer in &config.peers {
+            if self.peers.find(&peer.key).is_none() && self.add_peer(peer.clone(), false).is_none()
+            {
+                errors.push(ConfigureError::Full(peer.key));
+            }
+        }
+        errors
+    }
+
+    pub(super) fn listen(&mut self, config: &SpeakerConfig, errors: &mut Vec<ConfigureError>) {
+        self.listeners.retain_mut(|l| {
+            let keep = config.listen.contains(&l.addr);
+            if !keep {
+                // The descriptor closes with it.
+                let _ = self.poll.registry().deregister(&mut l.socket);
+            }
+            keep
+        });
+        for &addr in &config.listen {
+            if self.listeners.iter().any(|l| l.addr == addr) {
+                continue;
+            }
+            match listener::listen(addr) {
+                Ok(socket) => self.listeners.push(Listener {
+                    addr,
+                    socket,
+                    keys: Vec::new(),
+                    ready: true,
+                }),
+                Err(error) => errors.push(ConfigureError::Listen { addr, error }),
+            }
+        }
+        for (i, l) in self.listeners.iter_mut().enumerate() {
+            let family = Family::of(&l.addr.ip());
+            let keys = listener::keys(config, family);
+            for (peers, error) in listener::set_keys(&l.socket, &l.keys, &keys) {
+                errors.push(ConfigureError::Key { peers, error });
+            }
+            l.keys = keys;
+            let registry = self.poll.registry();
+            // Registered before, under another number perhaps.
+            let _ = registry.deregister(&mut l.socket);
+            if let Err(error) = registry.register(&mut l.socket, Token(i + 1), Interest::READABLE) {
+                errors.push(ConfigureError::Listen {
+                    addr: l.addr,
+                    error,
+                });
+            }
+            l.ready = true;
+        }
+    }
+}

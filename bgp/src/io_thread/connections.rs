@@ -1,0 +1,267 @@
+//! Connections: accepted, opened, read, closed.
+
+use std::{io, net::SocketAddr};
+
+use mio::{Interest, Token, net::TcpStream};
+use selvage_bgp_core::{
+    ids::{IfIndex, PeerIdx},
+    session::{ConnId, Input},
+};
+use tracing::{debug, warn};
+
+use super::{CONNS, IoThread, LINGER};
+use crate::{
+    conn::{Conn, Flushed},
+    connector, peers,
+    rib_thread::RibWork,
+};
+
+impl IoThread {
+    pub(super) fn accept(&mut self) {
+        // A bounded number a round: those who are connected already have their turn in between.
+        for i in 0..self.listeners.len() {
+            for _ in 0..256 {
+                if !self.listeners[i].ready {
+                    break;
+                }
+                match self.listeners[i].socket.accept() {
+                    Ok((stream, from)) => self.accepted(stream, from),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        self.listeners[i].ready = false
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => {
+                        // Out of descriptors, or a connection that died in the queue: the next event tries again.
+                        debug!(%error, "accept failed");
+                        self.listeners[i].ready = false;
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn accepted(&mut self, stream: TcpStream, from: SocketAddr) {
+        let interface = interface_of(&from);
+        let key = peers::key_of(from.ip(), interface);
+        let Ok(local) = stream.local_addr() else {
+            return;
+        };
+        let idx = match self.peers.find(&key) {
+            Some(idx) => idx,
+            None => {
+                let Some(config) = peers::from_range(&self.config, key) else {
+                    debug!(peer = %key, "connection from nobody that is configured, closed");
+                    return;
+                };
+                match self.add_peer(config, true) {
+                    Some(idx) => idx,
+                    None => return,
+                }
+            }
+        };
+        let external = self
+            .peers
+            .get(idx)
+            .is_some_and(|s| peers::is_external(&self.config, &s.config));
+        if let Some(slot) = self.peers.get(idx)
+            && let Err(error) = connector::adopt(&stream, &slot.config, external)
+        {
+            warn!(peer = %key, %error, "cannot set the options of a connection, closed");
+            return;
+        }
+        let mut pending = Some(stream);
+        self.handle(
+            idx,
+            Input::Accepted {
+                local,
+                remote: from,
+                interface,
+            },
+            &mut pending,
+        );
+    }
+
+    pub(super) fn connect(&mut self, idx: PeerIdx, conn: ConnId) {
+        let Some(slot) = self.peers.get(idx) else {
+            return;
+        };
+        let external = peers::is_external(&self.config, &slot.config);
+        let attempt = connector::connect(&slot.config, external)
+            .and_then(|s| self.register(s, idx, conn, true));
+        if let Err(error) = attempt {
+            self.handle(
+                idx,
+                Input::ConnectFailed {
+                    conn,
+                    error: error.to_string(),
+                },
+                &mut None,
+            );
+        }
+    }
+
+    pub(super) fn register(
+        &mut self,
+        stream: TcpStream,
+        idx: PeerIdx,
+        conn: ConnId,
+        connecting: bool,
+    ) -> io::Result<()> {
+        let token = self.free_conns.pop().unwrap_or(self.conns.len());
+        if token == self.conns.len() {
+            self.conns.push(None);
+        }
+        let mut conn = Conn::new(stream, idx, conn, connecting);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(e) =
+            self.poll
+                .registry()
+                .register(&mut conn.stream, Token(token + CONNS), interest)
+        {
+            self.free_conns.push(token);
+            return Err(e);
+        }
+        if let Some(slot) = self.peers.get_mut(idx) {
+            slot.conns.push((conn.id, token));
+        }
+        self.conns[token] = Some(conn);
+        Ok(())
+    }
+
+    pub(super) fn finish_connect(&mut self, token: usize) {
+        let Some(conn) = self.conns.get_mut(token).and_then(Option::as_mut) else {
+            return;
+        };
+        let (idx, id) = (conn.peer, conn.id);
+        let outcome = match conn.stream.take_error() {
+            Ok(Some(e)) | Err(e) => Err(e),
+            Ok(None) => match conn.stream.peer_addr() {
+                Ok(remote) => conn.stream.local_addr().map(|local| (local, remote)),
+                Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => return,
+                Err(e) => Err(e),
+            },
+        };
+        match outcome {
+            Ok((local, remote)) => {
+                conn.connecting = false;
+                conn.readable = true;
+                conn.set_writable();
+                self.ready.push(token);
+                let interface = interface_of(&remote);
+                self.handle(
+                    idx,
+                    Input::Connected {
+                        conn: id,
+                        local,
+                        remote,
+                        interface,
+                    },
+                    &mut None,
+                );
+            }
+            Err(error) => {
+                self.drop_conn(token);
+                self.handle(
+                    idx,
+                    Input::ConnectFailed {
+                        conn: id,
+                        error: error.to_string(),
+                    },
+                    &mut None,
+                );
+            }
+        }
+    }
+
+    /// Forgets a connection; the kernel closes it.
+    pub(super) fn drop_conn(&mut self, token: usize) {
+        let Some(mut conn) = self.conns.get_mut(token).and_then(Option::take) else {
+            return;
+        };
+        // Closing the descriptor would do as well; this only keeps the poll's own books.
+        let _ = self.poll.registry().deregister(&mut conn.stream);
+        self.free_conns.push(token);
+        if let Some(slot) = self.peers.get_mut(conn.peer) {
+            slot.conns.retain(|(_, t)| *t != token);
+        }
+    }
+
+    /// Closes when the last message has left.
+    pub(super) fn close(&mut self, idx: PeerIdx, id: ConnId) {
+        let Some(slot) = self.peers.get_mut(idx) else {
+            return;
+        };
+        let Some(token) = slot.token(id) else { return };
+        slot.conns.retain(|(c, _)| *c != id);
+        let Some(conn) = self.conns.get_mut(token).and_then(Option::as_mut) else {
+            return;
+        };
+        conn.closing = true;
+        match conn.flush(&mut self.streams, None) {
+            Ok(Flushed::Blocked) if !conn.is_drained() => {
+                self.lingering.push((self.clock.now() + LINGER, token));
+            }
+            _ => self.drop_conn(token),
+        }
+    }
+
+    pub(super) fn read(&mut self) {
+        let ready = std::mem::take(&mut self.ready);
+        let mut rest = ready.into_iter();
+        for token in rest.by_ref() {
+            if self.rib.is_full() {
+                self.ready.push(token);
+                break;
+            }
+            let Some(conn) = self.conns.get_mut(token).and_then(Option::as_mut) else {
+                continue;
+            };
+            if conn.closing || !conn.readable {
+                continue;
+            }
+            let (idx, id) = (conn.peer, conn.id);
+            let mut buffer = std::mem::take(&mut self.buffer);
+            let outcome = conn.read(&mut buffer);
+            let again = conn.readable;
+            match outcome {
+                Ok(None) => {}
+                Ok(Some(0)) => self.lost(token, idx, id, None),
+                Ok(Some(n)) => self.handle(
+                    idx,
+                    Input::Bytes {
+                        conn: id,
+                        bytes: &buffer[..n],
+                    },
+                    &mut None,
+                ),
+                Err(error) => self.lost(token, idx, id, Some(error.to_string())),
+            }
+            self.buffer = buffer;
+            if again
+                && self
+                    .conns
+                    .get(token)
+                    .is_some_and(|c| c.as_ref().is_some_and(|c| c.readable))
+            {
+                self.ready.push(token);
+            }
+            if self.to_rib.len() >= 512 {
+                let octets = self.to_rib.iter().map(RibWork::octets).sum();
+                self.rib.send(&mut self.to_rib, octets);
+            }
+        }
+        self.ready.extend(rest);
+    }
+
+    pub(super) fn lost(&mut self, token: usize, idx: PeerIdx, conn: ConnId, error: Option<String>) {
+        self.drop_conn(token);
+        self.handle(idx, Input::Closed { conn, error }, &mut None);
+    }
+}
+
+fn interface_of(addr: &SocketAddr) -> Option<IfIndex> {
+    match addr {
+        SocketAddr::V6(a) if a.scope_id() != 0 => Some(IfIndex(a.scope_id())),
+        _ => None,
+    }
+}

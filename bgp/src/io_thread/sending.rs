@@ -1,0 +1,108 @@
+//! What leaves: session messages and the streams of update groups.
+
+use selvage_bgp_core::{ids::PeerIdx, rib::RibInput};
+use tracing::info;
+
+use super::IoThread;
+use crate::{conn::Flushed, rib_thread::RibWork};
+
+impl IoThread {
+    pub(super) fn flush(&mut self) {
+        for group in std::mem::take(&mut self.grown) {
+            if let Some(members) = self.members.get(&group) {
+                self.dirty.extend(members);
+            }
+        }
+        let mut dirty = std::mem::take(&mut self.dirty);
+        let any = !dirty.is_empty();
+        for idx in dirty.drain(..) {
+            self.flush_peer(idx);
+        }
+        if self.dirty.is_empty() {
+            self.dirty = dirty;
+        }
+        for group in self.members.keys().filter(|_| any) {
+            if let Some(log) = self.streams.passed(*group) {
+                let passed = RibInput::Passed { group: *group, log };
+                self.to_rib.push(RibWork::Input(passed));
+            }
+        }
+        let now = self.clock.now();
+        let mut i = 0;
+        while let Some(&(until, token)) = self.lingering.get(i) {
+            let done = match self.conns.get_mut(token).and_then(Option::as_mut) {
+                Some(conn) if conn.closing => {
+                    conn.flush(&mut self.streams, None).is_err() || conn.is_drained()
+                }
+                _ => true,
+            };
+            if done || until <= now {
+                self.drop_conn(token);
+                self.lingering.swap_remove(i);
+            } else {
+                i += 1;
+            }
+        }
+    }
+
+    pub(super) fn flush_peer(&mut self, idx: PeerIdx) {
+        let Some(slot) = self.peers.get_mut(idx) else {
+            return;
+        };
+        let mut broken = None;
+        for &(id, token) in &slot.conns {
+            let Some(conn) = self.conns.get_mut(token).and_then(Option::as_mut) else {
+                continue;
+            };
+            if conn.connecting {
+                continue;
+            }
+            let carries_routes = slot.established.is_some_and(|(c, _)| c == id);
+            let member = slot.member.as_mut().filter(|_| carries_routes);
+            match conn.flush(&mut self.streams, member) {
+                Ok(Flushed::All) => {
+                    if carries_routes && slot.wants_resync {
+                        slot.wants_resync = false;
+                        if let Some((_, epoch)) = slot.established {
+                            self.to_rib
+                                .push(RibWork::Input(RibInput::Resync(idx, epoch)));
+                        }
+                    }
+                }
+                Ok(Flushed::Blocked) => {
+                    if let Some(member) = slot.member
+                        && carries_routes
+                        && self.streams.is_long(member.group)
+                        && self.streams.is_laggard(&member)
+                    {
+                        info!(peer = %slot.config.key, "does not read its routes; it gets them anew when it does");
+                        self.streams.leave(member);
+                        slot.member = None;
+                        slot.wants_resync = true;
+                        if let Some(members) = self.members.get_mut(&member.group) {
+                            members.remove(&idx);
+                        }
+                    }
+                }
+                Err(error) => broken = Some((token, id, error.to_string())),
+            }
+        }
+        if let Some((token, id, error)) = broken {
+            self.lost(token, idx, id, Some(error));
+        }
+    }
+
+    pub(super) fn leave_group(&mut self, idx: PeerIdx) {
+        let Some(slot) = self.peers.get_mut(idx) else {
+            return;
+        };
+        slot.wants_resync = false;
+        let Some(member) = slot.member.take() else {
+            return;
+        };
+        self.streams.leave(member);
+        if let Some(members) = self.members.get_mut(&member.group) {
+            members.remove(&idx);
+        }
+    }
+}
