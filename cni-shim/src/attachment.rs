@@ -11,7 +11,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::io::Errno;
 
 use crate::fault;
 use crate::ipam::lease::{sync_dir, write_file};
@@ -77,10 +78,14 @@ impl Attachments {
     pub fn update(&self, attachment: &Attachment) -> Result<(), CniError> {
         let (aside, path) = self.paths(&attachment.container_id, &attachment.ifname);
         self.write_aside(&aside, attachment)?;
-        fs::rename(&aside, &path).map_err(|e| {
-            let _ = fs::remove_file(&aside);
-            CniError::file("write", &path, &e)
-        })
+        // Exchanging the two is as atomic as replacing one, and ext4 does not take it for a wish to have the content
+        // on the disk at once, which takes long where the disk is busy.
+        let replaced = match renameat_with(CWD, &aside, CWD, &path, RenameFlags::EXCHANGE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::rename(&aside, &path),
+            other => other.map_err(io::Error::from),
+        };
+        let _ = fs::remove_file(&aside);
+        replaced.map_err(|e| CniError::file("write", &path, &e))
     }
 
     /// What is known about (`container_id`, `ifname`).
@@ -194,12 +199,10 @@ impl Attachments {
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(file),
-                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR)
-                    if Instant::now() < deadline =>
-                {
+                Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
-                Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(Errno::WOULDBLOCK) => {
                     return Err(CniError::new(
                         Code::TryAgainLater,
                         "an ADD is under way; GC has to wait for it",
@@ -224,7 +227,7 @@ impl Attachments {
         loop {
             match flock(file, operation) {
                 Ok(()) => return Ok(()),
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Err(e) => return Err(CniError::file("lock", &self.dir, &e.into())),
             }
         }

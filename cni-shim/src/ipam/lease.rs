@@ -222,10 +222,18 @@ impl Locked<'_> {
     /// Notes the address that the `index`-th range set gave. Only the order of addresses depends on it, so nothing
     /// fails for it.
     pub fn set_last_reserved(&self, index: usize, addr: IpAddr) {
-        let _ = fs::write(
-            self.dir.join(format!("last_reserved_ip.{index}")),
-            addr.to_string(),
-        );
+        let path = self.dir.join(format!("last_reserved_ip.{index}"));
+        let text = addr.to_string();
+        // Emptied first, it would be written through to the disk when it is closed (ext4).
+        let opened = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path);
+        let _ = opened.and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.set_len(text.len() as u64)
+        });
     }
 
     /// The network that the leases are of.
