@@ -1,0 +1,276 @@
+//! The owner of the world: one thread that takes facts, asks `desired` what should be, and tells those who make it so.
+//!
+//! ```text
+//!  source, watch, plugin ──► Work ──► Store ──► desired ──► speaker (configuration)
+//!  speaker, routes, nft  ──►                      │   └───► routes  (settings, blackholes)
+//!  control (questions)   ──►                      └───────► Compiler ──► nft (deltas, one at a time)
+//! ```
+//! Nothing here blocks but the short question to the speaker's I/O thread. A delta is taken only when the kernel has
+//! answered the one before, so that many changes become one transaction.
+
+mod pods;
+mod policy;
+mod progress;
+mod questions;
+mod routing;
+
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use selvage_bgp::core::ids::{Family, FamilySet};
+use selvage_cni::link;
+use selvage_policy::{Compiler, plan::Gen};
+use tokio::sync::oneshot;
+use tracing::error;
+
+use crate::{
+    api::ReadyView,
+    bgp::Bgp,
+    config::Features,
+    control::{LinkQuery, Query, waits::Waits},
+    desired::{Local, Speaker},
+    inbox::{Inbox, Sender},
+    kernel::{
+        RoutePolicy, Shutdown,
+        conntrack::{FlowEvent, FlowWork},
+        nft::{NftEvent, NftWork},
+        routes::{RouteEvent, RouteWork},
+    },
+    source::ObjectEvent,
+    store::{AttachmentId, Dirty, Observed, Store},
+};
+
+/// What the owner of the world is told.
+pub enum Work {
+    /// By the source.
+    Objects(Vec<ObjectEvent>),
+    /// By the kernel.
+    Observed(Observed),
+    /// By the route writer.
+    Routes(RouteEvent),
+    /// By the RIB, where no routes are written.
+    RibSynced(Family),
+    /// The route writer has done everything up to this number.
+    RoutesDone(u64),
+    /// By the nft writer.
+    Nft(NftEvent),
+    /// By the walker of established flows.
+    Flows(FlowEvent),
+    /// By people and programs.
+    Ask(Query),
+    /// By the plugin.
+    Link(LinkQuery),
+    /// End.
+    Stop(Shutdown),
+}
+
+/// How long a start waits for End-of-RIB before it is ready without (interfaces: 20 s at most).
+const READY_LIMIT: Duration = Duration::from_secs(20);
+/// How often sessions are looked at while somebody waits for them.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long a plan that the kernel has refused is left alone.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What does not change while the agent runs.
+pub struct Setup {
+    /// This node.
+    pub local: Local,
+    /// What runs.
+    pub features: Features,
+    /// Where the objects come from, for people.
+    pub from: String,
+    /// Where the `ready` file goes.
+    pub run_dir: PathBuf,
+    /// When the agent started.
+    pub started: Instant,
+}
+
+/// Who is told what should be.
+pub struct Outlets {
+    /// The speaker, started with its first configuration.
+    pub bgp: Option<Bgp>,
+    /// The route writer.
+    pub routes: Option<Sender<RouteWork>>,
+    /// The nft writer.
+    pub nft: Option<Sender<NftWork>>,
+    /// Who cuts established flows.
+    pub flows: Option<Sender<FlowWork>>,
+    /// Back to ourselves, for answers of others.
+    pub world: Sender<Work>,
+    /// Asks the source to pass a mark.
+    pub reach: Box<dyn Fn(u64) + Send>,
+}
+
+/// A plugin that waits for its pod's policy.
+struct Waiting {
+    id: AttachmentId,
+    reply: oneshot::Sender<link::Reply>,
+}
+
+/// The owner of the world.
+pub struct World {
+    setup: Setup,
+    out: Outlets,
+    store: Store,
+    compiler: Compiler,
+    speaker: Option<Speaker>,
+    route_policy: Option<RoutePolicy>,
+    blackholes: Option<Vec<IpNet>>,
+    policy: PolicyOut,
+    waiting: Vec<Waiting>,
+    /// Attachments whose interface is to be opened by us, once their policy is in force.
+    to_open: BTreeSet<AttachmentId>,
+    /// Families whose routes of an earlier run have been sorted out.
+    synced: FamilySet,
+    ready: ReadyView,
+    waits: Waits,
+    barrier: Barrier,
+}
+
+/// How far the nft writer is.
+struct PolicyOut {
+    /// The generation that it works on.
+    in_flight: Option<Gen>,
+    /// The newest generation in the kernel.
+    applied: Option<Gen>,
+    /// The whole plan is to be sent, not before this time.
+    whole_at: Option<Instant>,
+    /// What it works on may close or open established flows.
+    revoking: bool,
+    failure: Option<String>,
+    repaired: u64,
+}
+
+/// Numbers that pass through the RIB and the route writer: what was told before one is done when it comes back.
+#[derive(Default)]
+struct Barrier {
+    asked: u64,
+    done: u64,
+    /// The source's mark that was seen last, and the number that has to come back for it.
+    mark: u64,
+    wanted: u64,
+}
+
+impl World {
+    /// A world of which nothing is known yet but what the state directory remembers.
+    pub fn new(setup: Setup, out: Outlets, attachments: Vec<link::Attachment>) -> World {
+        let compiler = Compiler::new(selvage_policy::Config {
+            node: setup.local.node.as_str().into(),
+            ..selvage_policy::Config::default()
+        });
+        let mut world = World {
+            setup,
+            out,
+            store: Store::default(),
+            compiler,
+            speaker: None,
+            route_policy: None,
+            blackholes: None,
+            policy: PolicyOut {
+                in_flight: None,
+                applied: None,
+                whole_at: Some(Instant::now()),
+                revoking: false,
+                failure: None,
+                repaired: 0,
+            },
+            waiting: Vec::new(),
+            to_open: BTreeSet::new(),
+            synced: FamilySet::NONE,
+            ready: ReadyView::default(),
+            waits: Waits::default(),
+            barrier: Barrier::default(),
+        };
+        let mut dirty = Dirty::default();
+        for attachment in attachments {
+            dirty.merge(world.attach(attachment));
+        }
+        world.tell_compiler(&dirty);
+        world
+    }
+
+    /// Works until told to stop; says how.
+    pub fn run(mut self, inbox: &Inbox<Work>) -> Shutdown {
+        loop {
+            let busy =
+                !self.ready.ready || !self.waits.is_empty() || self.policy.whole_at.is_some();
+            let timeout = busy.then_some(LOOK);
+            if let Err(error) = inbox.wait(&[], timeout) {
+                error!(%error, "cannot wait for work");
+            }
+            let mut dirty = Dirty::default();
+            for work in inbox.recv_all() {
+                if let Work::Stop(how) = work {
+                    return self.stop(how);
+                }
+                dirty.merge(self.take(work));
+            }
+            self.think(&dirty);
+            self.look();
+        }
+    }
+
+    fn stop(mut self, how: Shutdown) -> Shutdown {
+        // Dropped replies tell whoever waits that the daemon stops.
+        self.waiting.clear();
+        if let Some(bgp) = self.out.bgp.take() {
+            bgp.stop(
+                how,
+                self.speaker
+                    .as_ref()
+                    .is_some_and(|s| s.config.graceful_restart.enabled),
+            );
+        }
+        how
+    }
+
+    fn take(&mut self, work: Work) -> Dirty {
+        match work {
+            Work::Objects(events) => self.store.apply(events),
+            Work::Observed(observed) => self.store.observe(observed),
+            Work::Routes(event) => self.route_event(event),
+            Work::RibSynced(family) => {
+                self.synced.insert(family);
+                Dirty::default()
+            }
+            Work::RoutesDone(number) => {
+                self.barrier.done = self.barrier.done.max(number);
+                Dirty::default()
+            }
+            Work::Nft(event) => self.nft_event(event),
+            Work::Flows(event) => {
+                self.flow_event(event);
+                Dirty::default()
+            }
+            Work::Ask(query) => {
+                self.answer(query);
+                Dirty::default()
+            }
+            Work::Link(query) => self.link(query),
+            Work::Stop(_) => Dirty::default(),
+        }
+    }
+
+    /// Makes others do what the facts now ask for. Before the source has said everything once, nothing is done: half a
+    /// world would take away what the kernel has from the run before.
+    fn think(&mut self, dirty: &Dirty) {
+        if !self.store.synced() {
+            if dirty.policy() {
+                self.tell_compiler(dirty);
+            }
+            return;
+        }
+        if dirty.bgp || dirty.synced || self.speaker.is_none() {
+            self.configure();
+        }
+        if dirty.policy() {
+            self.tell_compiler(dirty);
+        }
+        self.push_policy();
+        self.release();
+    }
+}

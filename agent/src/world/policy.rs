@@ -1,0 +1,141 @@
+//! Policy: one transaction at a time, and the flows that it cuts.
+
+use std::{sync::Arc, time::Instant};
+
+use selvage_policy::{LocalStatus, plan::Gen};
+use tracing::{error, info, warn};
+
+use super::{RETRY, World};
+use crate::{
+    desired,
+    kernel::{
+        conntrack::{FlowEvent, FlowWork},
+        nft::{NftEvent, NftWork, Want},
+    },
+    store::{Dirty, Observed, PolicyState},
+};
+
+impl World {
+    pub(super) fn tell_compiler(&mut self, dirty: &Dirty) {
+        if self.setup.features.policy {
+            for change in desired::policy(&self.store, dirty) {
+                self.compiler.apply(change);
+            }
+        }
+    }
+
+    /// One transaction at a time: what comes meanwhile goes into the next. None before the source has said everything
+    /// once: the plan of half a world would close pods that the run before has open.
+    pub(super) fn push_policy(&mut self) {
+        if self.out.nft.is_none() || self.policy.in_flight.is_some() || !self.store.synced() {
+            return;
+        }
+        if let Some(at) = self.policy.whole_at {
+            if at <= Instant::now() {
+                self.send_plan();
+            }
+        } else if let Some(delta) = self.compiler.take_delta() {
+            self.policy.in_flight = Some(delta.to);
+            self.policy.revoking |= delta.may_revoke() || delta.may_allow();
+            self.tell_nft(NftWork::Delta(delta));
+        }
+    }
+
+    pub(super) fn send_plan(&mut self) {
+        let (generation, plan) = self.compiler.take_plan();
+        let plan = Arc::new(plan.clone());
+        self.policy.in_flight = Some(generation);
+        self.policy.whole_at = None;
+        self.policy.revoking = true;
+        self.tell_nft(NftWork::Plan(generation, plan));
+    }
+
+    pub(super) fn tell_nft(&self, work: NftWork) {
+        if let Some(nft) = &self.out.nft {
+            nft.send(work);
+        }
+    }
+
+    pub(super) fn nft_event(&mut self, event: NftEvent) -> Dirty {
+        match event {
+            NftEvent::Applied {
+                generation,
+                repaired,
+            } => {
+                self.policy.in_flight = None;
+                self.policy.applied = Some(generation);
+                self.policy.failure = None;
+                self.policy.repaired += u64::from(repaired);
+                if std::mem::take(&mut self.policy.revoking) || repaired {
+                    self.check_flows();
+                }
+            }
+            NftEvent::Failed {
+                generation,
+                op,
+                errno,
+                reason,
+            } => {
+                self.policy.in_flight = None;
+                self.policy.whole_at = Some(Instant::now() + RETRY);
+                let op = op.map(|op| format!(" ({op})")).unwrap_or_default();
+                error!(%generation, errno, "the kernel refused the policy{op}: {reason}");
+                self.policy.failure = Some(format!("{reason}{op}"));
+            }
+            NftEvent::WantPlan(want) => {
+                if let Want::Foreign { by } = &want {
+                    warn!(
+                        by,
+                        "kernel state repaired: somebody else had changed our nftables table"
+                    );
+                }
+                self.policy.in_flight = None;
+                self.policy.whole_at = Some(Instant::now());
+            }
+        }
+        self.store.observe(Observed::Policy(PolicyState {
+            enforced: self.policy.applied.map_or(0, |applied| applied.0),
+            failure: self.policy.failure.clone(),
+            repaired: self.policy.repaired,
+        }))
+    }
+
+    /// Looks at the established flows of our pods: some may not be allowed any more.
+    pub(super) fn check_flows(&mut self) {
+        if let Some(flows) = &self.out.flows {
+            flows.send(FlowWork::Check(Arc::new(self.compiler.local_addresses())));
+        }
+    }
+
+    pub(super) fn flow_event(&mut self, event: FlowEvent) {
+        match event {
+            FlowEvent::Judge(asked) => {
+                let allowed = asked
+                    .iter()
+                    .map(|flow| self.compiler.allowed(flow))
+                    .collect();
+                if let Some(flows) = &self.out.flows {
+                    flows.send(FlowWork::Judged(allowed));
+                }
+            }
+            FlowEvent::Passed(passed) if passed.revoked + passed.restored > 0 => {
+                info!(
+                    cut = passed.revoked,
+                    restored = passed.restored,
+                    of = passed.seen,
+                    "established flows"
+                );
+            }
+            FlowEvent::Passed(_) => {}
+        }
+    }
+
+    /// Whether the pod behind an interface has its policy in the kernel.
+    pub(super) fn is_enforced(&mut self, host_if: &str) -> Option<Gen> {
+        let ifname = host_if.parse().ok()?;
+        let LocalStatus::Planned(planned) = self.compiler.status(&ifname) else {
+            return None;
+        };
+        self.policy.applied.filter(|applied| planned <= *applied)
+    }
+}
