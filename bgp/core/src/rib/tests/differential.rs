@@ -544,7 +544,7 @@ impl Run {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn grouped_is_as_a_speaker_for_each_peer(ops in proptest::collection::vec(op(), 1..120), cut in 0..120usize) {
         let mut run = Run::new();
