@@ -4,7 +4,7 @@ use bytes::BytesMut;
 
 use super::{
     Output, Peer, State,
-    peer::End,
+    end::End,
     state::{Connection, Ends, OpenSent, Phase},
 };
 use crate::clock::Now;

@@ -7,8 +7,8 @@ use bytes::BytesMut;
 use super::{
     ConnId, Output, Peer, State,
     collision::ours_stays,
+    end::End,
     negotiate::local_asn,
-    peer::End,
     state::{Connection, Ends, Phase},
 };
 use crate::clock::Now;

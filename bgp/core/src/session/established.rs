@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use super::{
     ConnId, Output, Peer,
+    end::End,
     handshake::unexpected,
-    peer::End,
     state::{Phase, State},
 };
 use crate::{

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use super::{
     ConnId, Output, Peer, State,
     collision::ours_stays,
+    end::End,
     negotiate::{Offer, local_asn},
-    peer::End,
     restart::{STALE_PATH_TIME, not_kept_by_peer},
     state::{Established, OpenConfirm, Phase, SessionTimers},
 };

@@ -13,6 +13,7 @@
 mod accept;
 mod collision;
 mod connecting;
+mod end;
 mod established;
 mod handshake;
 mod input;

@@ -1,7 +1,7 @@
 //! The path attributes that we know: one table of code, name, flags, encoding, decoding and what a fault leads to.
 //!
 //! The table is ascending by code, which is the order in which attributes are sent (RFC 4271 section 5).
-//! Decoding fills a [`Draft`] with what one UPDATE says; nothing is allocated before all of it was looked at.
+//! Decoding fills a `Draft` with what one UPDATE says; nothing is allocated before all of it was looked at.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

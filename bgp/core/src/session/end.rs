@@ -1,0 +1,214 @@
+//! How connections end: what the other side is told, what becomes of the routes, and when to be there again.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    ConnId, Output, Peer, Stop,
+    peer::Idle,
+    restart::{self, Stale},
+    state::{Connection, Established, Phase},
+};
+use crate::{
+    clock::Now,
+    config::MaxPrefixAction,
+    event::{DownReason, Negotiated, PeerEvent},
+    wire::{
+        header::MessageType,
+        notification::{CEASE, Cease, Notification},
+    },
+};
+
+/// The first time in idle hold after a fault; doubles with every further one.
+const IDLE_HOLD: Duration = Duration::from_secs(1);
+/// How often it doubles at most: about a minute.
+const IDLE_HOLD_DOUBLINGS: u32 = 6;
+/// A session of this age proves that earlier faults are over.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// How a connection ends.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The other side or the network has closed it.
+    Closed(Option<String>),
+    /// The other side has said why.
+    Received(Notification),
+    /// The other side has made a fault, or is silent.
+    Fault(Notification),
+    /// There is a better one.
+    Collision,
+    /// The peer has restarted and speaks on another one (RFC 4724 section 5).
+    Replaced,
+    /// An attempt took too long.
+    TimedOut,
+    /// Settings changed.
+    Reconfigured,
+    /// Too many prefixes.
+    TooManyPrefixes,
+    /// The operator, or we, stop.
+    Stopped(Stop),
+}
+
+impl Peer {
+    /// The one place where a connection ends, whatever the reason.
+    pub(super) fn end(&mut self, id: ConnId, end: End, now: Now, out: &mut Vec<Output>) {
+        let Some(at) = self.conns.iter().position(|c| c.id == id) else {
+            return;
+        };
+        let conn = self.conns.remove(at);
+        let notification = end
+            .notification()
+            .map(|n| end.hardened(n, conn.negotiated()));
+        if let Some(n) = &notification
+            && !matches!(conn.phase, Phase::Connecting { .. })
+        {
+            self.send(id, MessageType::Notification, n.encode(), out);
+        }
+        if !matches!(end, End::Closed(_)) {
+            out.push(Output::Close(id));
+        }
+        if let Some(error) = end.describe(&conn, notification.as_ref()) {
+            self.stats.last_error = Some((now, error));
+        }
+        let attempt = matches!(conn.phase, Phase::Connecting { .. });
+        let was_session = matches!(conn.phase, Phase::Established(_));
+        if let Phase::Established(session) = conn.phase {
+            self.down(*session, end.reason(notification), now, out);
+        }
+        self.after(end, attempt, was_session, now);
+    }
+
+    /// A session is over: its routes go, or stay as stale.
+    fn down(&mut self, session: Established, reason: DownReason, now: Now, out: &mut Vec<Output>) {
+        if now.since(session.since) >= STEADY {
+            self.faults_in_a_row = 0;
+        }
+        // What is stale already must not survive a second restart (RFC 4724 section 4.2).
+        self.drop_stale(out);
+        let keep_stale = restart::kept(&session.negotiated, &reason);
+        if !keep_stale.is_empty() && reason != DownReason::LocalRestart {
+            self.stale = Some(Stale {
+                families: keep_stale,
+                until: now + restart::time(&session.negotiated),
+            });
+        }
+        self.stats.last_down = Some((now, reason.clone()));
+        out.push(Output::Event(
+            session.epoch,
+            PeerEvent::Down { reason, keep_stale },
+        ));
+    }
+
+    /// Stale routes go now, if there are any.
+    pub(super) fn drop_stale(&mut self, out: &mut Vec<Output>) {
+        if let Some(stale) = self.stale.take() {
+            out.push(Output::Event(
+                self.epoch,
+                PeerEvent::DropStale(stale.families),
+            ));
+        }
+    }
+
+    /// When to be there again.
+    fn after(&mut self, end: End, attempt: bool, was_session: bool, now: Now) {
+        let again = self.config.timers.connect_retry;
+        match end {
+            End::Stopped(_) => {}
+            End::Fault(_) => self.hold_idle(now),
+            End::TooManyPrefixes => {
+                self.idle = Some(match self.config.max_prefix.map(|m| m.action) {
+                    Some(MaxPrefixAction::Reset { after: Some(d) }) => Idle::Until(now + d),
+                    _ => Idle::Forever,
+                });
+            }
+            End::Received(n) if (n.code, n.subcode) == (2, 4) && !self.plain => {
+                // It knows no capabilities: once more without (RFC 5492 section 3).
+                self.plain = true;
+                self.retry_in(now, again, 75, 125);
+            }
+            End::Received(n)
+                if n.code == CEASE
+                    && (was_session || n.subcode == Cease::ConnectionCollision as u8) =>
+            {
+                self.retry_in(now, again, 75, 125);
+            }
+            // It does not want us now, which is no fault: less often, and it may come itself.
+            End::Received(n) if n.code == CEASE => self.retry_in(now, again * 4, 75, 125),
+            End::Received(_) => self.hold_idle(now),
+            // The first attempt after a session comes soon, but not from both sides at the same time.
+            End::Closed(_) | End::Reconfigured if was_session => {
+                self.retry_in(now, again, 2, 25);
+            }
+            End::Reconfigured => self.retry_in(now, again, 2, 25),
+            End::TimedOut if attempt => self.retry_in(now, again, 10, 50),
+            End::Closed(_) | End::Collision | End::Replaced | End::TimedOut => {
+                self.retry_in(now, again, 75, 125);
+            }
+        }
+    }
+
+    fn retry_in(&mut self, now: Now, d: Duration, from: u64, to: u64) {
+        self.retry = Some(now + self.jitter.percent(d, from, to));
+    }
+
+    /// Waits after a fault, longer with each in a row (RFC 4271 section 8.1.1, DampPeerOscillations).
+    fn hold_idle(&mut self, now: Now) {
+        let hold = IDLE_HOLD * 2u32.pow(self.faults_in_a_row);
+        self.faults_in_a_row = (self.faults_in_a_row + 1).min(IDLE_HOLD_DOUBLINGS);
+        let until = now + self.jitter.percent(hold, 75, 100);
+        self.idle = Some(Idle::Until(until));
+    }
+}
+
+impl End {
+    /// What the other side is told.
+    fn notification(&self) -> Option<Notification> {
+        match self {
+            End::Fault(n) => Some(n.clone()),
+            End::Collision => Some(Notification::cease(Cease::ConnectionCollision)),
+            End::Reconfigured => Some(Notification::cease(Cease::OtherConfigurationChange)),
+            End::TooManyPrefixes => Some(Notification::cease(Cease::MaximumPrefixes)),
+            End::Stopped(Stop::Shutdown(text)) => Some(Notification::shutdown(text)),
+            End::Stopped(Stop::Removed) => Some(Notification::cease(Cease::PeerDeconfigured)),
+            End::Closed(_)
+            | End::Received(_)
+            | End::Replaced
+            | End::TimedOut
+            | End::Stopped(Stop::Restart) => None,
+        }
+    }
+
+    /// Where NOTIFICATIONs keep routes, those that shall not need a hard reset (RFC 8538 section 3.1).
+    fn hardened(&self, n: Notification, negotiated: Option<&Arc<Negotiated>>) -> Notification {
+        let keeps = negotiated
+            .and_then(|n| n.graceful_restart)
+            .is_some_and(|r| r.notification);
+        match self {
+            End::TooManyPrefixes | End::Stopped(_) if keeps => n.into_hard_reset(),
+            _ => n,
+        }
+    }
+
+    /// Why the session on it has ended.
+    fn reason(self: &End, sent: Option<Notification>) -> DownReason {
+        match (self, sent) {
+            (End::Stopped(Stop::Removed), _) => DownReason::Removed,
+            (End::Stopped(Stop::Restart), _) => DownReason::LocalRestart,
+            (End::Received(n), _) => DownReason::Received(n.clone()),
+            (_, Some(n)) => DownReason::Sent(n),
+            (_, None) => DownReason::ConnectionLost,
+        }
+    }
+
+    /// For people; `None` for what is no fault.
+    fn describe(&self, conn: &Connection, sent: Option<&Notification>) -> Option<String> {
+        let state = conn.state();
+        match self {
+            End::Closed(Some(error)) => Some(error.clone()),
+            End::Closed(None) => Some(format!("connection closed by the peer in {state:?}")),
+            End::Received(n) => Some(format!("received notification: {n}")),
+            End::TimedOut => Some("no answer to the attempt to connect".into()),
+            End::Fault(_) | End::TooManyPrefixes => sent.map(|n| format!("sent notification: {n}")),
+            End::Collision | End::Replaced | End::Reconfigured | End::Stopped(_) => None,
+        }
+    }
+}
