@@ -16,6 +16,7 @@ mod routing;
 
 use std::{
     collections::BTreeSet,
+    net::IpAddr,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -72,6 +73,8 @@ pub enum Work {
 const READY_LIMIT: Duration = Duration::from_secs(20);
 /// How often sessions are looked at while somebody waits for them.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long the kernel's table of flows is left alone after a pass; what is denied is cut within a second.
+const FLOWS_REST: Duration = Duration::from_millis(200);
 /// How long a plan that the kernel has refused is left alone.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -121,6 +124,7 @@ pub struct World {
     route_policy: Option<RoutePolicy>,
     blackholes: Option<Vec<IpNet>>,
     policy: PolicyOut,
+    flows: Flows,
     waiting: Vec<Waiting>,
     /// Attachments whose interface is to be opened by us, once their policy is in force.
     to_open: BTreeSet<AttachmentId>,
@@ -139,10 +143,20 @@ struct PolicyOut {
     applied: Option<Gen>,
     /// The whole plan is to be sent, not before this time.
     whole_at: Option<Instant>,
-    /// What it works on may close or open established flows.
-    revoking: bool,
     failure: Option<String>,
     repaired: u64,
+}
+
+/// Established flows that have to be looked at again.
+#[derive(Default)]
+struct Flows {
+    /// Addresses whose flows are to be looked at when the kernel has the generation in flight.
+    coming: BTreeSet<IpAddr>,
+    /// Addresses whose flows are to be looked at.
+    due: BTreeSet<IpAddr>,
+    in_pass: bool,
+    /// The end of the last pass.
+    last: Option<Instant>,
 }
 
 /// Numbers that pass through the RIB and the route writer: what was told before one is done when it comes back.
@@ -174,10 +188,10 @@ impl World {
                 in_flight: None,
                 applied: None,
                 whole_at: Some(Instant::now()),
-                revoking: false,
                 failure: None,
                 repaired: 0,
             },
+            flows: Flows::default(),
             waiting: Vec::new(),
             to_open: BTreeSet::new(),
             synced: FamilySet::NONE,
@@ -196,8 +210,10 @@ impl World {
     /// Works until told to stop; says how.
     pub fn run(mut self, inbox: &Inbox<Work>) -> Shutdown {
         loop {
-            let busy =
-                !self.ready.ready || !self.waits.is_empty() || self.policy.whole_at.is_some();
+            let busy = !self.ready.ready
+                || !self.waits.is_empty()
+                || self.policy.whole_at.is_some()
+                || !self.flows.due.is_empty();
             let timeout = busy.then_some(LOOK);
             if let Err(error) = inbox.wait(&[], timeout) {
                 error!(%error, "cannot wait for work");
@@ -264,13 +280,14 @@ impl World {
             }
             return;
         }
-        if dirty.bgp || dirty.synced || self.speaker.is_none() {
+        if dirty.bgp || dirty.synced || self.route_policy.is_none() {
             self.configure();
         }
         if dirty.policy() {
             self.tell_compiler(dirty);
         }
         self.push_policy();
+        self.check_flows();
         self.release();
     }
 }

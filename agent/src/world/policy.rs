@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use selvage_policy::{LocalStatus, plan::Gen};
 use tracing::{error, info, warn};
 
-use super::{RETRY, World};
+use super::{FLOWS_REST, RETRY, World};
 use crate::{
     desired,
     kernel::{
@@ -36,7 +36,9 @@ impl World {
             }
         } else if let Some(delta) = self.compiler.take_delta() {
             self.policy.in_flight = Some(delta.to);
-            self.policy.revoking |= delta.may_revoke() || delta.may_allow();
+            if delta.may_revoke() || delta.may_allow() {
+                self.flows.coming.extend(delta.affected());
+            }
             self.tell_nft(NftWork::Delta(delta));
         }
     }
@@ -46,7 +48,7 @@ impl World {
         let plan = Arc::new(plan.clone());
         self.policy.in_flight = Some(generation);
         self.policy.whole_at = None;
-        self.policy.revoking = true;
+        self.flows.coming = self.compiler.local_addresses();
         self.tell_nft(NftWork::Plan(generation, plan));
     }
 
@@ -66,9 +68,10 @@ impl World {
                 self.policy.applied = Some(generation);
                 self.policy.failure = None;
                 self.policy.repaired += u64::from(repaired);
-                if std::mem::take(&mut self.policy.revoking) || repaired {
-                    self.check_flows();
+                if repaired {
+                    self.flows.due = self.compiler.local_addresses();
                 }
+                self.flows.due.append(&mut self.flows.coming);
             }
             NftEvent::Failed {
                 generation,
@@ -100,10 +103,20 @@ impl World {
         }))
     }
 
-    /// Looks at the established flows of our pods: some may not be allowed any more.
+    /// Looks at established flows that may not be allowed any more: one pass at a time, and not one after the other
+    /// without end, since each reads the kernel's whole table.
     pub(super) fn check_flows(&mut self) {
+        let rested = self
+            .flows
+            .last
+            .is_none_or(|last| last.elapsed() >= FLOWS_REST);
+        if self.flows.due.is_empty() || self.flows.in_pass || !rested {
+            return;
+        }
+        let due = std::mem::take(&mut self.flows.due);
         if let Some(flows) = &self.out.flows {
-            flows.send(FlowWork::Check(Arc::new(self.compiler.local_addresses())));
+            self.flows.in_pass = true;
+            flows.send(FlowWork::Check(Arc::new(due)));
         }
     }
 
@@ -118,15 +131,18 @@ impl World {
                     flows.send(FlowWork::Judged(allowed));
                 }
             }
-            FlowEvent::Passed(passed) if passed.revoked + passed.restored > 0 => {
-                info!(
-                    cut = passed.revoked,
-                    restored = passed.restored,
-                    of = passed.seen,
-                    "established flows"
-                );
+            FlowEvent::Passed(passed) => {
+                self.flows.in_pass = false;
+                self.flows.last = Some(Instant::now());
+                if passed.revoked + passed.restored > 0 {
+                    info!(
+                        cut = passed.revoked,
+                        restored = passed.restored,
+                        of = passed.seen,
+                        "established flows"
+                    );
+                }
             }
-            FlowEvent::Passed(_) => {}
         }
     }
 
