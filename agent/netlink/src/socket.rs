@@ -172,6 +172,13 @@ impl Socket {
         )?)
     }
 
+    /// Notifications that the socket with this port causes are not delivered here: a big batch of
+    /// one's own then neither fills the buffer nor wakes anybody. Replies to requests made on
+    /// this socket are not concerned.
+    pub fn ignore_port(&self, port: u32) -> Result<()> {
+        Ok(sys::drop_from_port(&self.fd, port)?)
+    }
+
     /// Sets the size of the receive buffer in bytes, beyond the machine's limit where allowed.
     pub fn set_receive_buffer(&self, bytes: usize) -> Result<()> {
         if sockopt::set_socket_recv_buffer_size_force(&self.fd, bytes).is_err() {

@@ -1,4 +1,4 @@
-//! System calls for which rustix has no safe function: the netlink socket options, the namespace
+//! System calls for which rustix has no safe function: the netlink socket options, a filter, the namespace
 //! cookie and `unshare`. The only file of this crate with `unsafe` in it.
 #![allow(unsafe_code, reason = "system calls that rustix does not offer")]
 
@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 const SOL_SOCKET: c_int = 1;
+const SO_ATTACH_FILTER: c_int = 26;
 const SO_NETNS_COOKIE: c_int = 71;
 const SOL_NETLINK: c_int = 270;
 
@@ -37,6 +38,61 @@ pub(crate) fn set_netlink(fd: impl AsFd, option: NetlinkOption, value: u32) -> i
             option as c_int,
             (&raw const value).cast(),
             size_of::<u32>() as u32,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// `struct sock_filter` (`linux/filter.h`).
+#[repr(C)]
+struct FilterStep {
+    code: u16,
+    jump_true: u8,
+    jump_false: u8,
+    k: u32,
+}
+
+/// `struct sock_fprog`.
+#[repr(C)]
+struct FilterProgram {
+    len: u16,
+    steps: *const FilterStep,
+}
+
+/// Lets the kernel drop datagrams whose first message has this `nlmsg_pid`, before they take
+/// room in the receive buffer.
+pub(crate) fn drop_from_port(fd: impl AsFd, port: u32) -> io::Result<()> {
+    // Classic BPF loads in network order what netlink writes in the host's.
+    let value = u32::from_be_bytes(port.to_ne_bytes());
+    let step = |code, jump_true, jump_false, k| FilterStep {
+        code,
+        jump_true,
+        jump_false,
+        k,
+    };
+    let steps = [
+        step(0x20, 0, 0, 12),       // ld [12]: nlmsg_pid
+        step(0x15, 0, 1, value),    // jeq
+        step(0x06, 0, 0, 0),        // ret 0: drop
+        step(0x06, 0, 0, u32::MAX), // ret all
+    ];
+    let program = FilterProgram {
+        len: steps.len() as u16,
+        steps: steps.as_ptr(),
+    };
+    // SAFETY: the descriptor is open for as long as the borrow lives; the program and the steps
+    // that it points to outlive the call, which copies them, and both lengths are given.
+    let result = unsafe {
+        setsockopt(
+            fd.as_fd().as_raw_fd(),
+            SOL_SOCKET,
+            SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of::<FilterProgram>() as u32,
         )
     };
     if result == 0 {

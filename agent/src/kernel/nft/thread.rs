@@ -17,8 +17,6 @@ use selvage_policy::plan::{Delta, Gen, Plan};
 use super::table::{Loaded, Misapplied, NftTable};
 use crate::{inbox::Inbox, kernel::Shutdown};
 
-/// Notifications of a big transaction of ours come at once; what does not fit is only lost.
-const WATCH_BUFFER: usize = 16 * 1024 * 1024;
 const DATAGRAMS: usize = 4096;
 
 /// What the nft writer is told.
@@ -80,9 +78,10 @@ pub fn spawn(
 ) -> Result<JoinHandle<()>, Error> {
     // Subscribed before anything is written, so that no foreign change is missed.
     let watch = Watch::open()?;
-    watch.socket().set_receive_buffer(WATCH_BUFFER)?;
+    let table = NftTable::open()?;
+    watch.socket().ignore_port(table.port())?;
     let writer = Writer {
-        table: NftTable::open()?,
+        table,
         watch,
         inbox,
         output,
@@ -187,7 +186,7 @@ impl<F: FnMut(NftEvent)> Writer<F> {
 
     /// Looks for changes to our table that are not ours.
     fn listen(&mut self) {
-        let (port, name) = (self.table.port(), self.table.name().to_owned());
+        let name = self.table.name().to_owned();
         let mut lost = false;
         let mut ports = BTreeSet::new();
         let mut names = BTreeSet::new();
@@ -195,7 +194,7 @@ impl<F: FnMut(NftEvent)> Writer<F> {
             Notification::Overrun => lost = true,
             Notification::Change(change) => {
                 let ours = change.family == Family::Inet as u8 && change.table == name;
-                if ours && change.port != port {
+                if ours {
                     ports.insert(change.port);
                 }
             }

@@ -76,9 +76,12 @@ enum Notice {
 impl Kernel {
     /// Opens both sockets in the calling thread's network namespace and subscribes.
     pub fn open() -> Result<Self, Error> {
+        let socket = Socket::open(Protocol::Route)?;
+        let monitor = Monitor::open(&Group::ROUTING)?;
+        monitor.socket().ignore_port(socket.port())?;
         Ok(Kernel {
-            socket: Socket::open(Protocol::Route)?,
-            monitor: Monitor::open(&Group::ROUTING)?,
+            socket,
+            monitor,
             batch: Batch::new(),
             backlog: Vec::new(),
         })
@@ -161,12 +164,9 @@ impl Kernel {
     }
 
     fn drain(&mut self, limit: usize) -> Result<(), Error> {
-        let (ours, backlog) = (self.socket.port(), &mut self.backlog);
-        self.monitor.receive(limit, |event, port| {
-            if port != ours {
-                backlog.extend(notice(event));
-            }
-        })?;
+        let backlog = &mut self.backlog;
+        self.monitor
+            .receive(limit, |event, _| backlog.extend(notice(event)))?;
         Ok(())
     }
 }
