@@ -5,7 +5,7 @@ use std::{collections::HashMap, collections::VecDeque, net::IpAddr, sync::Arc, t
 use selvage_bgp_core::{
     clock::Now,
     config::{PeerAsn, PeerConfig, SpeakerConfig},
-    ids::{Epoch, IfIndex, PeerIdx, PeerKey},
+    ids::{Epoch, GroupId, IfIndex, PeerIdx, PeerKey},
     session::{ConnId, Peer, State},
 };
 
@@ -27,8 +27,8 @@ pub(crate) struct Slot {
     pub(crate) established: Option<(ConnId, Epoch)>,
     /// Its place in an update group.
     pub(crate) member: Option<Member>,
-    /// It fell behind, left its group, and asks for a dump when the kernel takes bytes from it again.
-    pub(crate) wants_resync: bool,
+    /// The group whose log it fell out of, until the kernel takes bytes from it again and it can ask for a dump.
+    pub(crate) fallen_from: Option<GroupId>,
     /// The deadline that is registered for it.
     pub(crate) deadline: Option<Now>,
 }
@@ -71,6 +71,15 @@ impl Peers {
             .filter_map(|(i, s)| Some((PeerIdx(i as u16), s.as_ref()?)))
     }
 
+    /// Whether somebody fell out of the group's log and has not been able to ask for a dump yet: the RIB must go on
+    /// remembering what that peer has not been told.
+    pub(crate) fn has_fallen(&self, group: GroupId) -> bool {
+        self.slots
+            .iter()
+            .flatten()
+            .any(|slot| slot.fallen_from == Some(group))
+    }
+
     /// Adds a peer; `None` when all 65,535 places are taken.
     pub(crate) fn add(
         &mut self,
@@ -88,7 +97,7 @@ impl Peers {
             conns: Vec::new(),
             established: None,
             member: None,
-            wants_resync: false,
+            fallen_from: None,
             deadline: None,
         };
         let rested = self

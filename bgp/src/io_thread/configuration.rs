@@ -4,6 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use mio::{Interest, Token};
 use selvage_bgp_core::{
+    clock::Now,
     config::{PeerConfig, SpeakerConfig},
     ids::{Family, PeerIdx, PeerKey},
     rib::RibInput,
@@ -20,12 +21,10 @@ impl IoThread {
             .seed
             .wrapping_mul(6364136223846793005)
             .wrapping_add(1442695040888963407);
-        let peer = Peer::new(
-            self.config.clone(),
-            config.clone(),
-            self.seed,
-            self.restarting,
-        );
+        // Nobody keeps our routes for longer than that.
+        let restart_time = self.config.graceful_restart.restart_time;
+        let restarting = self.restarting && now < Now(0) + restart_time;
+        let peer = Peer::new(self.config.clone(), config.clone(), self.seed, restarting);
         let idx = self.peers.add(now, peer, config.clone(), dynamic)?;
         self.to_rib
             .push(RibWork::Input(RibInput::Peer(idx, config)));

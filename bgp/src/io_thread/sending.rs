@@ -21,11 +21,8 @@ impl IoThread {
         if self.dirty.is_empty() {
             self.dirty = dirty;
         }
-        for group in self.members.keys().filter(|_| any) {
-            if let Some(log) = self.streams.passed(*group) {
-                let passed = RibInput::Passed { group: *group, log };
-                self.to_rib.push(RibWork::Input(passed));
-            }
+        if any {
+            self.tell_passed();
         }
         let now = self.clock.now();
         let mut i = 0;
@@ -41,6 +38,19 @@ impl IoThread {
                 self.lingering.swap_remove(i);
             } else {
                 i += 1;
+            }
+        }
+    }
+
+    /// Tells the RIB what everybody has been sent, so that it can forget withdrawn prefixes.
+    fn tell_passed(&mut self) {
+        for &group in self.members.keys() {
+            if self.peers.has_fallen(group) {
+                continue;
+            }
+            if let Some(log) = self.streams.passed(group) {
+                self.to_rib
+                    .push(RibWork::Input(RibInput::Passed { group, log }));
             }
         }
     }
@@ -61,12 +71,12 @@ impl IoThread {
             let member = slot.member.as_mut().filter(|_| carries_routes);
             match conn.flush(&mut self.streams, member) {
                 Ok(Flushed::All) => {
-                    if carries_routes && slot.wants_resync {
-                        slot.wants_resync = false;
-                        if let Some((_, epoch)) = slot.established {
-                            self.to_rib
-                                .push(RibWork::Input(RibInput::Resync(idx, epoch)));
-                        }
+                    if carries_routes
+                        && slot.fallen_from.take().is_some()
+                        && let Some((_, epoch)) = slot.established
+                    {
+                        self.to_rib
+                            .push(RibWork::Input(RibInput::Resync(idx, epoch)));
                     }
                 }
                 Ok(Flushed::Blocked) => {
@@ -78,7 +88,7 @@ impl IoThread {
                         info!(peer = %slot.config.key, "does not read its routes; it gets them anew when it does");
                         self.streams.leave(member);
                         slot.member = None;
-                        slot.wants_resync = true;
+                        slot.fallen_from = Some(member.group);
                         if let Some(members) = self.members.get_mut(&member.group) {
                             members.remove(&idx);
                         }
@@ -96,7 +106,7 @@ impl IoThread {
         let Some(slot) = self.peers.get_mut(idx) else {
             return;
         };
-        slot.wants_resync = false;
+        slot.fallen_from = None;
         let Some(member) = slot.member.take() else {
             return;
         };
