@@ -1,13 +1,15 @@
 //! Our agent with BIRD, FRR and GoBGP, as top of rack (eBGP) and as a neighbour of its own AS (iBGP): sessions with and
 //! without a password, routes of both families both ways and into the kernel, withdrawal.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use selvage_lab::daemon::Kind;
-use selvage_lab::{Cluster, Lab};
+use selvage_lab::{Cluster, Lab, eventually_ok};
 use serde_json::json;
 
 use crate::harness::{Case, Need};
-use crate::scene::{self, SOON, other, prefix, wait_kernel_route, wait_no_kernel_route};
+use crate::scene::{
+    self, SOON, kernel_route, other, prefix, wait_kernel_route, wait_no_kernel_route,
+};
 
 const SELVAGE: Need = Need::Own("selvage");
 const CNI: Need = Need::Own("selvage-cni");
@@ -25,6 +27,30 @@ pub fn cases() -> Vec<Case> {
         }),
         Case::new("interop::gobgp_as_top_of_rack", GOBGP, |lab| {
             top_of_rack(lab, "gobgp")
+        }),
+        Case::new(
+            "interop::bird_keeps_routes_of_an_agent_that_restarts",
+            BIRD,
+            |lab| keeps(lab, "bird"),
+        ),
+        Case::new(
+            "interop::frr_keeps_routes_of_an_agent_that_restarts",
+            FRR,
+            |lab| keeps(lab, "frr"),
+        ),
+        Case::new(
+            "interop::gobgp_keeps_routes_of_an_agent_that_restarts",
+            GOBGP,
+            |lab| keeps(lab, "gobgp"),
+        ),
+        Case::new("interop::a_bird_that_is_killed_is_helped", BIRD, |lab| {
+            helps(lab, "bird")
+        }),
+        Case::new("interop::an_frr_that_is_killed_is_helped", FRR, |lab| {
+            helps(lab, "frr")
+        }),
+        Case::new("interop::a_gobgp_that_is_killed_is_helped", GOBGP, |lab| {
+            helps(lab, "gobgp")
         }),
         Case::new("interop::bird_as_internal_neighbour", BIRD, |lab| {
             internal(lab, "bird")
@@ -132,5 +158,86 @@ fn exchange(cluster: &mut Cluster, as_path: &[u32]) -> Result<()> {
         session.established,
         "withdrawing ended the session: {session:?}"
     );
+    Ok(())
+}
+
+const PODS: [&str; 2] = ["10.244.1.0/24", "fd00:10:244:1::/64"];
+
+/// RFC 4724 with the other daemon as the helper: killed and stopped, its routes stay there until it is back.
+fn keeps(lab: &Lab, daemon: &str) -> Result<()> {
+    let mut cluster = pair(lab, daemon, 65001, None)?;
+    let node = "192.0.2.2".parse()?;
+    for pods in PODS {
+        other(&mut cluster, "tor")?.wait_route(prefix(pods)?, SOON)?;
+    }
+    for killed in [true, false] {
+        let agent = &mut cluster.node("n1")?.agent;
+        if killed {
+            agent.process().kill()?;
+        } else {
+            agent.process().stop(SOON)?;
+        }
+        let router = other(&mut cluster, "tor")?;
+        eventually_ok(SOON, "the router sees it go", || {
+            match router.sessions()?.first() {
+                Some(session) if session.established => bail!("{session:?}"),
+                _ => Ok(()),
+            }
+        })?;
+        for pods in PODS {
+            router
+                .route(prefix(pods)?)?
+                .with_context(|| format!("{pods} went with the agent, killed: {killed}"))?;
+        }
+        cluster.node("n1")?.agent.restart()?;
+        let router = other(&mut cluster, "tor")?;
+        router.wait_established(node, SOON)?;
+        eventually_ok(SOON, "fresh routes take the place of stale ones", || {
+            let sessions = router.sessions()?;
+            ensure!(
+                !sessions.iter().any(|session| session.stale),
+                "{sessions:?}"
+            );
+            for pods in PODS {
+                let route = router
+                    .route(prefix(pods)?)?
+                    .with_context(|| format!("{pods} is gone"))?;
+                ensure!(!route.stale, "{route:?}");
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// RFC 4724 with our agent as the helper: the kernel keeps the routes of a daemon that was killed until it is back.
+fn helps(lab: &Lab, daemon: &str) -> Result<()> {
+    let mut cluster = pair(lab, daemon, 65001, None)?;
+    let kernel = cluster.netns("n1")?.clone();
+    let outside = [prefix("10.99.0.0/16")?, prefix("fd99::/48")?];
+    let router = other(&mut cluster, "tor")?;
+    for to in outside {
+        router.announce(to)?;
+        wait_kernel_route(&kernel, to)?;
+    }
+    router.kill()?;
+    let tor = "192.0.2.1".parse()?;
+    eventually_ok(SOON, "the agent sees it go", || {
+        let peers = cluster.node("n1")?.agent.peers()?;
+        ensure!(!peers.iter().any(|peer| peer.up), "{peers:?}");
+        Ok(())
+    })?;
+    for to in outside {
+        kernel_route(&kernel, to)?.with_context(|| format!("{to} went with the daemon"))?;
+    }
+    other(&mut cluster, "tor")?.restart()?;
+    cluster.node("n1")?.agent.wait_established(tor, SOON)?;
+    cluster
+        .node("n1")?
+        .agent
+        .ask(&["wait", "--for", "peers", "--timeout", "30s"])?;
+    for to in outside {
+        wait_kernel_route(&kernel, to)?;
+    }
     Ok(())
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
+use selvage_netlink::Prefix;
+use selvage_netlink::route::{self, Filter};
 use serde_json::{Value, json};
 
 use crate::agent::Agent;
@@ -19,6 +21,9 @@ use crate::network::{Link, Network};
 use crate::objects::{self, Objects};
 use crate::probe::server::EchoServer;
 use crate::topology::{self, Topology};
+
+/// Who makes the agent's routes.
+const PROTOCOL_BGP: u8 = 85;
 
 /// Sysctls of a node that its agent may not be able to write: the installing container's work.
 const NODE_SYSCTLS: [(&str, &str); 1] = [("net/ipv4/nexthop_compat_mode", "0")];
@@ -259,6 +264,29 @@ impl Cluster {
             .unwrap_or_default()
     }
 
+    /// How many of the nodes' sessions are established, and how many are configured; one between two nodes counts once.
+    ///
+    /// # Errors
+    /// When an agent does not answer.
+    pub fn sessions(&self) -> Result<(usize, usize)> {
+        let nodes: Vec<IpAddr> = self
+            .topology
+            .nodes
+            .iter()
+            .flat_map(|node| self.addresses(&node.name.value))
+            .collect();
+        let (mut up, mut all) = ([0, 0], [0, 0]);
+        for node in self.nodes.values() {
+            for peer in node.agent.peers()? {
+                let between_nodes = usize::from(nodes.contains(&peer.address));
+                all[between_nodes] += 1;
+                up[between_nodes] += usize::from(peer.up);
+            }
+        }
+        let once = |[outside, inside]: [usize; 2]| outside + inside / 2;
+        Ok((once(up), once(all)))
+    }
+
     /// How many sessions with a node are established, as its neighbours see them.
     ///
     /// # Errors
@@ -287,6 +315,31 @@ impl Cluster {
             count += established(&other.agent, &own)?;
         }
         Ok(count)
+    }
+
+    /// Whether another node's kernel has a route to the pods of a node.
+    ///
+    /// # Errors
+    /// When a node's routes cannot be listed.
+    pub fn routes_are_kept(&self, node: &str) -> Result<bool> {
+        let nodes = self.topology.nodes.iter();
+        let (own, others): (Vec<_>, Vec<_>) = nodes.partition(|other| other.name.value == node);
+        let cidrs: Vec<IpNet> = own.iter().flat_map(|node| node.pod_cidrs.clone()).collect();
+        let filter = Filter {
+            protocol: Some(PROTOCOL_BGP),
+            ..Filter::default()
+        };
+        for other in others {
+            let mut socket = self.netns(&other.name.value)?.rtnetlink()?;
+            for cidr in &cidrs {
+                let wanted = Prefix::new(cidr.network(), cidr.prefix_len());
+                let routes = route::list(&mut socket, cidr.addr().is_ipv6(), &filter)?;
+                if routes.iter().any(|route| route.prefix == wanted) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// Starts a router of the topology.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::{Kind, Neighbour, Route, Router, START, Session, Speaker, program};
 use crate::process::output_of;
 
-pub(super) fn start(router: &mut Router) -> Result<()> {
+pub(super) fn start(router: &mut Router, restarting: bool) -> Result<()> {
     let directory = router.directory.clone();
     fs::write(directory.join("bird.conf"), configuration(&router.speaker))?;
     let mut command = Command::new(program(Kind::Bird, "bird")?);
@@ -18,6 +18,10 @@ pub(super) fn start(router: &mut Router) -> Result<()> {
         .arg("-f")
         .args(["-c", "bird.conf", "-s", "bird.ctl", "-P", "bird.pid"])
         .current_dir(&directory);
+    if restarting {
+        // Recovery: routes in the kernel stay until the neighbours have said theirs.
+        command.arg("-R");
+    }
     let name = format!("{}-bird", router.netns.name());
     let mut process = router.netns.lab().spawn(&router.netns, &name, command)?;
     process.wait_for(START, "an answer to birdc", || {
@@ -150,18 +154,19 @@ fn parse_sessions(text: &str) -> Result<Vec<Session>> {
             head = Some(line).filter(|line| line.split_whitespace().nth(1) == Some("BGP"));
             continue;
         }
-        let (Some(head), Some(address)) = (head, line.trim().strip_prefix("Neighbor address:"))
-        else {
+        let Some(head) = head else { continue };
+        if line.contains("Neighbor graceful restart active")
+            && let Some(Session { stale, .. }) = sessions.last_mut()
+        {
+            *stale = true;
+        }
+        let Some(address) = line.trim().strip_prefix("Neighbor address:") else {
             continue;
         };
         let address = address.trim();
         // A link-local address carries its interface.
-        let peer = address
-            .split('%')
-            .next()
-            .unwrap_or(address)
-            .parse()
-            .with_context(|| address.to_owned())?;
+        let peer = address.split('%').next().unwrap_or(address);
+        let peer = peer.parse().with_context(|| address.to_owned())?;
         // Name, Proto, Table, State, Since, Info.
         let state = head
             .split_whitespace()
@@ -172,6 +177,7 @@ fn parse_sessions(text: &str) -> Result<Vec<Session>> {
             peer,
             established: state.starts_with("Established"),
             state,
+            stale: false,
         });
     }
     Ok(sessions)
@@ -269,17 +275,24 @@ peer0      BGP        ---        start  08:18:01.827  Active        Socket: Conn
 peer1      BGP        ---        up     08:18:02.703  Established   
   BGP state:          Established
     Neighbor address: fe80::1%eth0
+    Neighbor graceful restart active
 ";
         let sessions = parse_sessions(text).expect("readable");
-        let expected = [
-            ("192.0.2.2", false, "Active Socket: Connection refused"),
-            ("fe80::1", true, "Established"),
-        ]
-        .map(|(peer, established, state)| Session {
+        let session = |peer: &str, established, state: &str, stale| Session {
             peer: peer.parse().expect("address"),
             established,
             state: state.into(),
-        });
+            stale,
+        };
+        let expected = [
+            session(
+                "192.0.2.2",
+                false,
+                "Active Socket: Connection refused",
+                false,
+            ),
+            session("fe80::1", true, "Established", true),
+        ];
         assert_eq!(sessions, expected);
     }
 

@@ -216,6 +216,7 @@ fn parse_sessions(text: &str) -> Result<Vec<Session>> {
                 Session {
                     peer,
                     established: state == "Established",
+                    stale: false,
                     state,
                 },
             );

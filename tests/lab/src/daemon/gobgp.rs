@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::{Kind, Neighbour, Route, Router, START, Session, Speaker, program};
 use crate::process::output_of;
 
-pub(super) fn start(router: &mut Router) -> Result<()> {
+pub(super) fn start(router: &mut Router, restarting: bool) -> Result<()> {
     let directory = router.directory.clone();
     fs::write(
         directory.join("gobgpd.toml"),
@@ -30,6 +30,9 @@ pub(super) fn start(router: &mut Router) -> Result<()> {
         "--pprof-disable",
     ]);
     command.current_dir(&directory);
+    if restarting {
+        command.arg("--graceful-restart");
+    }
     let name = format!("{}-gobgpd", router.netns.name());
     let mut process = router.netns.lab().spawn(&router.netns, &name, command)?;
     process.wait_for(START, "an answer to gobgp", || {
@@ -203,6 +206,7 @@ fn parse_sessions(text: &str) -> Result<Vec<Session>> {
         Session {
             peer: peer.state.neighbor_address,
             established: state == "Established",
+            stale: false,
             state: state.to_owned(),
         }
     };

@@ -250,6 +250,8 @@ pub struct Session {
     pub established: bool,
     /// The state and last error in the daemon's own words.
     pub state: String,
+    /// Routes from before the neighbour's restart are kept, where the daemon says so here and not at the route.
+    pub stale: bool,
 }
 
 /// A path in the daemon's table.
@@ -298,12 +300,33 @@ impl Router {
             directory,
             processes: Vec::new(),
         };
-        match kind {
-            Kind::Bird => bird::start(&mut router)?,
-            Kind::Frr => frr::start(&mut router)?,
-            Kind::Gobgp => gobgp::start(&mut router)?,
-        }
+        router.launch(false)?;
         Ok(router)
+    }
+
+    fn launch(&mut self, restarting: bool) -> Result<()> {
+        match self.kind {
+            Kind::Bird => bird::start(self, restarting),
+            Kind::Frr => frr::start(self),
+            Kind::Gobgp => gobgp::start(self, restarting),
+        }
+    }
+
+    /// Kills its processes, the one that speaks BGP first.
+    ///
+    /// # Errors
+    /// When one had ended by itself.
+    pub fn kill(&mut self) -> Result<()> {
+        self.processes.iter_mut().rev().try_for_each(Process::kill)
+    }
+
+    /// Starts it once more, as one that restarts gracefully (RFC 4724), with what it originates by now.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn restart(&mut self) -> Result<()> {
+        self.processes.clear();
+        self.launch(true)
     }
 
     /// Which daemon it is.

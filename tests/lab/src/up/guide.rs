@@ -55,7 +55,7 @@ impl Guide<'_> {
                 Expect::Deny => denied(cluster, from, address, check.port)?,
             };
             good &= as_expected;
-            parts.push(format!("{family} {part}"));
+            parts.push(format!("{family} {part:<9}"));
         }
         let verb = match (check.expect, check.port, good) {
             (Expect::Allow, Some(_), true) => "connects",
@@ -66,8 +66,8 @@ impl Guide<'_> {
         };
         self.terminal.row(
             good,
-            &format!("{what:<36}"),
-            &format!("{verb:<9} {}", parts.join("   ")),
+            &format!("{what:<31}"),
+            &format!("{verb:<9} {}", parts.join(" ")),
             None,
         );
         if check.expect == Expect::Deny || !good {
@@ -163,9 +163,14 @@ impl Guide<'_> {
                 self.terminal.row(
                     true,
                     &victim.link,
-                    "carrier stays; the neighbours noticed by their hold time",
+                    "carrier stays; noticed by the hold time",
                     Some(took),
                 );
+                if cluster.routes_are_kept(&victim.node)? {
+                    self.terminal.remark(
+                        "the others keep its routes for a while, as it may only be restarting (RFC 4724, RFC 8538)",
+                    );
+                }
             }
             Err(error) => {
                 self.terminal

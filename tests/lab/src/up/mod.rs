@@ -21,6 +21,9 @@ use terminal::Terminal;
 /// How long an agent may take to be ready: it waits twenty seconds for its peers itself.
 const READY: Duration = Duration::from_secs(40);
 
+/// How long sessions may take to come up.
+const SESSIONS: Duration = Duration::from_secs(15);
+
 /// Brings up `file`; `check_only` ends after the checks.
 ///
 /// # Errors
@@ -97,14 +100,18 @@ fn bring_up(terminal: &Terminal, lab: &Lab, topology: Topology) -> Result<Cluste
             cluster.node(name)?.agent.wait_ready(READY)?;
             Ok((
                 (),
-                format!(
-                    "agent ready, AS {}, {}",
-                    cluster.asn(),
-                    join(&node.pod_cidrs)
-                ),
+                format!("AS {}, {}", cluster.asn(), join(&node.pod_cidrs)),
             ))
         })?;
     }
+    terminal.step("BGP sessions", || {
+        // What is configured and does not come up is shown, not waited for: it may be meant so.
+        let _ = selvage_lab::eventually(SESSIONS, "all sessions are up", || {
+            cluster.sessions().is_ok_and(|(up, all)| up == all)
+        });
+        let (up, all) = cluster.sessions()?;
+        Ok(((), format!("{up} of {all} established")))
+    })?;
     for pod in cluster
         .topology()
         .pods

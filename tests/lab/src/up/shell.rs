@@ -14,6 +14,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use selvage_lab::cluster::RunningRouter;
 use selvage_lab::daemon::{Kind, find_program};
 use selvage_lab::network::Port;
+use selvage_lab::topology::Expect;
 use selvage_lab::{Cluster, Cut, programs};
 use selvage_netlink::netns;
 use serde::{Deserialize, Serialize};
@@ -182,7 +183,7 @@ pub fn look_around(terminal: &Terminal, cluster: &Cluster, interactive: bool) ->
     for (command, what) in hints(cluster) {
         terminal.line(&format!(
             "  {}  {}",
-            terminal.paint(Look::Name, &format!("{command:<40}")),
+            terminal.paint(Look::Name, &format!("{command:<44}")),
             terminal.paint(Look::Dim, &what)
         ));
     }
@@ -229,21 +230,27 @@ fn hints(cluster: &Cluster) -> Vec<(String, String)> {
         let name = &node.name.value;
         hints.push((
             format!("on {name} selvage status"),
-            "one screen: health, sessions, routes, policy".to_owned(),
+            "health, sessions, routes, policy".to_owned(),
         ));
         hints.push((
             format!("on {name} selvage routes"),
-            "what BGP brought, and what the kernel has".to_owned(),
+            "what BGP brought, what the kernel has".to_owned(),
         ));
     }
-    if let [one, .., other] = &topology.pods[..] {
-        let command = format!(
-            "on {} selvage why {} {}:80",
-            other.node.value,
-            one.key(),
-            other.key()
+    let denied = topology
+        .checks
+        .iter()
+        .find(|check| check.expect == Expect::Deny);
+    let pods = denied.and_then(|check| {
+        let (from, to) = (
+            topology.pod(&check.from.value)?,
+            topology.pod(&check.to.value)?,
         );
-        hints.push((command, "may this packet pass, and who says so".to_owned()));
+        Some((from.key(), to.key(), to.node.value.clone(), check.port?))
+    });
+    if let Some((from, to, node, port)) = pods {
+        let command = format!("on {node} selvage why {from} {to}:{port}");
+        hints.push((command, "may this pass, and who says so".to_owned()));
     }
     if let Some(router) = topology.routers.first() {
         let name = &router.name.value;
@@ -261,12 +268,12 @@ fn hints(cluster: &Cluster) -> Vec<(String, String)> {
     if let Some(link) = cluster.links().keys().next_back() {
         hints.push((
             format!("cut {link}; repair {link}"),
-            "pull a cable (cut --drop: a switch that swallows)".to_owned(),
+            "pull a cable (--drop: lose packets)".to_owned(),
         ));
     }
     hints.push((
         format!("ls {}", cluster.objects().directory().display()),
-        "the objects: change one and see".to_owned(),
+        "the objects: change one".to_owned(),
     ));
     hints
 }

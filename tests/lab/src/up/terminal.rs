@@ -28,9 +28,9 @@ pub struct Terminal {
     pub width: usize,
 }
 
-/// Columns of a step: what it is, what came of it, how long it took.
-const WHAT: usize = 24;
-const CAME: usize = 56;
+/// Columns of a step: what it is, what came of it. With how long it took, a line has eighty.
+const WHAT: usize = 22;
+const CAME: usize = 42;
 
 impl Terminal {
     pub fn new(no_color: bool) -> Terminal {
@@ -82,10 +82,12 @@ impl Terminal {
         println!("  {}", self.paint(Look::Bad, text));
     }
 
-    /// A remark below a row.
+    /// A remark below a row, broken where the terminal ends.
     pub fn remark(&self, text: &str) {
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
-            println!("      {}", self.paint(Look::Dim, line.trim_end()));
+            for part in wrap(line.trim_end(), self.width.saturating_sub(INDENT)) {
+                println!("{:INDENT$}{}", "", self.paint(Look::Dim, &part));
+            }
         }
     }
 
@@ -156,6 +158,30 @@ impl Terminal {
     }
 }
 
+/// Columns before a remark.
+const INDENT: usize = 6;
+
+/// Breaks a line between words; what follows is two columns deeper than its beginning.
+fn wrap(line: &str, width: usize) -> Vec<String> {
+    let indent = line.len() - line.trim_start().len();
+    let mut lines = Vec::new();
+    let mut current = " ".repeat(indent);
+    let mut is_empty = true;
+    for word in line.split_whitespace() {
+        if !is_empty && current.chars().count() + 1 + word.chars().count() > width {
+            lines.push(std::mem::replace(&mut current, " ".repeat(indent + 2)));
+            is_empty = true;
+        }
+        if !is_empty {
+            current.push(' ');
+        }
+        current.push_str(word);
+        is_empty = false;
+    }
+    lines.push(current);
+    lines
+}
+
 /// A duration as a person reads it.
 pub fn seconds(time: Duration) -> String {
     let ms = time.as_secs_f64() * 1e3;
@@ -169,6 +195,16 @@ pub fn seconds(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_remarks_are_broken_between_words() {
+        assert_eq!(
+            wrap("  denied: isolated by two", 16),
+            ["  denied:", "    isolated by", "    two"]
+        );
+        assert_eq!(wrap("short", 16), ["short"]);
+        assert_eq!(wrap("unbreakable", 4), ["unbreakable"]);
+    }
 
     #[test]
     fn durations_are_short() {
