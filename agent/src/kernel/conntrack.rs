@@ -31,6 +31,11 @@ pub const REVOKED: u32 = 1 << 31;
 /// Flows in one question: a few milliseconds of the compiler's time at most.
 pub const PORTION: usize = 2048;
 
+/// A listing that fails is begun again after once, twice, … this time,
+const RETRY: Duration = Duration::from_millis(20);
+/// and so often.
+const ATTEMPTS: u32 = 8;
+
 /// The flows of the namespace, and the bit.
 #[derive(Debug)]
 pub struct Conntrack {
@@ -172,7 +177,8 @@ impl Conntrack {
 #[derive(Debug)]
 pub enum FlowWork {
     /// The kernel has other rules now, or had none for a while: look at all flows of these
-    /// addresses, those of the local pods.
+    /// addresses, those of the local pods or of some. One [`FlowEvent::Passed`] answers all that
+    /// were sent before its pass began.
     Check(Arc<BTreeSet<IpAddr>>),
     /// The answers to [`FlowEvent::Judge`], in its order.
     Judged(Vec<bool>),
@@ -210,6 +216,7 @@ pub fn spawn(
         inbox,
         output,
         next: None,
+        failed: 0,
         pass: None,
     };
     Ok(Builder::new()
@@ -222,20 +229,25 @@ struct Walker<F> {
     inbox: Inbox<FlowWork>,
     output: F,
     /// Addresses of the pass that follows this one.
-    next: Option<Arc<BTreeSet<IpAddr>>>,
+    next: Option<BTreeSet<IpAddr>>,
+    /// How often in a row the flows could not be listed.
+    failed: u32,
     pass: Option<Pass>,
 }
 
 impl<F: FnMut(FlowEvent)> Walker<F> {
     fn run(mut self) {
         loop {
-            if let Err(error) = self.inbox.wait(&[], None) {
+            let retry = (self.failed > 0).then(|| RETRY * self.failed);
+            if let Err(error) = self.inbox.wait(&[], retry) {
                 tracing::error!(%error, "conntrack: cannot wait");
                 std::thread::sleep(Duration::from_millis(100));
             }
             for work in self.inbox.recv_all() {
                 match work {
-                    FlowWork::Check(addresses) => self.next = Some(addresses),
+                    FlowWork::Check(addresses) => {
+                        self.next.get_or_insert_default().extend(addresses.iter());
+                    }
                     FlowWork::Judged(allowed) => self.judged(&allowed),
                     FlowWork::Forget(addresses) => self.forget(&addresses),
                     FlowWork::Shutdown(_) => return,
@@ -248,22 +260,28 @@ impl<F: FnMut(FlowEvent)> Walker<F> {
     }
 
     fn begin(&mut self) {
-        let Some(addresses) = self.next.take() else {
+        let Some(addresses) = &self.next else {
             return;
         };
-        match self.conntrack.flows_of(&addresses) {
+        match self.conntrack.flows_of(addresses) {
             Ok(rest) => {
+                self.next = None;
+                self.failed = 0;
                 self.pass = Some(Pass {
                     rest,
                     ..Pass::default()
                 });
                 self.ask();
             }
+            Err(error) if self.failed < ATTEMPTS => {
+                tracing::debug!(%error, "conntrack: flows could not be listed, again in a moment");
+                self.failed += 1;
+            }
             Err(error) => {
-                tracing::warn!(%error, "conntrack: flows could not be listed, again in a moment");
-                std::thread::sleep(Duration::from_millis(100));
-                self.next.get_or_insert(addresses);
-                self.begin();
+                tracing::error!(%error, "conntrack: flows cannot be listed: what is established is not cut");
+                self.next = None;
+                self.failed = 0;
+                (self.output)(FlowEvent::Passed(Passed::default()));
             }
         }
     }

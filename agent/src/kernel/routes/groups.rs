@@ -376,8 +376,10 @@ mod tests {
 
     #[test]
     fn ids_wrap_and_end() {
-        let mut g = Groups::default();
-        g.next_group_id = LAST_ID;
+        let mut g = Groups {
+            next_group_id: LAST_ID,
+            ..Groups::default()
+        };
         let last = g.take_group(&[1]).unwrap();
         g.set_group(last, vec![1]);
         assert_eq!(last, LAST_ID);
