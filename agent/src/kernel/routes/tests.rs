@@ -422,6 +422,33 @@ fn carrier_loss_and_return() {
 }
 
 #[test]
+fn a_hop_that_the_kernel_refuses_is_left_out_and_tried_again() {
+    let mut model = Model::default();
+    // The kernel knows of a dead link what we have not been told.
+    model.dead.insert(1);
+    let mut table = start(&mut model);
+    table.change(&[
+        change("10.1.0.0/16", &["10.0.1.9", "10.0.2.9"]),
+        change("10.2.0.0/16", &["10.0.1.9"]),
+    ]);
+    synced(&mut table);
+    commit(&mut table, &mut model);
+    let alone = BTreeMap::from([(p("10.1.0.0/16"), vec![hop(2, "10.0.2.9")])]);
+    assert_eq!(model.forwarding(), alone);
+    assert_eq!(table.facts().unresolved[0].next_hop, ip("10.0.1.9"));
+    let at = table.deadline().expect("it is tried again");
+    table.commit(&mut model, at);
+    assert_eq!(model.forwarding(), alone);
+    let later = table.deadline().expect("and again, later");
+    assert!(later.since(at) > at.since(Now(0)));
+    model.dead.clear();
+    table.commit(&mut model, later);
+    assert_eq!(model.forwarding().len(), 2);
+    assert_eq!(model.forwarding()[&p("10.1.0.0/16")].len(), 2);
+    assert_eq!(table.deadline(), None);
+}
+
+#[test]
 fn a_route_of_somebody_else_is_left_alone_and_reported() {
     let mut model = Model::default();
     model.foreign.insert(key("10.1.0.0/16"));
