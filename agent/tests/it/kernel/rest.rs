@@ -79,8 +79,7 @@ fn cleanup_leaves_nothing_of_ours_and_everything_else() {
         let others =
             || sh("ip route show proto 186; ip nexthop; nft list tables; ip -o link | grep -c .");
         let before = others();
-        let index =
-            sh("cat /sys/class/net/sv1/ifindex 2>/dev/null || ip -o link show sv1 | cut -d: -f1");
+        let index = sh("ip -o link show sv1 | cut -d: -f1");
         let index: u32 = index.trim().parse().unwrap();
         open(
             index,

@@ -395,7 +395,7 @@ fn the_thread_repairs_what_others_do() {
             "ip -6 route del fd01::/32 proto 85",
             "ip route replace blackhole 10.1.0.0/16 proto 85 metric 1085",
             "ip nexthop flush proto 85",
-            "ip link set v1 down; sleep 0.1; ip link set v1 up",
+            "ip link set v1 down; while ! ip -o link show v0 | grep -q NO-CARRIER; do sleep 0.01; done; ip link set v1 up",
         ] {
             sh(damage);
             until(damage, || ours() == before);
