@@ -236,7 +236,7 @@ impl Fleet {
     /// Lost or refused: once more, and counted.
     fn again(&mut self, i: usize) -> Result<bool> {
         self.retries += 1;
-        if self.retries > 10 * self.endpoints.len() + 1000 {
+        if self.retries > 10 * self.endpoints.len() + 10_000 {
             bail!("the daemon refuses connections");
         }
         self.endpoints[i].stream = None;
