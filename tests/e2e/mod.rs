@@ -1,7 +1,10 @@
 //! Whole ways, from the objects to the packets; first of all the lab's own primitives.
 
+mod closed;
+mod control;
 mod demo;
 mod lab;
+mod paths;
 mod plugin;
 mod policy;
 mod routes;
@@ -13,7 +16,10 @@ pub fn cases() -> Vec<Case> {
         lab::cases(),
         plugin::cases(),
         routes::cases(),
+        paths::cases(),
         policy::cases(),
+        closed::cases(),
+        control::cases(),
         demo::cases(),
     ]
     .concat()

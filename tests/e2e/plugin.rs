@@ -38,7 +38,9 @@ fn alone(lab: &Lab) -> Result<()> {
     let topology = Topology::parse(PODS, std::path::Path::new("pods"))?;
     let node = lab.netns("n1")?;
     node.forward()?;
-    lab.network("rack", &[prefix("192.0.2.0/24")?, prefix("2001:db8::/64")?])?
+    // Without an address of its own, the node could not be answered.
+    let _uplink = lab
+        .network("rack", &[prefix("192.0.2.0/24")?, prefix("2001:db8::/64")?])?
         .join(&node)?;
     let objects = Objects::create(lab.directory().join("objects"))?;
     let cidrs = [prefix("10.244.1.0/24")?, prefix("fd00:10:244:1::/64")?];

@@ -34,7 +34,7 @@ const PROTOCOL_STATIC: u8 = 4;
 /// How long a new link may take to carry packets.
 const LIFE: Duration = Duration::from_secs(10);
 
-/// A bridge in a namespace of its own. A handle.
+/// A bridge in a namespace of its own. A handle: with the last one, and the last [`Link`], bridge and links go.
 #[derive(Clone, Debug)]
 pub struct Network {
     inner: Arc<Inner>,

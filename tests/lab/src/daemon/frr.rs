@@ -22,6 +22,10 @@ pub(super) fn start(router: &mut Router) -> Result<()> {
     let (uid, gid) = frr_user()?;
     chown(&directory, Some(uid), Some(gid))
         .context("FRR needs root: its daemons change to a user of their own")?;
+    // Sockets of a run that was killed would be taken for those of this one.
+    for left in ["zebra.vty", "bgpd.vty", "zserv.api"] {
+        let _ = fs::remove_file(directory.join(left));
+    }
     for name in ["zebra", "bgpd"] {
         let mut command = Command::new(program(Kind::Frr, name)?);
         command.current_dir(&directory).args([
