@@ -175,12 +175,13 @@ fn spec<T: JsonSchema>() -> Value {
         settings.inline_subschemas = true;
         settings.meta_schema = None;
     });
-    structural(
-        settings
-            .into_generator()
-            .into_root_schema_for::<T>()
-            .to_value(),
-    )
+    let root = settings.into_generator().into_root_schema_for::<T>();
+    let mut schema = structural(root.to_value());
+    if let Value::Object(fields) = &mut schema {
+        // Written for readers of the Rust type.
+        fields.remove("description");
+    }
+    schema
 }
 
 /// What JSON Schema says, in the words that Kubernetes knows.

@@ -64,6 +64,10 @@ fn syntax(path: &Path, error: &serde_saphyr::Error) -> Problem {
     });
     let rendered = error.without_snippet().to_string();
     let reason = rendered.lines().next().unwrap_or("unreadable");
+    let reason = reason
+        .split(", set DuplicateKeyPolicy")
+        .next()
+        .unwrap_or(reason);
     let reason = match reason
         .rfind(" at line ")
         .or_else(|| reason.rfind(" (line "))

@@ -1,3 +1,8 @@
 //! The agent against real files, sockets and kernels.
 
+mod control;
+mod desired;
 mod kernel;
+mod objects;
+mod screens;
+mod source;

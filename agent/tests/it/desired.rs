@@ -1,0 +1,261 @@
+//! The speaker that follows from objects: a table of worlds and of what each node makes of them.
+
+use std::path::Path;
+
+use selvage::desired::{self, Local};
+use selvage::source::{ObjectEvent, yaml};
+use selvage::store::Store;
+
+const NODES: &str = "
+{apiVersion: v1, kind: Node, metadata: {name: n1, labels: {rack: a}}, spec: {podCIDRs: [10.244.1.0/24, 'fd00:1::/64']}, status: {addresses: [{type: InternalIP, address: 10.0.0.1}, {type: InternalIP, address: 'fd00::1'}]}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: n2, labels: {rack: b}}, spec: {podCIDRs: [10.244.2.0/24]}, status: {addresses: [{type: InternalIP, address: 10.0.0.2}]}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: n3}, status: {addresses: [{type: InternalIP, address: 'fd00::3'}]}}
+---
+";
+
+fn peer(name: &str, created: &str, spec: &str) -> String {
+    format!(
+        "{{apiVersion: selvage.io/v1alpha1, kind: BGPPeer, metadata: {{name: {name}, creationTimestamp: '{created}'}}, spec: {{{spec}}}}}\n---\n"
+    )
+}
+
+fn configuration(spec: &str) -> String {
+    format!(
+        "{{apiVersion: selvage.io/v1alpha1, kind: BGPConfiguration, metadata: {{name: default}}, spec: {{{spec}}}}}\n---\n"
+    )
+}
+
+/// `address asn [flags]` for each neighbour, then the conditions that say that something is wrong.
+fn speaker(node: &str, objects: &str) -> (desired::Speaker, Vec<String>) {
+    let contents = yaml::read(Path::new("world.yaml"), &(NODES.to_owned() + objects));
+    assert!(contents.problems.is_empty(), "{:?}", contents.problems);
+    let mut store = Store::default();
+    store.apply(
+        contents
+            .objects
+            .into_iter()
+            .map(|(object, _)| ObjectEvent::Applied(object)),
+    );
+    let speaker = desired::bgp(&store, &Local::new(node));
+    let mut lines: Vec<String> = Vec::new();
+    for config in &speaker.config.peers {
+        let secret = if config.password.is_some() {
+            " md5"
+        } else {
+            ""
+        };
+        lines.push(format!("{} {:?}{secret}", config.key.addr, config.asn));
+    }
+    for range in &speaker.config.ranges {
+        let policy = if range.template.require_policy {
+            " policy-required"
+        } else {
+            ""
+        };
+        lines.push(format!(
+            "{} {:?}{policy} {:?}",
+            range.prefix, range.template.asn, range.template.import
+        ));
+    }
+    let bad = speaker
+        .conditions
+        .iter()
+        .filter(|condition| condition.is_bad());
+    lines.extend(bad.map(|condition| format!("! {} {}", condition.key, condition.name)));
+    (speaker, lines)
+}
+
+#[test]
+fn neighbours() {
+    let (old, new) = ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z");
+    let tor = "address: 192.0.2.1, asn: 65001";
+    let secret = "{apiVersion: v1, kind: Secret, metadata: {name: s, namespace: selvage-system}, stringData: {password: x}}\n---\n";
+    let cases: &[(&str, &str, String, &[&str])] = &[
+        (
+            "nothing at all is a mesh",
+            "n1",
+            String::new(),
+            &["10.0.0.2 Internal", "fd00::3 Internal"],
+        ),
+        (
+            "no family in common is no session",
+            "n2",
+            String::new(),
+            &["10.0.0.1 Internal"],
+        ),
+        (
+            "a node that nobody knows has no mesh",
+            "n9",
+            String::new(),
+            &[],
+        ),
+        (
+            "the mesh is turned off by name",
+            "n1",
+            configuration("nodeMesh: {mode: 'off'}"),
+            &[],
+        ),
+        (
+            "a peer does not end the mesh",
+            "n2",
+            peer("tor", old, tor),
+            &["10.0.0.1 Internal", "192.0.2.1 Exactly(AS65001)"],
+        ),
+        (
+            "only selected nodes",
+            "n2",
+            peer(
+                "tor",
+                old,
+                &format!("{tor}, nodeSelector: {{matchLabels: {{rack: a}}}}"),
+            ),
+            &["10.0.0.1 Internal"],
+        ),
+        (
+            "explicit replaces mesh",
+            "n2",
+            peer("x", old, "address: 10.0.0.1, asn: 65009"),
+            &["10.0.0.1 Exactly(AS65009)"],
+        ),
+        (
+            "a node is no neighbour of itself",
+            "n2",
+            peer("x", old, "address: 10.0.0.2, asn: internal"),
+            &["10.0.0.1 Internal"],
+        ),
+        (
+            "older wins, whatever the names",
+            "n2",
+            peer("a", new, "address: 192.0.2.1, asn: 65002") + &peer("b", old, tor),
+            &[
+                "10.0.0.1 Internal",
+                "192.0.2.1 Exactly(AS65001)",
+                "! a Conflict",
+            ],
+        ),
+        (
+            "without its password there is no session",
+            "n2",
+            peer(
+                "x",
+                old,
+                "address: 10.0.0.1, asn: internal, passwordSecretRef: {name: s}",
+            ),
+            &["! x PasswordMissing"],
+        ),
+        (
+            "with it there is",
+            "n2",
+            secret.to_owned()
+                + &peer(
+                    "x",
+                    old,
+                    "address: 10.0.0.1, asn: internal, passwordSecretRef: {name: s}",
+                ),
+            &["10.0.0.1 Internal md5"],
+        ),
+        (
+            "an external range needs a policy",
+            "n9",
+            peer(
+                "r",
+                old,
+                "range: 10.0.0.0/8, asn: external, export: [accept-all]",
+            ),
+            &[
+                "10.0.0.0/8 External policy-required []",
+                "! r PolicyMissing",
+            ],
+        ),
+        (
+            "an internal one does not",
+            "n9",
+            peer("r", old, "range: 10.0.0.0/8, asn: internal"),
+            &["10.0.0.0/8 Internal [Default]"],
+        ),
+        (
+            "our own number is internal",
+            "n9",
+            peer("r", old, "range: 10.0.0.0/8, asn: 64512"),
+            &["10.0.0.0/8 Exactly(AS64512) [Default]"],
+        ),
+    ];
+    for (name, node, objects, expected) in cases {
+        let (_, lines) = speaker(node, objects);
+        assert_eq!(lines, *expected, "{name}");
+    }
+}
+
+#[test]
+fn what_the_speaker_is() {
+    let (speaker, _) = self::speaker("n1", "");
+    assert_eq!(speaker.config.asn.0, 64512);
+    assert_eq!(speaker.config.router_id.to_string(), "10.0.0.1");
+    let networks: Vec<String> = speaker
+        .config
+        .networks
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(networks, ["10.244.1.0/24", "fd00:1::/64"]);
+    assert_eq!(
+        speaker.config.local_address,
+        [
+            Some("10.0.0.1".parse().unwrap()),
+            Some("fd00::1".parse().unwrap())
+        ]
+    );
+    assert!(speaker.config.graceful_restart.enabled && !speaker.config.assume_reachable);
+
+    let (hashed, _) = self::speaker("n3", "");
+    let (again, _) = self::speaker("n3", &configuration("routerId: hash"));
+    assert_eq!(hashed.config.router_id, again.config.router_id);
+    assert_ne!(hashed.config.router_id.0, 0);
+    let (set, _) = self::speaker(
+        "n3",
+        &configuration("routerId: 1.2.3.4, advertise: {podCIDRs: false}, networks: [10.9.0.0/24]"),
+    );
+    assert_eq!(
+        (set.config.router_id.to_string(), set.config.networks.len()),
+        ("1.2.3.4".to_owned(), 1)
+    );
+}
+
+#[test]
+fn a_hold_time_alone_brings_its_keepalive() {
+    let (speaker, _) = self::speaker(
+        "n9",
+        &peer(
+            "x",
+            "2026-01-01T00:00:00Z",
+            "address: 192.0.2.1, asn: 65001, timers: {hold: 90s}",
+        ),
+    );
+    let timers = speaker.config.peers[0].timers;
+    assert_eq!(
+        (
+            timers.hold.as_secs(),
+            timers.keepalive.as_secs(),
+            timers.connect_retry.as_secs()
+        ),
+        (90, 30, 1)
+    );
+}
+
+#[test]
+fn blackholes_lie_under_what_is_announced() {
+    let contents = yaml::read(Path::new("world.yaml"), NODES);
+    let mut store = Store::default();
+    store.apply(
+        contents
+            .objects
+            .into_iter()
+            .map(|(object, _)| ObjectEvent::Applied(object)),
+    );
+    let mut local = Local::new("n1");
+    assert_eq!(desired::blackholes(&store, &local).len(), 2);
+    local.kernel = false;
+    assert!(desired::blackholes(&store, &local).is_empty());
+}
