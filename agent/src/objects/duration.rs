@@ -45,7 +45,7 @@ pub fn show(duration: Duration) -> String {
     if millis == 0 {
         return "0s".into();
     }
-    if millis % 1_000 != 0 {
+    if !millis.is_multiple_of(1_000) {
         return format!("{millis}ms");
     }
     let seconds = millis / 1_000;

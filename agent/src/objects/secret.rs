@@ -67,7 +67,7 @@ fn base64(text: &str) -> Option<Vec<u8>> {
         .filter(|byte| !byte.is_ascii_whitespace())
         .collect();
     let mut out = Vec::with_capacity(symbols.len() / 4 * 3);
-    if symbols.len() % 4 != 0 {
+    if !symbols.len().is_multiple_of(4) {
         return None;
     }
     let groups = symbols.len() / 4;
