@@ -1,7 +1,7 @@
 //! The two ends of the speaker: it is told what to be, and asked what it knows; what it decides goes to the route writer.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     net::IpAddr,
     str::FromStr,
@@ -33,6 +33,8 @@ use crate::{
 
 /// Rows of a page unless asked for less.
 const PAGE: usize = 1000;
+/// Up to so many prefixes, a listing says of each whether the kernel has it: reading the kernel's table takes 2 ms then.
+const SMALL_TABLE: usize = 5000;
 
 /// The speaker, which starts with its first configuration.
 pub struct Bgp {
@@ -260,11 +262,50 @@ fn routes(speaker: &Handle, question: &RouteQuestion) -> Result<RoutePage, Refus
         (None, Family::Ipv4) => Some(format!("{}:0", Family::Ipv6)),
         (None, Family::Ipv6) => None,
     };
+    let kernel = match what {
+        Listing::All if page.totals.prefixes.iter().sum::<usize>() <= SMALL_TABLE => {
+            kernel_routes()
+        }
+        _ => None,
+    };
+    let rows = page.rows.into_iter().map(|row| {
+        let learned = row
+            .paths
+            .iter()
+            .any(|path| path.best && path.peer.is_some());
+        let state = kernel.as_ref().filter(|_| learned).map(|known| {
+            let there = known.contains(&row.prefix);
+            if there { "installed" } else { "missing" }.to_owned()
+        });
+        RouteView {
+            kernel: state,
+            ..names.view(row)
+        }
+    });
     Ok(RoutePage {
-        rows: page.rows.into_iter().map(|row| names.view(row)).collect(),
+        rows: rows.collect(),
         next,
         version: page.version,
     })
+}
+
+/// All that BGP has put into the kernel; `None` where it cannot be read.
+fn kernel_routes() -> Option<HashSet<Prefix>> {
+    let mut socket = Socket::open(Protocol::Route).ok()?;
+    let ours = route::Filter {
+        protocol: Some(PROTOCOL_BGP),
+        ..route::Filter::default()
+    };
+    let mut found = HashSet::new();
+    for v6 in [false, true] {
+        let routes = route::list(&mut socket, v6, &ours).ok()?;
+        found.extend(
+            routes
+                .iter()
+                .filter_map(|r| Prefix::new(r.prefix.addr, r.prefix.len)),
+        );
+    }
+    Some(found)
 }
 
 /// Where a page begins, as the page before named it.

@@ -97,10 +97,10 @@ pub fn detail(screen: &Screen, peer: &PeerView) -> String {
         (
             "state",
             format!(
-                "{} for {}, {} times Established",
+                "{} for {}, Established {}",
                 state(screen, peer),
                 age(peer.since),
-                peer.established
+                times(peer.established)
             ),
         ),
         ("configured by", peer.origin.clone()),
@@ -145,4 +145,13 @@ pub fn detail(screen: &Screen, peer: &PeerView) -> String {
         text.push_str(&format!("  {name:<14} {value}\n"));
     }
     text
+}
+
+/// `once`, `3 times`.
+fn times(number: u64) -> String {
+    match number {
+        0 => "never".into(),
+        1 => "once".into(),
+        n => format!("{n} times"),
+    }
 }

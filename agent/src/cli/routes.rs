@@ -127,5 +127,14 @@ pub fn table(screen: &Screen, rows: &[RouteView]) -> String {
         "KERNEL",
         "DECIDED BY",
     ];
+    // Of large tables the daemon does not say what the kernel has.
+    if rows.iter().all(|row| row.kernel.is_none()) {
+        let lines: Vec<_> = lines.into_iter().map(without_kernel).collect();
+        return screen.table(without_kernel(headings), &lines);
+    }
     screen.table(headings, &lines)
+}
+
+fn without_kernel<T>([mark, prefix, hop, from, path, pref, _, decided]: [T; 8]) -> [T; 7] {
+    [mark, prefix, hop, from, path, pref, decided]
 }

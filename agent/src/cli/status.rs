@@ -123,9 +123,10 @@ pub fn render(screen: &Screen, status: &StatusView) -> String {
                 policy.enforced, policy.planned
             ))
         };
+        let policies = counted(policy.policies, "policy", "policies");
         let pods = format!(
-            "{} policies, {} local pods",
-            policy.policies, policy.local_pods
+            "{policies}, {}",
+            counted(policy.local_pods, "local pod", "local pods")
         );
         line("policy", format!("{pods}, {generation}"));
     }
@@ -157,4 +158,9 @@ fn source(status: &StatusView) -> String {
         counts.join(", ")
     };
     format!("{held} (from {}{synced})", source.from)
+}
+
+/// `1 policy`, `2 policies`.
+fn counted(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
 }

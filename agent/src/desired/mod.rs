@@ -32,7 +32,7 @@ impl Local {
             node: node.into(),
             bgp_port: None,
             kernel: true,
-            secret_namespaces: vec!["selvage-system".into(), "default".into()],
+            secret_namespaces: vec![crate::objects::SYSTEM_NAMESPACE.into()],
         }
     }
 }

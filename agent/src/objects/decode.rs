@@ -51,14 +51,13 @@ pub fn identity(value: &Value) -> (String, Key) {
             .to_owned()
     };
     let kind = text("/kind");
-    let namespaced = Kind::from_name(&kind).is_some_and(Kind::namespaced);
-    let mut namespace = if namespaced {
-        text("/metadata/namespace")
-    } else {
-        String::new()
+    let namespaced = Kind::from_name(&kind).filter(|kind| kind.namespaced());
+    let mut namespace = match namespaced {
+        Some(_) => text("/metadata/namespace"),
+        None => String::new(),
     };
-    if namespaced && namespace.is_empty() {
-        namespace = "default".into();
+    if let Some(kind) = namespaced.filter(|_| namespace.is_empty()) {
+        namespace = kind.default_namespace().into();
     }
     let name = text("/metadata/name");
     (kind, Key { namespace, name })

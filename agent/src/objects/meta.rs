@@ -104,7 +104,7 @@ pub(super) fn lower(kind: Kind, raw: RawMeta, mode: Mode, faults: &mut Faults) -
         }
         namespace.clear();
     } else if namespace.is_empty() {
-        namespace = "default".into();
+        namespace = kind.default_namespace().into();
     }
     let mut labels = raw.labels.unwrap_or_default();
     for (name, value) in &labels {

@@ -34,6 +34,9 @@ pub use pod::Pod;
 pub use secret::Secret;
 pub use timestamp::Timestamp;
 
+/// The agent's own namespace: the only one whose Secrets it reads.
+pub const SYSTEM_NAMESPACE: &str = "selvage-system";
+
 /// The kinds that the agent reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Kind {
@@ -86,6 +89,14 @@ impl Kind {
             Kind::Node | Kind::Namespace | Kind::Pod | Kind::Secret => "v1",
             Kind::NetworkPolicy => "networking.k8s.io/v1",
             Kind::BgpConfiguration | Kind::BgpPeer => "selvage.io/v1alpha1",
+        }
+    }
+
+    /// Where an object lies that names no namespace. Secrets are our own: nobody else's are looked for.
+    pub fn default_namespace(self) -> &'static str {
+        match self {
+            Kind::Secret => SYSTEM_NAMESPACE,
+            _ => "default",
         }
     }
 
