@@ -45,6 +45,7 @@ bench: install
 	$(CARGO) build --release --locked -p selvage -p selvage-tests --bin selvage --bin selvage-bench
 	cp $$(tests/shim.sh) $(BIN)/release/
 	$(BIN)/release/selvage-bench $(or $(ARGS),all)
+	$(CARGO) run --release --locked -q -p selvage --example policy
 
 # The definitions of our objects, from the Rust types; a test says when they are not current.
 crds: build
