@@ -268,9 +268,10 @@ fn start(model: &mut Model) -> RouteTable {
 }
 
 fn synced(table: &mut RouteTable) {
-    Family::ALL
-        .into_iter()
-        .for_each(|family| table.synced(family));
+    for family in Family::ALL {
+        table.synced(family);
+        table.sweep(family);
+    }
 }
 
 fn commit(table: &mut RouteTable, model: &mut Model) -> Vec<Write> {
@@ -368,8 +369,14 @@ fn a_restart_writes_nothing_and_stale_routes_wait_for_synced() {
     assert!(commit(&mut again, &mut model).is_empty());
     assert_eq!(model.forwarding(), before);
     again.synced(Family::Ipv4);
+    again.sweep(Family::Ipv4);
     assert!(commit(&mut again, &mut model).is_empty());
     again.synced(Family::Ipv6);
+    assert!(
+        commit(&mut again, &mut model).is_empty(),
+        "an End-of-RIB may come too early"
+    );
+    again.sweep(Family::Ipv6);
     let written = commit(&mut again, &mut model);
     assert!(matches!(written[0], Write::DropRoute(k) if k.prefix == p("fd01::/32")));
     assert_eq!(model.forwarding().len(), 2);

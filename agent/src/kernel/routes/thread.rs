@@ -8,7 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use selvage_bgp_core::{clock::Now, ids::Family, prefix::Prefix, rib::RouteChange};
+use selvage_bgp_core::{
+    clock::{Now, earlier},
+    ids::Family,
+    prefix::Prefix,
+    rib::RouteChange,
+};
 use selvage_netlink::Error;
 
 use super::{
@@ -24,12 +29,17 @@ use crate::{
 /// With 1, the kernel's default, a changed nexthop costs a notification for every route over it.
 const COMPAT_MODE: &str = "/proc/sys/net/ipv4/nexthop_compat_mode";
 
+/// How long what is left over from before outlives the word that a family is complete. FRR says End-of-RIB at once and
+/// sends its routes up to eleven seconds later, when it has gathered its neighbours into groups (8.4: 1 s and 50 ms for
+/// each neighbour): its routes would be out of the kernel meanwhile.
+pub const LINGER: Duration = Duration::from_secs(12);
+
 /// What the route writer is told. Messages are batches, never single routes.
 #[derive(Debug)]
 pub enum RouteWork {
     /// Best paths changed.
     Changes(Vec<RouteChange>),
-    /// The RIB has said all it knows of the family: leftovers go.
+    /// The RIB has said all it knows of the family: leftovers go, [`LINGER`] later.
     Synced(Family),
     /// Our announced prefixes, all of them.
     Blackholes(Vec<Prefix>),
@@ -82,6 +92,7 @@ pub fn spawn(
         output,
         began: Instant::now(),
         told: None,
+        sweeps: Vec::new(),
     };
     Ok(Builder::new()
         .name("routes".into())
@@ -96,6 +107,8 @@ struct Writer<F> {
     began: Instant,
     /// The facts that were told last.
     told: Option<RouteFacts>,
+    /// When what is left over of a family goes.
+    sweeps: Vec<(Family, Now)>,
 }
 
 impl<F: FnMut(RouteEvent)> Writer<F> {
@@ -108,6 +121,10 @@ impl<F: FnMut(RouteEvent)> Writer<F> {
                 match work {
                     RouteWork::Query(reply) => replies.push(reply),
                     RouteWork::Shutdown(how) => end = Some(how),
+                    RouteWork::Synced(family) => {
+                        self.table.synced(family);
+                        self.sweeps.push((family, self.now() + LINGER));
+                    }
                     other => apply(&mut self.table, other),
                 }
             }
@@ -116,6 +133,7 @@ impl<F: FnMut(RouteEvent)> Writer<F> {
             }
             self.kernel.listen(&mut self.table);
             let now = self.now();
+            self.sweep(now);
             self.table.commit(&mut self.kernel, now);
             self.tell(replies);
             if end.is_some() {
@@ -125,7 +143,8 @@ impl<F: FnMut(RouteEvent)> Writer<F> {
     }
 
     fn wait(&self) {
-        let timeout = match self.table.deadline() {
+        let sweep = self.sweeps.iter().map(|(_, at)| *at).min();
+        let timeout = match earlier(self.table.deadline(), sweep) {
             _ if self.kernel.has_backlog() => Some(Duration::ZERO),
             Some(at) => Some(at.since(self.now())),
             None => None,
@@ -133,6 +152,12 @@ impl<F: FnMut(RouteEvent)> Writer<F> {
         if let Err(error) = self.inbox.wait(&[self.kernel.as_fd()], timeout) {
             tracing::error!(%error, "routes: cannot wait");
             std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn sweep(&mut self, now: Now) {
+        for (family, _) in self.sweeps.extract_if(.., |(_, at)| *at <= now) {
+            self.table.sweep(family);
         }
     }
 
@@ -158,12 +183,11 @@ impl<F: FnMut(RouteEvent)> Writer<F> {
 fn apply(table: &mut RouteTable, work: RouteWork) {
     match work {
         RouteWork::Changes(changes) => table.change(&changes),
-        RouteWork::Synced(family) => table.synced(family),
         RouteWork::Blackholes(prefixes) => table.blackholes(prefixes),
         RouteWork::Policy(policy) => table.set_policy(policy),
         RouteWork::Watch(next_hop) => table.watch(next_hop),
         RouteWork::Unwatch(next_hop) => table.unwatch(next_hop),
-        RouteWork::Query(_) | RouteWork::Shutdown(_) => {}
+        RouteWork::Synced(_) | RouteWork::Query(_) | RouteWork::Shutdown(_) => {}
     }
 }
 

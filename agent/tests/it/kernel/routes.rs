@@ -54,10 +54,15 @@ impl Core {
         self.commit()
     }
 
+    fn complete(&mut self, family: Family) {
+        self.table.synced(family);
+        self.table.sweep(family);
+    }
+
     fn synced(&mut self) -> u64 {
         Family::ALL
             .into_iter()
-            .for_each(|family| self.table.synced(family));
+            .for_each(|family| self.complete(family));
         self.commit()
     }
 }
@@ -165,10 +170,10 @@ fn a_restart_adopts_and_removes_stale_routes_after_synced_only() {
 
         let mut second = Core::start();
         assert_eq!(second.change(&changes[..3]), 0, "nothing to write");
-        second.table.synced(Family::Ipv4);
+        second.complete(Family::Ipv4);
         assert_eq!(second.commit(), 0);
         assert_eq!((ours(), sh("ip nexthop show")), (routes, objects));
-        second.table.synced(Family::Ipv6);
+        second.complete(Family::Ipv6);
         second.table.blackholes([]);
         // A route and a blackhole; the group is still in use.
         assert_eq!(second.commit(), 2);

@@ -5,7 +5,7 @@
 //!   message however many routes there are.
 //! - What is added comes before what is removed, in one list of writes.
 //! - What the kernel had at the start is adopted. What nobody asked for goes only after the RIB
-//!   said that the family is synced.
+//!   said that the family is synced, and a while after that ([`LINGER`](super::thread::LINGER)).
 //! - A route of the same prefix, table and metric that is not of our protocol is not touched:
 //!   ours is reported as failing.
 //!
@@ -79,6 +79,8 @@ pub struct RouteTable {
     /// Routes under a table or metric that is no longer ours.
     leaving: Vec<RouteKey>,
     synced: FamilySet,
+    /// Families of which nothing is left over from before.
+    swept: FamilySet,
     watched: BTreeMap<IpAddr, Option<u32>>,
     reading: Reading,
     failing: BTreeMap<Prefix, String>,
@@ -165,6 +167,7 @@ impl RouteTable {
             have_blackholes: BTreeSet::new(),
             leaving: Vec::new(),
             synced: FamilySet::NONE,
+            swept: FamilySet::NONE,
             watched: BTreeMap::new(),
             reading: Reading::Nothing,
             failing: BTreeMap::new(),
@@ -201,9 +204,14 @@ impl RouteTable {
         }
     }
 
-    /// The RIB has said all it knows of a family: what is left over from before goes.
+    /// The RIB has said all it knows of a family; it is told when that is in the kernel.
     pub fn synced(&mut self, family: Family) {
         self.synced.insert(family);
+    }
+
+    /// What is left over from before goes. Comes after [`synced`](Self::synced).
+    pub fn sweep(&mut self, family: Family) {
+        self.swept.insert(family);
         self.touch_where(|prefix, route| {
             prefix.family() == family && route.want.is_none() && route.have != Have::Nothing
         });

@@ -49,7 +49,7 @@ impl RouteTable {
         for (prefix, have) in there {
             self.routes.entry(prefix).or_default();
             self.set_have(prefix, have);
-            if self.synced.contains(prefix.family()) {
+            if self.swept.contains(prefix.family()) {
                 self.touch(prefix);
             }
         }

@@ -76,7 +76,7 @@ impl RouteTable {
     /// Everything that differs, in the order in which the kernel accepts it; and the groups that
     /// are deleted with all their routes.
     pub(super) fn plan(&mut self) -> (Vec<Write>, HashSet<u32>) {
-        let complete = self.synced == FamilySet::ALL;
+        let complete = self.swept == FamilySet::ALL;
         let mut writes: Vec<Write> = Vec::new();
         if self.objects {
             writes.extend(self.groups.puts());
@@ -167,7 +167,7 @@ impl RouteTable {
             }
         }
         for prefix in self.have_blackholes.difference(wanted) {
-            if self.synced.contains(prefix.family()) {
+            if self.swept.contains(prefix.family()) {
                 writes.push(Write::DropRoute(key(prefix)));
             }
         }
