@@ -112,9 +112,6 @@ fn attach(
     attachments.update(&attachment)?;
     if let Outcome::Open { masquerade } = hand_over(conf, budget, &attachment, undo)? {
         open(&attachment, masquerade, &mut host, undo)?;
-        // Until the kernel has taken note of the carrier it discards what the pod sends; asking
-        // for the link makes it take note (Linux 6.8).
-        sandbox.link(&call.ifname)?;
     }
     fault::point()?;
     Ok(describe_result(call, &pair, &grant))

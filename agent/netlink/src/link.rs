@@ -34,6 +34,7 @@ const IFLA_NUM_TX_QUEUES: u16 = 31;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_CARRIER: u16 = 33;
 const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_TARGET_NETNSID: u16 = 46;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
@@ -210,6 +211,14 @@ pub fn get(socket: &mut Socket, index: u32) -> Result<Link> {
         |batch| get_message(batch, index, |_| {}),
         |message| decode(&message),
     )
+}
+
+/// The link with this index in the namespace that ours knows by this number; `ENODEV` if there is none. Needs
+/// CAP_NET_ADMIN over that namespace, not a descriptor of it. Linux 4.18.
+pub fn get_in(socket: &mut Socket, netns: u32, index: u32) -> Result<Link> {
+    let build =
+        |batch: &mut Batch| get_message(batch, index, |body| body.u32(IFLA_TARGET_NETNSID, netns));
+    socket.get(build, |message| decode(&message))
 }
 
 /// The link with this name; `ENODEV` if there is none.

@@ -21,13 +21,24 @@ pub const PROTOCOL_POD: u8 = 86;
 /// Raises interface `index` and routes the pod's addresses over it (/32 and /128, table main,
 /// [`PROTOCOL_POD`]). A route to one of them over another interface is moved here. Repeating it
 /// changes nothing. The first refusal is the error: then close it again.
+///
+/// Both ends can send when this returns: until the kernel has taken note of a carrier, for up to a second, it discards
+/// what is sent, and to ask for a link makes it take note (Linux 6.8).
 pub fn open_interface(socket: &mut Socket, index: u32, addrs: &[IpAddr]) -> Result<()> {
     socket.apply(|batch| {
         link::set_up(batch, index, true);
         for &addr in addrs {
             route::replace(batch, &pod_route(index, addr));
         }
-    })
+    })?;
+    let host = link::get(socket, index)?;
+    // Where the other end may not be asked for, its first packets are late.
+    let _ = match (host.link, host.link_netns) {
+        (Some(peer), Some(netns)) => link::get_in(socket, netns, peer),
+        (Some(peer), None) => link::get(socket, peer),
+        (None, _) => Ok(host),
+    };
+    Ok(())
 }
 
 /// Removes the routes of [`open_interface`] and lowers the interface. What is gone already, the

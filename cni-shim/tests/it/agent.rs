@@ -1,5 +1,6 @@
 //! The hand-over, with an agent played by the test.
 
+use std::net::UdpSocket;
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -9,7 +10,7 @@ use selvage_cni::handover::Budget;
 use selvage_cni::link::{self, Attachment, PodRef, PolicyMode, Reply, Request};
 use serde_json::json;
 
-use crate::lab::{Node, Ns, eventually, ips, is_cut_off, reaches};
+use crate::lab::{NODE_V4, Node, Ns, eventually, ips, is_cut_off, reaches};
 
 /// For what does not come.
 const SHORT: Budget = Budget {
@@ -188,6 +189,32 @@ fn optional_stays_closed_until_the_agent_opens_it() {
     }
     node.del("a", &pod).expect_ok();
     node.assert_clean("after DEL");
+}
+
+#[test]
+fn what_a_pod_sends_first_after_the_agent_opened_it_arrives() {
+    let node = Node::new("optional");
+    let socket = node.ns.within(|| UdpSocket::bind((NODE_V4, 0)).unwrap());
+    socket
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    let to = socket.local_addr().unwrap();
+    for id in ["a", "b", "c", "d"] {
+        let pod = Ns::new();
+        node.add(id, &pod).expect_ok();
+        let file = node
+            .scratch
+            .0
+            .join(format!("state/attachments/{id}@eth0.json"));
+        let kept: Attachment = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        let mut kernel = node.ns.socket();
+        let from = pod.within(|| UdpSocket::bind((kept.addresses[0], 0)).unwrap());
+        selvage_netlink::open_interface(&mut kernel, kept.host_index, &kept.addresses).unwrap();
+        from.send_to(id.as_bytes(), to).unwrap();
+        let mut got = [0; 8];
+        let length = socket.recv(&mut got).expect("the only datagram");
+        assert_eq!(&got[..length], id.as_bytes());
+    }
 }
 
 #[test]
