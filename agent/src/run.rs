@@ -9,7 +9,7 @@
 //! What ends: `Work::Stop` makes the world's thread end; then the others are told to. Kernel state stays.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fs,
     net::SocketAddr,
     path::Path,
@@ -38,7 +38,7 @@ use crate::{
     inbox::{Inbox, Sender},
     kernel::{Shutdown, conntrack, nft, routes, watch},
     source, web,
-    world::{Outlets, Setup, Work, World},
+    world::{Found, Outlets, Setup, Work, World},
 };
 
 /// Runs the daemon until it is told to stop.
@@ -71,12 +71,6 @@ pub fn agent(config: AgentConfig) -> Result<()> {
     let mut local = Local::new(config.node.clone());
     local.bgp_port = config.bgp_port;
     local.kernel = features.kernel;
-    let attachments = if features.cni {
-        attachments(&config.state_dir)?
-    } else {
-        Vec::new()
-    };
-
     let to_world = world.clone();
     let sink = Box::new(move |events| {
         to_world.send(Work::Objects(events));
@@ -103,6 +97,12 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         started,
     };
     let servers = Servers::start(&config, &world)?;
+    // After the plugin can reach us: who could not has written what we read now, or has removed the interface.
+    let attachments = if features.cni {
+        attachments(&config.state_dir)?
+    } else {
+        Vec::new()
+    };
     let how = World::new(setup, out, attachments).run(&inbox);
     info!(?how, "stopping; routes and rules stay");
     threads.stop(how);
@@ -115,25 +115,36 @@ pub fn agent(config: AgentConfig) -> Result<()> {
 }
 
 /// What the plugin has attached in this boot.
-fn attachments(state_dir: &Path) -> Result<Vec<link::Attachment>> {
+fn attachments(state_dir: &Path) -> Result<Vec<Found>> {
     let all = attachment::Attachments::of(state_dir)
         .list()
         .map_err(|error| anyhow::anyhow!("{error}"))?;
     let boot = attachment::boot_id();
     // Asked of the kernel: a /sys that was mounted in another network namespace shows that one's interfaces.
-    let links: BTreeSet<String> = Socket::open(Protocol::Route)
+    let links: BTreeMap<String, netlink::Link> = Socket::open(Protocol::Route)
         .and_then(|mut socket| netlink::list(&mut socket))
         .context("cannot list interfaces")?
         .into_iter()
-        .map(|link| link.name)
+        .map(|link| (link.name.clone(), link))
         .collect();
-    let (present, gone): (Vec<_>, Vec<_>) = all
-        .into_iter()
-        .partition(|a| !attachment::is_gone(a, &boot, |name| links.contains(name)));
-    if !gone.is_empty() {
+    let number = all.len();
+    let mut present = Vec::new();
+    for attachment in all {
+        // Without an interface it is on its way out, or on its way in: then the plugin will tell us.
+        let link = links
+            .get(&attachment.host_if)
+            .filter(|link| link.index == attachment.host_index);
+        if let Some(link) = link
+            && !attachment::is_gone(&attachment, &boot, |_| true)
+        {
+            let open = link.is_up();
+            present.push(Found { attachment, open });
+        }
+    }
+    if present.len() < number {
         info!(
-            number = gone.len(),
-            "attachments whose sandbox is gone are ignored; the plugin reclaims them"
+            number = number - present.len(),
+            "attachments without their interface are ignored; the plugin reclaims them"
         );
     }
     Ok(present)

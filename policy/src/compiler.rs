@@ -231,18 +231,13 @@ impl Compiler {
             .map_or(LocalStatus::Unknown, |local| local.status)
     }
 
-    /// The addresses of this node's pods that are dispatched: a flow that touches none of them is not ours.
-    pub fn local_addresses(&mut self) -> BTreeSet<IpAddr> {
-        self.settle();
-        let keys = self.locals.values().flat_map(|local| local.elements.iter());
-        keys.filter_map(|(_, key, _)| {
-            if let Key::IfnameAddr(_, addr) = key {
-                Some(*addr)
-            } else {
-                None
-            }
-        })
-        .collect()
+    /// The addresses of all attachments of this node, closed ones, too: a flow that touches none of them is not ours.
+    #[must_use]
+    pub fn local_addresses(&self) -> BTreeSet<IpAddr> {
+        let locals = self.facts.locals();
+        locals
+            .flat_map(|local| local.addresses.iter().copied())
+            .collect()
     }
 
     fn next(&self) -> Gen {
@@ -299,6 +294,14 @@ impl Compiler {
         }
         work.release(released);
         self.pending.extend(tx.finish());
+        if self.pending.is_empty() {
+            // There will be no delta to wait for: what nobody has to be told is in the plan already.
+            for local in self.locals.values_mut() {
+                if local.status == LocalStatus::Planned(next) {
+                    local.status = LocalStatus::Planned(self.taken);
+                }
+            }
+        }
     }
 }
 

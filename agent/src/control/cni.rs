@@ -55,10 +55,11 @@ async fn converse(mut stream: UnixStream, ask: Ask<LinkQuery>) -> Result<(), Lin
         // The plugin says nothing more: readable means that it is gone, and nobody waits for the answer.
         _ = stream.read(&mut nothing) => return Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
     };
-    let answer = answer.unwrap_or_else(|_| Reply::Error {
-        message: "the agent is stopping".into(),
-    });
-    write(&mut stream, &answer).await
+    match answer {
+        Ok(answer) => write(&mut stream, &answer).await,
+        // The agent is stopping. A plugin that is hung up on asks whoever comes next.
+        Err(_) => Ok(()),
+    }
 }
 
 async fn read(stream: &mut UnixStream) -> Result<Request, LinkError> {

@@ -182,8 +182,8 @@ pub enum FlowWork {
     Check(Arc<BTreeSet<IpAddr>>),
     /// The answers to [`FlowEvent::Judge`], in its order.
     Judged(Vec<bool>),
-    /// These addresses belong to no pod any more.
-    Forget(BTreeSet<IpAddr>),
+    /// These addresses change hands: their flows are deleted. Answered by [`FlowEvent::Forgot`]; numbers only grow.
+    Forget(u64, BTreeSet<IpAddr>),
     /// End the thread.
     Shutdown(Shutdown),
 }
@@ -195,6 +195,8 @@ pub enum FlowEvent {
     Judge(Vec<Flow>),
     /// A pass is complete.
     Passed(Passed),
+    /// The flows of all addresses up to this number are gone.
+    Forgot(u64),
 }
 
 /// A pass under way.
@@ -243,15 +245,24 @@ impl<F: FnMut(FlowEvent)> Walker<F> {
                 tracing::error!(%error, "conntrack: cannot wait");
                 std::thread::sleep(Duration::from_millis(100));
             }
+            // All that came together costs one look at the kernel's table.
+            let (mut forget, mut number) = (BTreeSet::new(), None);
             for work in self.inbox.recv_all() {
                 match work {
                     FlowWork::Check(addresses) => {
                         self.next.get_or_insert_default().extend(addresses.iter());
                     }
                     FlowWork::Judged(allowed) => self.judged(&allowed),
-                    FlowWork::Forget(addresses) => self.forget(&addresses),
+                    FlowWork::Forget(this, addresses) => {
+                        forget.extend(addresses);
+                        number = number.max(Some(this));
+                    }
                     FlowWork::Shutdown(_) => return,
                 }
+            }
+            if let Some(number) = number {
+                self.forget(&forget);
+                (self.output)(FlowEvent::Forgot(number));
             }
             if self.pass.is_none() {
                 self.begin();
@@ -317,9 +328,18 @@ impl<F: FnMut(FlowEvent)> Walker<F> {
         self.ask();
     }
 
+    /// Where the flows cannot be deleted, the pass that follows a pod's rules still cuts those that are not allowed.
     fn forget(&mut self, addresses: &BTreeSet<IpAddr>) {
-        if let Err(error) = self.conntrack.forget(addresses) {
-            tracing::warn!(%error, "conntrack: flows of former pods could not be deleted");
+        for attempt in 1..=ATTEMPTS {
+            match self.conntrack.forget(addresses) {
+                Ok(_) => return,
+                Err(error) if attempt < ATTEMPTS => {
+                    tracing::debug!(%error, "conntrack: flows of former pods could not be deleted, again");
+                }
+                Err(error) => {
+                    tracing::error!(%error, "conntrack: flows of former pods cannot be deleted");
+                }
+            }
         }
     }
 }

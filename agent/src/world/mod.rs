@@ -13,9 +13,11 @@ mod policy;
 mod progress;
 mod questions;
 mod routing;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
     time::{Duration, Instant},
@@ -108,6 +110,14 @@ pub struct Outlets {
     pub reach: Box<dyn Fn(u64) + Send>,
 }
 
+/// An attachment that was made before the agent started.
+pub struct Found {
+    /// What the plugin wrote.
+    pub attachment: link::Attachment,
+    /// Its interface is up: the pod is on the network.
+    pub open: bool,
+}
+
 /// A plugin that waits for its pod's policy.
 struct Waiting {
     id: AttachmentId,
@@ -127,7 +137,13 @@ pub struct World {
     flows: Flows,
     waiting: Vec<Waiting>,
     /// Attachments whose interface is to be opened by us, once their policy is in force.
-    to_open: BTreeSet<AttachmentId>,
+    /// Where that has failed: not before this time.
+    to_open: BTreeMap<AttachmentId, Option<Instant>>,
+    /// Attachments that are not opened before the flows of those who had their addresses earlier are gone, and the
+    /// number by which that is told.
+    forgetting: BTreeMap<AttachmentId, u64>,
+    /// The number that was given last.
+    forgets: u64,
     /// Families whose routes of an earlier run have been sorted out.
     synced: FamilySet,
     ready: ReadyView,
@@ -171,7 +187,7 @@ struct Barrier {
 
 impl World {
     /// A world of which nothing is known yet but what the state directory remembers.
-    pub fn new(setup: Setup, out: Outlets, attachments: Vec<link::Attachment>) -> World {
+    pub fn new(setup: Setup, out: Outlets, attachments: Vec<Found>) -> World {
         let compiler = Compiler::new(selvage_policy::Config {
             node: setup.local.node.as_str().into(),
             ..selvage_policy::Config::default()
@@ -193,15 +209,20 @@ impl World {
             },
             flows: Flows::default(),
             waiting: Vec::new(),
-            to_open: BTreeSet::new(),
+            to_open: BTreeMap::new(),
+            forgetting: BTreeMap::new(),
+            forgets: 0,
             synced: FamilySet::NONE,
             ready: ReadyView::default(),
             waits: Waits::default(),
             barrier: Barrier::default(),
         };
         let mut dirty = Dirty::default();
-        for attachment in attachments {
-            dirty.merge(world.attach(attachment));
+        for found in attachments {
+            dirty.merge(match found.open {
+                true => world.resume(found.attachment),
+                false => world.attach(found.attachment),
+            });
         }
         world.tell_compiler(&dirty);
         world
@@ -213,7 +234,8 @@ impl World {
             let busy = !self.ready.ready
                 || !self.waits.is_empty()
                 || self.policy.whole_at.is_some()
-                || !self.flows.due.is_empty();
+                || !self.flows.due.is_empty()
+                || self.to_open.values().any(Option::is_some);
             let timeout = busy.then_some(LOOK);
             if let Err(error) = inbox.wait(&[], timeout) {
                 error!(%error, "cannot wait for work");
@@ -247,7 +269,11 @@ impl World {
     fn take(&mut self, work: Work) -> Dirty {
         match work {
             Work::Objects(events) => self.store.apply(events),
-            Work::Observed(observed) => self.store.observe(observed),
+            Work::Observed(observed) => {
+                let mut dirty = self.links_gone(&observed);
+                dirty.merge(self.store.observe(observed));
+                dirty
+            }
             Work::Routes(event) => self.route_event(event),
             Work::RibSynced(family) => {
                 self.synced.insert(family);
@@ -277,6 +303,10 @@ impl World {
         if !self.store.synced() {
             if dirty.policy() {
                 self.tell_compiler(dirty);
+            }
+            if !self.setup.features.policy {
+                // There is nothing that a pod would have to wait for.
+                self.release();
             }
             return;
         }

@@ -1,13 +1,17 @@
 //! Pods of this node: attached by the plugin, opened when their policy is in the kernel.
 
+use std::{collections::BTreeSet, net::IpAddr, time::Instant};
+
+use rustix::io::Errno;
 use selvage_cni::link;
+use selvage_policy::plan::Gen;
 use tracing::{debug, info, warn};
 
-use super::{Waiting, World};
+use super::{RETRY, Waiting, World};
 use crate::{
     control::LinkQuery,
     kernel::{conntrack::FlowWork, open},
-    store::{AttachmentId, Dirty},
+    store::{AttachmentId, Dirty, Observed},
 };
 
 impl World {
@@ -28,24 +32,98 @@ impl World {
                     container: id,
                     ifname,
                 };
-                self.to_open.remove(&id);
-                self.waiting.retain(|w| w.id != id);
-                if let (Some(gone), Some(flows)) = (self.store.attachment(&id), &self.out.flows) {
-                    // The next owner of the addresses must not inherit what they had established.
-                    flows.send(FlowWork::Forget(gone.addresses.iter().copied().collect()));
-                }
                 // The plugin does not depend on the answer.
                 let _ = reply.send(link::Reply::Ok);
-                self.store.detach(&id)
+                self.detach(&id)
             }
         }
     }
 
+    /// A new attachment, its interface still closed.
     pub(super) fn attach(&mut self, attachment: link::Attachment) -> Dirty {
+        let id = AttachmentId::of(&attachment);
+        // Under `none` the plugin has opened it already, and the flows may be the pod's own.
+        if attachment.policy != link::PolicyMode::None
+            && let Some(number) = self.forget(attachment.addresses.iter().copied().collect())
+        {
+            self.forgetting.insert(id, number);
+        }
+        self.resume(attachment)
+    }
+
+    /// An attachment that was open before we started.
+    pub(super) fn resume(&mut self, attachment: link::Attachment) -> Dirty {
         if attachment.policy == link::PolicyMode::Optional {
-            self.to_open.insert(AttachmentId::of(&attachment));
+            self.to_open.insert(AttachmentId::of(&attachment), None);
         }
         self.store.attach(attachment)
+    }
+
+    fn detach(&mut self, id: &AttachmentId) -> Dirty {
+        self.to_open.remove(id);
+        self.forgetting.remove(id);
+        for waiting in std::mem::take(&mut self.waiting) {
+            if waiting.id != *id {
+                self.waiting.push(waiting);
+                continue;
+            }
+            // Who hangs up is asked again; this one must not be.
+            let message = "the attachment was ended meanwhile".into();
+            let _ = waiting.reply.send(link::Reply::Error { message });
+        }
+        let gone = self.store.attachment(id).cloned();
+        let dirty = self.store.detach(id);
+        if let Some(gone) = gone {
+            // The next owner of the addresses must not inherit what they had established; one that is there already
+            // has been seen to.
+            let others: BTreeSet<IpAddr> = self
+                .store
+                .attachments()
+                .flat_map(|(_, other)| other.addresses.iter().copied())
+                .collect();
+            let addresses = gone.addresses.iter().copied();
+            self.forget(addresses.filter(|addr| !others.contains(addr)).collect());
+        }
+        dirty
+    }
+
+    /// An interface that is gone has no pod behind it any more, whether or not the plugin could tell us.
+    pub(super) fn links_gone(&mut self, observed: &Observed) -> Dirty {
+        let known = self.store.links().keys();
+        let gone: BTreeSet<u32> = match observed {
+            Observed::LinkGone(index) => [*index].into(),
+            Observed::Links(now) => known.filter(|i| !now.contains_key(i)).copied().collect(),
+            _ => return Dirty::default(),
+        };
+        let attachments = self.store.attachments();
+        let ended: Vec<AttachmentId> = attachments
+            .filter(|(_, attachment)| gone.contains(&attachment.host_index))
+            .map(|(id, _)| id.clone())
+            .collect();
+        let mut dirty = Dirty::default();
+        for id in ended {
+            info!(
+                container = id.container,
+                interface = id.ifname,
+                "the interface of an attachment is gone"
+            );
+            dirty.merge(self.detach(&id));
+        }
+        dirty
+    }
+
+    /// Has the flows of addresses deleted that change hands. The number by which it is told that they are gone.
+    fn forget(&mut self, addresses: BTreeSet<IpAddr>) -> Option<u64> {
+        let flows = self.out.flows.as_ref().filter(|_| !addresses.is_empty())?;
+        self.forgets += 1;
+        flows.send(FlowWork::Forget(self.forgets, addresses));
+        Some(self.forgets)
+    }
+
+    /// The pod's policy is in the kernel, and nothing is left of whoever had its addresses before.
+    fn may_open(&mut self, id: &AttachmentId, host_if: &str) -> Option<Gen> {
+        self.is_enforced(host_if)
+            .filter(|_| !self.forgetting.contains_key(id))
     }
 
     /// Answers plugins and opens interfaces whose pods have their policy in the kernel by now.
@@ -60,7 +138,7 @@ impl World {
                 continue;
             };
             let reply = if self.setup.features.policy {
-                match self.is_enforced(&host_if) {
+                match self.may_open(&waiting.id, &host_if) {
                     Some(generation) => link::Reply::Enforced {
                         generation: generation.0,
                         masquerade: false,
@@ -76,18 +154,25 @@ impl World {
             // A plugin that has hung up undoes what it did.
             let _ = waiting.reply.send(reply);
         }
-        for id in std::mem::take(&mut self.to_open) {
+        for (id, not_before) in std::mem::take(&mut self.to_open) {
             let Some(attachment) = self.store.attachment(&id).cloned() else {
                 continue;
             };
-            if self.setup.features.policy && self.is_enforced(&attachment.host_if).is_none() {
-                self.to_open.insert(id);
+            let early = not_before.is_some_and(|at| at > Instant::now());
+            let closed =
+                self.setup.features.policy && self.may_open(&id, &attachment.host_if).is_none();
+            if early || closed {
+                self.to_open.insert(id, not_before);
                 continue;
             }
             match open::open(attachment.host_index, &attachment.addresses) {
                 Ok(()) => debug!(interface = attachment.host_if, "opened"),
+                Err(error) if error.is(Errno::NODEV) => {
+                    debug!(interface = attachment.host_if, "gone before it was opened");
+                }
                 Err(error) => {
-                    warn!(interface = attachment.host_if, %error, "cannot open a pod's interface")
+                    warn!(interface = attachment.host_if, %error, "cannot open a pod's interface, trying again");
+                    self.to_open.insert(id, Some(Instant::now() + RETRY));
                 }
             }
         }

@@ -1,6 +1,9 @@
 //! Policy: one transaction at a time, and the flows that it cuts.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use selvage_policy::{LocalStatus, plan::Gen};
 use tracing::{error, info, warn};
@@ -80,7 +83,13 @@ impl World {
                 reason,
             } => {
                 self.policy.in_flight = None;
-                self.policy.whole_at = Some(Instant::now() + RETRY);
+                self.policy.applied = None;
+                // At once, unless that has just been refused: a delta often fails because somebody flushed the table.
+                let rest = match self.policy.failure {
+                    Some(_) => RETRY,
+                    None => Duration::ZERO,
+                };
+                self.policy.whole_at = Some(Instant::now() + rest);
                 let op = op.map(|op| format!(" ({op})")).unwrap_or_default();
                 error!(%generation, errno, "the kernel refused the policy{op}: {reason}");
                 self.policy.failure = Some(format!("{reason}{op}"));
@@ -93,6 +102,8 @@ impl World {
                     );
                 }
                 self.policy.in_flight = None;
+                // Whoever waits is not let go on what the kernel had before.
+                self.policy.applied = None;
                 self.policy.whole_at = Some(Instant::now());
             }
         }
@@ -131,6 +142,7 @@ impl World {
                     flows.send(FlowWork::Judged(allowed));
                 }
             }
+            FlowEvent::Forgot(number) => self.forgetting.retain(|_, wanted| *wanted > number),
             FlowEvent::Passed(passed) => {
                 self.flows.in_pass = false;
                 self.flows.last = Some(Instant::now());

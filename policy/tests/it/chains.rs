@@ -4,11 +4,11 @@ use crate::equivalence::POD_GROUP;
 use crate::interpreter::{Interface, Packet, passes};
 use crate::world::{NODE, addresses};
 use selvage_policy::api::NetworkPolicySpec;
-use selvage_policy::model::{LocalPod, PolicyKey};
+use selvage_policy::model::{LocalPod, PodKey, PolicyKey};
 use selvage_policy::plan::{Gen, Hook, IfaceMatch, Key, Plan, text};
 use selvage_policy::revoke::Flow;
 use selvage_policy::verdict::{Decision, End, Query};
-use selvage_policy::{Change, Compiler, Config, lower};
+use selvage_policy::{Change, Compiler, Config, LocalStatus, lower};
 use std::sync::Arc;
 
 const MARK: u32 = 1 << 31;
@@ -296,6 +296,41 @@ fn a_tightened_policy_revokes_flows() {
             .local_addresses()
             .contains(&"10.0.1.9".parse().expect("an address"))
     );
+}
+
+/// After the table was lost, flows to a closed interface have to be judged like all others.
+#[test]
+fn addresses_of_closed_attachments_are_ours_too() {
+    let mut compiler = compiler(config());
+    compiler.apply(Change::PodGone(PodKey::new("x", "b")));
+    assert_eq!(
+        compiler.status(&"sv12".parse().expect("an interface name")),
+        LocalStatus::Waiting
+    );
+    let b = addresses(&["10.0.1.2"])[0];
+    assert!(compiler.local_addresses().contains(&b));
+    assert!(!compiler.allowed(&Flow {
+        source: "192.0.2.1".parse().expect("an address"),
+        destination: b,
+        protocol: 6,
+        port: 80,
+    }));
+}
+
+/// Who waits for a generation that no delta will bring would wait for ever.
+#[test]
+fn what_needs_nothing_in_the_plan_is_planned_already() {
+    let mut compiler = compiler(config());
+    compiler.take_delta();
+    let ifname = "sv99".parse().expect("an interface name");
+    compiler.apply(Change::Local(LocalPod {
+        ifname,
+        ifindex: 9,
+        addresses: Vec::new(),
+        pod: None,
+    }));
+    assert_eq!(compiler.status(&ifname), LocalStatus::Planned(Gen(1)));
+    assert!(compiler.take_delta().is_none());
 }
 
 #[test]

@@ -205,9 +205,17 @@ fn the_thread_asks_in_portions_and_follows_the_answers() {
                         );
                         break;
                     }
+                    FlowEvent::Forgot(_) => unreachable!("nobody asked"),
                 }
             }
         }
+        for number in 1..=3 {
+            work.send(FlowWork::Forget(number, addresses(&["10.244.0.2"])));
+        }
+        while events.recv().unwrap() != FlowEvent::Forgot(3) {}
+        let mut conntrack = Conntrack::open(REVOKED).unwrap();
+        let left = conntrack.flows_of(&addresses(&["10.244.0.3"])).unwrap();
+        assert_eq!(left, []);
         work.send(FlowWork::Shutdown(Shutdown::Now));
         handle.join().unwrap();
     });

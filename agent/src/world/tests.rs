@@ -1,0 +1,339 @@
+//! The life of pods, with the writer, the tracker and the plugin played by the test.
+
+use std::collections::BTreeMap;
+
+use selvage_policy::plan::Delta;
+use serde_json::json;
+
+use super::*;
+use crate::{
+    kernel::nft::Want,
+    objects::{self, Kind, Mode},
+    store,
+};
+
+struct Scene {
+    world: World,
+    nft: Inbox<NftWork>,
+    flows: Inbox<FlowWork>,
+}
+
+/// A pod `x/NAME` of this node, isolated by the policy that is there from the start.
+fn pod(name: &str, uid: &str) -> ObjectEvent {
+    object(json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"namespace": "x", "name": name, "uid": uid}, "spec": {"nodeName": "n1"}}))
+}
+
+fn object(value: serde_json::Value) -> ObjectEvent {
+    let parsed = objects::parse(&value, Mode::Api).unwrap().unwrap();
+    ObjectEvent::Applied(parsed.object)
+}
+
+fn attachment(container: &str, index: u32, address: &str) -> link::Attachment {
+    link::Attachment {
+        network: "pods".into(),
+        container_id: container.into(),
+        ifname: "eth0".into(),
+        netns: String::new(),
+        netns_dev: 0,
+        netns_inode: 0,
+        boot_id: "b".into(),
+        host_if: format!("sv{container}"),
+        host_index: index,
+        addresses: vec![address.parse().unwrap()],
+        lease_dir: None,
+        ipam_plugin: None,
+        ip_masq: false,
+        policy: link::PolicyMode::Required,
+        pod: Some(link::PodRef {
+            namespace: "x".into(),
+            name: container.into(),
+            uid: "u".into(),
+        }),
+        mtu: 0,
+        other: BTreeMap::new(),
+    }
+}
+
+impl Scene {
+    /// Everything read, and the first plan applied.
+    fn new(found: Vec<Found>) -> Scene {
+        let mut scene = Scene::unread(found, true);
+        let mut events: Vec<_> = Kind::ALL.into_iter().map(ObjectEvent::Relist).collect();
+        events.push(object(
+            json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "x", "name": "closed"}, "spec": {"podSelector": {}}}),
+        ));
+        events.extend(Kind::ALL.into_iter().map(ObjectEvent::Synced));
+        scene.tell(Work::Objects(events));
+        let generation = scene.plan().expect("the first plan");
+        scene.apply(generation, false);
+        scene
+    }
+
+    fn unread(found: Vec<Found>, policy: bool) -> Scene {
+        let (nft_sender, nft) = Inbox::new().unwrap();
+        let (flow_sender, flows) = Inbox::new().unwrap();
+        let (world, _) = Inbox::new().unwrap();
+        let setup = Setup {
+            local: Local::new("n1"),
+            features: Features {
+                bgp: false,
+                kernel: false,
+                cni: true,
+                policy,
+            },
+            from: String::new(),
+            run_dir: PathBuf::new(),
+            started: Instant::now(),
+        };
+        let out = Outlets {
+            bgp: None,
+            routes: None,
+            nft: policy.then_some(nft_sender),
+            flows: policy.then_some(flow_sender),
+            world,
+            reach: Box::new(|_| {}),
+        };
+        Scene {
+            world: World::new(setup, out, found),
+            nft,
+            flows,
+        }
+    }
+
+    fn tell(&mut self, work: Work) {
+        let dirty = self.world.take(work);
+        self.world.think(&dirty);
+    }
+
+    fn attach(&mut self, attachment: link::Attachment) -> oneshot::Receiver<link::Reply> {
+        let (sender, reply) = oneshot::channel();
+        let query = LinkQuery::Attach(Box::new(attachment), sender);
+        self.tell(Work::Link(query));
+        reply
+    }
+
+    fn detach(&mut self, container: &str) {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Work::Link(LinkQuery::Detach {
+            id: container.into(),
+            ifname: "eth0".into(),
+            reply,
+        }));
+        assert_eq!(answer.blocking_recv(), Ok(link::Reply::Ok));
+    }
+
+    /// The whole plan, if that is what the writer was sent.
+    fn plan(&mut self) -> Option<Gen> {
+        match self.nft.recv_all().pop_front()? {
+            NftWork::Plan(generation, _) => Some(generation),
+            _ => None,
+        }
+    }
+
+    fn delta(&mut self) -> Option<Delta> {
+        match self.nft.recv_all().pop_front()? {
+            NftWork::Delta(delta) => Some(delta),
+            _ => None,
+        }
+    }
+
+    fn apply(&mut self, generation: Gen, repaired: bool) {
+        self.tell(Work::Nft(NftEvent::Applied {
+            generation,
+            repaired,
+        }));
+    }
+
+    fn fail(&mut self, generation: Gen) {
+        self.tell(Work::Nft(NftEvent::Failed {
+            generation,
+            op: None,
+            errno: 2,
+            reason: "no such table".into(),
+        }));
+    }
+
+    /// The addresses whose flows are to be deleted, and the newest number.
+    fn forgets(&mut self) -> (Vec<String>, u64) {
+        let mut out = (Vec::new(), 0);
+        for work in self.flows.recv_all() {
+            if let FlowWork::Forget(number, addresses) = work {
+                out.0.extend(addresses.iter().map(ToString::to_string));
+                out.1 = number;
+            }
+        }
+        out
+    }
+
+    fn forgot(&mut self, number: u64) {
+        self.tell(Work::Flows(FlowEvent::Forgot(number)));
+    }
+}
+
+fn is_enforced(reply: &mut oneshot::Receiver<link::Reply>) -> bool {
+    matches!(reply.try_recv(), Ok(link::Reply::Enforced { .. }))
+}
+
+#[test]
+fn a_pod_is_enforced_after_its_rules_and_after_the_flows_of_its_forerunner() {
+    for flows_first in [true, false] {
+        let mut scene = Scene::new(Vec::new());
+        let mut reply = scene.attach(attachment("a", 5, "10.0.1.1"));
+        assert!(scene.delta().is_none(), "its pod is not known");
+        scene.tell(Work::Objects(vec![pod("a", "u")]));
+        let delta = scene.delta().expect("its dispatch");
+        let (addresses, number) = scene.forgets();
+        assert_eq!(addresses, ["10.0.1.1"]);
+        match flows_first {
+            true => scene.forgot(number),
+            false => scene.apply(delta.to, false),
+        }
+        assert!(!is_enforced(&mut reply), "{flows_first}");
+        match flows_first {
+            false => scene.forgot(number),
+            true => scene.apply(delta.to, false),
+        }
+        assert!(is_enforced(&mut reply), "{flows_first}");
+    }
+}
+
+#[test]
+fn a_pod_of_that_name_is_not_that_pod() {
+    let mut scene = Scene::new(Vec::new());
+    scene.tell(Work::Objects(vec![pod("a", "older")]));
+    let mut reply = scene.attach(attachment("a", 5, "10.0.1.1"));
+    let (_, number) = scene.forgets();
+    scene.forgot(number);
+    assert!(scene.delta().is_none() && !is_enforced(&mut reply));
+    scene.tell(Work::Objects(vec![pod("a", "u")]));
+    let generation = scene.delta().expect("its dispatch").to;
+    scene.apply(generation, false);
+    assert!(is_enforced(&mut reply));
+}
+
+#[test]
+fn an_address_is_given_on_at_once() {
+    let mut scene = Scene::new(Vec::new());
+    scene.tell(Work::Objects(vec![pod("a", "u"), pod("b", "u")]));
+    let _first = scene.attach(attachment("a", 5, "10.0.1.1"));
+    let generation = scene.delta().expect("its dispatch").to;
+    scene.apply(generation, false);
+    scene.detach("a");
+    let mut reply = scene.attach(attachment("b", 6, "10.0.1.1"));
+    // The writer was told of both in two transactions or one; each is answered.
+    while let Some(delta) = scene.delta() {
+        scene.apply(delta.to, false);
+    }
+    assert!(!is_enforced(&mut reply), "flows of the first are left");
+    let (addresses, number) = scene.forgets();
+    assert!(addresses.iter().all(|addr| addr == "10.0.1.1"));
+    scene.forgot(number);
+    assert!(is_enforced(&mut reply));
+    // The kernel's word on the first one comes late: the flows are the second one's by now.
+    scene.tell(Work::Observed(Observed::LinkGone(5)));
+    assert_eq!(scene.forgets().0, [""; 0]);
+}
+
+#[test]
+fn an_interface_that_is_gone_ends_its_attachment() {
+    let link = |name: &str| store::Link {
+        name: name.into(),
+        ..store::Link::default()
+    };
+    let links: BTreeMap<_, _> = [(5, link("sva")), (6, link("svb"))].into();
+    let left: BTreeMap<_, _> = [(6, link("svb"))].into();
+    for gone in [Observed::LinkGone(5), Observed::Links(left)] {
+        let mut scene = Scene::new(Vec::new());
+        scene.tell(Work::Observed(Observed::Links(links.clone())));
+        scene.tell(Work::Objects(vec![pod("a", "u"), pod("b", "u")]));
+        let mut waits = scene.attach(attachment("a", 5, "10.0.1.1"));
+        let generation = scene.delta().expect("its dispatch").to;
+        // The plugin was killed, or could not tell us.
+        scene.tell(Work::Observed(gone));
+        assert!(matches!(waits.try_recv(), Ok(link::Reply::Error { .. })));
+        assert!(scene.world.store.attachments().next().is_none());
+        scene.apply(generation, false);
+        assert!(scene.delta().expect("its dispatch goes").may_revoke());
+        assert_eq!(scene.world.compiler.local_addresses().len(), 0);
+        assert!(scene.world.waiting.is_empty() && scene.world.forgetting.is_empty());
+    }
+}
+
+#[test]
+fn a_link_list_older_than_an_attachment_does_not_end_it() {
+    let mut scene = Scene::new(Vec::new());
+    let _reply = scene.attach(attachment("a", 5, "10.0.1.1"));
+    scene.tell(Work::Observed(Observed::Links(BTreeMap::new())));
+    assert_eq!(scene.world.store.attachments().count(), 1);
+}
+
+#[test]
+fn what_was_open_keeps_its_flows_and_what_was_closed_does_not() {
+    let found = |name: &str, index, address: &str, open| Found {
+        attachment: attachment(name, index, address),
+        open,
+    };
+    let mut scene = Scene::new(vec![
+        found("a", 5, "10.0.1.1", true),
+        found("b", 6, "10.0.1.2", false),
+    ]);
+    assert_eq!(scene.forgets().0, ["10.0.1.2"]);
+}
+
+#[test]
+fn a_refused_change_is_repaired_at_once_and_a_refused_plan_after_a_rest() {
+    let mut scene = Scene::new(Vec::new());
+    scene.tell(Work::Objects(vec![pod("a", "u")]));
+    let mut reply = scene.attach(attachment("a", 5, "10.0.1.1"));
+    let number = scene.forgets().1;
+    scene.forgot(number);
+    let refused = scene.delta().expect("its dispatch").to;
+    scene.fail(refused);
+    let generation = scene.plan().expect("the whole plan, at once");
+    scene.fail(generation);
+    assert!(scene.plan().is_none(), "not again and again");
+    assert!(!is_enforced(&mut reply));
+    scene.world.policy.whole_at = Some(Instant::now());
+    scene.tell(Work::Objects(Vec::new()));
+    let generation = scene.plan().expect("again");
+    assert!(!is_enforced(&mut reply));
+    scene.apply(generation, true);
+    assert!(is_enforced(&mut reply));
+}
+
+#[test]
+fn nobody_is_let_go_on_rules_that_somebody_has_flushed() {
+    let mut scene = Scene::new(Vec::new());
+    scene.tell(Work::Objects(vec![pod("a", "u")]));
+    let mut reply = scene.attach(attachment("a", 5, "10.0.1.1"));
+    let number = scene.forgets().1;
+    let generation = scene.delta().expect("its dispatch").to;
+    scene.apply(generation, false);
+    let by = "nft".into();
+    scene.tell(Work::Nft(NftEvent::WantPlan(Want::Foreign { by })));
+    scene.forgot(number);
+    assert!(!is_enforced(&mut reply), "the table is not there");
+    let generation = scene.plan().expect("the whole plan");
+    scene.apply(generation, true);
+    assert!(is_enforced(&mut reply));
+}
+
+#[test]
+fn who_hangs_up_is_not_kept() {
+    let mut scene = Scene::new(Vec::new());
+    for _ in 0..3 {
+        drop(scene.attach(attachment("a", 5, "10.0.1.1")));
+    }
+    scene.tell(Work::Objects(Vec::new()));
+    assert!(scene.world.waiting.is_empty());
+}
+
+#[test]
+fn without_policy_nobody_waits_for_the_source() {
+    let mut scene = Scene::unread(Vec::new(), false);
+    let mut reply = scene.attach(attachment("a", 5, "10.0.1.1"));
+    let none = link::Reply::NotApplicable { masquerade: false };
+    assert_eq!(reply.try_recv(), Ok(none));
+}
