@@ -42,10 +42,10 @@ demo:
 
 # Thin LTO as in a release; the reference daemons and plugins from Debian.
 bench: install
-	$(CARGO) build --release --locked -p selvage -p selvage-tests --bin selvage --bin selvage-bench
+	$(CARGO) build --release --locked -p selvage -p selvage-tests -p selvage-lab --bin selvage --bin selvage-bench --bin selvage-lab --example policy
 	cp $$(tests/shim.sh) $(BIN)/release/
 	$(BIN)/release/selvage-bench $(or $(ARGS),all)
-	$(CARGO) run --release --locked -q -p selvage --example policy
+	$(BIN)/release/selvage-lab run -- $(BIN)/release/examples/policy
 
 # The definitions of our objects, from the Rust types; a test says when they are not current.
 crds: build
