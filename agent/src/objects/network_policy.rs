@@ -7,9 +7,9 @@ use selvage_policy::lower;
 use selvage_policy::model::{Policy, PolicyKey, Requirement, Selector};
 use serde_json::Value;
 
-use super::decode::Context;
+use super::decode::{Context, identity};
 use super::meta::valid_label;
-use super::{Faults, Meta};
+use super::{Faults, Kind, Meta, Object};
 
 /// A policy.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +35,48 @@ impl NetworkPolicy {
             }
         }
     }
+}
+
+/// What is in force instead of a policy that was refused and of which no earlier form is known: whoever it was to protect
+/// is closed, in the directions that it names, until it is right. What cannot be understood counts as everything:
+/// the pods of its namespace, both directions. `None` for what is no NetworkPolicy or has no name.
+pub fn stand_in(value: &Value) -> Option<Object> {
+    let version = value.get("apiVersion").and_then(Value::as_str)?;
+    let (kind, key) = identity(value);
+    if kind != Kind::NetworkPolicy.name()
+        || !version.starts_with("networking.k8s.io/")
+        || key.name.is_empty()
+    {
+        return None;
+    }
+    let spec = value.get("spec").unwrap_or(&Value::Null);
+    let pods = spec.get("podSelector").cloned().unwrap_or_default();
+    let pods = serde_json::from_value::<LabelSelector>(pods).ok();
+    let pods = pods.and_then(|raw| Selector::try_from(&raw).ok());
+    let types = spec.get("policyTypes").and_then(Value::as_array);
+    let names = |direction: &str| match types.filter(|types| !types.is_empty()) {
+        None => direction == "Ingress" || spec.get("egress").is_some_and(|rules| !rules.is_null()),
+        Some(types) => types.iter().any(|name| match name.as_str() {
+            Some(known @ ("Ingress" | "Egress")) => known == direction,
+            _ => true,
+        }),
+    };
+    let (ingress, egress) = (names("Ingress"), names("Egress"));
+    let unreadable = !spec.is_object();
+    let policy = Policy {
+        key: PolicyKey::new(key.namespace.as_str(), key.name.as_str()),
+        pods: pods.unwrap_or_default(),
+        ingress: (ingress || unreadable).then(Vec::new),
+        egress: (egress || unreadable).then(Vec::new),
+    };
+    let meta = Meta {
+        key,
+        ..Meta::default()
+    };
+    Some(Object::NetworkPolicy(Arc::new(NetworkPolicy {
+        meta,
+        policy: Arc::new(policy),
+    })))
 }
 
 /// Lowers a label selector of one of our own kinds.

@@ -40,6 +40,8 @@ struct File {
 struct Held {
     object: Object,
     at: At,
+    /// It is in force instead of one that was refused.
+    stands_in: bool,
 }
 
 impl Directory {
@@ -152,17 +154,48 @@ impl Directory {
                 .or_default()
                 .insert(path.to_owned());
             self.touched.insert(id.clone());
-            fresh.insert(id, Held { object, at });
+            let stands_in = false;
+            fresh.insert(
+                id,
+                Held {
+                    object,
+                    at,
+                    stands_in,
+                },
+            );
         }
         let file = self.files.entry(path.to_owned()).or_default();
         let mut old = std::mem::take(&mut file.objects);
         old.retain(|id, _| !fresh.contains_key(id));
-        let faulty = !contents.problems.is_empty();
+        let mut problems = contents.problems;
+        for (object, at) in contents.stand_ins {
+            let id = (object.kind(), object.key().clone());
+            if fresh.contains_key(&id) || old.get(&id).is_some_and(|held| !held.stands_in) {
+                continue;
+            }
+            problems.push(closed(&id, &at));
+            self.holders
+                .entry(id.clone())
+                .or_default()
+                .insert(path.to_owned());
+            self.touched.insert(id.clone());
+            old.remove(&id);
+            let stands_in = true;
+            fresh.insert(
+                id,
+                Held {
+                    object,
+                    at,
+                    stands_in,
+                },
+            );
+        }
+        let faulty = !problems.is_empty();
         if faulty {
             fresh.append(&mut old);
         }
         file.objects = fresh;
-        file.problems = contents.problems;
+        file.problems = problems;
         for id in old.into_keys() {
             self.let_go(&id, path);
             self.touched.insert(id);
@@ -202,6 +235,21 @@ impl Directory {
             }
         }
         problems
+    }
+}
+
+/// What a refused policy means for its pods.
+fn closed(id: &Id, at: &At) -> Problem {
+    Problem {
+        at: at.clone(),
+        kind: id.0.to_string(),
+        key: id.1.clone(),
+        path: String::new(),
+        reason:
+            "refused, and no earlier form of it is known: the pods that it selects are closed in \
+                 the directions that it names"
+                .into(),
+        hint: Some("correct it, or remove it to open them".into()),
     }
 }
 
@@ -261,6 +309,95 @@ mod tests {
             ["-n2", "clear a.yaml"]
         );
         assert_eq!(removed(&mut directory, path), ["-n1"]);
+    }
+
+    /// A policy that nobody can read protects all the same.
+    #[test]
+    fn a_policy_refused_at_first_sight_closes_its_pods_and_the_last_good_one_stays() {
+        let text = |spec: &str| {
+            format!(
+                "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p}}\nspec: {spec}\n"
+            )
+        };
+        let told = |directory: &Directory| match directory.told.values().next() {
+            Some(Object::NetworkPolicy(object)) => object.policy.clone(),
+            other => panic!("{other:?}"),
+        };
+        let pod = |labels: [(&str, &str); 1]| selvage_policy::model::Labels::from(labels);
+        let (a, b) = (pod([("app", "a")]), pod([("app", "b")]));
+        let bad = "ingress: [{from: [{ipBlock: {cidr: nonsense}}]}]";
+        let path = Path::new("a.yaml");
+        for (spec, ingress, egress, selects_b) in [
+            (
+                format!("{{podSelector: {{matchLabels: {{app: a}}}}, {bad}}}"),
+                true,
+                false,
+                false,
+            ),
+            (
+                format!(
+                    "{{podSelector: {{matchLabels: {{app: a}}}}, policyTypes: [Egress], {bad}}}"
+                ),
+                false,
+                true,
+                false,
+            ),
+            (
+                "{podSelector: {matchLabels: {app: a}}, policyTypes: [Both]}".to_owned(),
+                true,
+                true,
+                false,
+            ),
+            (
+                "{podSelector: {matchLabels: {app: a}}, egress: [{to: [{ipBlock: {}}]}]}"
+                    .to_owned(),
+                true,
+                true,
+                false,
+            ),
+            (format!("{{podSelector: all, {bad}}}"), true, false, true),
+            ("nothing".to_owned(), true, true, true),
+        ] {
+            let mut directory = Directory::default();
+            let events = read(&mut directory, path, &text(&spec));
+            assert_eq!(
+                events.first().map(String::as_str),
+                Some("+default/p"),
+                "{events:?}"
+            );
+            assert!(
+                events.iter().any(|e| e.contains("are closed in")),
+                "{events:?}"
+            );
+            let policy = told(&directory);
+            assert_eq!(
+                (policy.ingress.clone(), policy.egress.clone()),
+                (ingress.then(Vec::new), egress.then(Vec::new)),
+                "{spec}"
+            );
+            assert_eq!(
+                (policy.pods.matches(&a), policy.pods.matches(&b)),
+                (true, selects_b),
+                "{spec}"
+            );
+            // Another bad form replaces the stand-in; a good one and what follows it stay.
+            read(&mut directory, path, &text("nothing"));
+            assert!(told(&directory).pods.is_everything());
+            read(
+                &mut directory,
+                path,
+                &text("{podSelector: {}, ingress: [{}]}"),
+            );
+            let good = told(&directory);
+            assert_eq!(good.ingress.as_deref().map(<[_]>::len), Some(1));
+            let events = read(&mut directory, path, &text(&spec));
+            assert!(
+                !events.iter().any(|e| e.contains("are closed in")),
+                "{events:?}"
+            );
+            assert_eq!(told(&directory), good);
+            assert_eq!(removed(&mut directory, path)[0], "-default/p");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde_saphyr::Location;
 use super::tree::{Located, Tree, locate};
 use super::{At, Problem};
 use crate::objects::decode::identity;
+use crate::objects::network_policy::stand_in;
 use crate::objects::{Key, Mode, Object, Rejected, parse};
 
 /// The largest file that is read, in bytes.
@@ -17,6 +18,8 @@ pub const MAX_FILE: u64 = 16 << 20;
 pub struct Contents {
     /// Its good objects, in the order written, with the place of each.
     pub objects: Vec<(Object, At)>,
+    /// What is in force instead of refused objects, where nothing better is known.
+    pub stand_ins: Vec<(Object, At)>,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
     /// Objects of kinds that are not ours.
@@ -125,7 +128,16 @@ fn add(path: &Path, document: &Located, contents: &mut Contents, depth: usize) {
             ));
         }
         Ok(None) => contents.foreign += 1,
-        Err(rejected) => contents.problems.extend(problems(path, document, rejected)),
+        Err(rejected) => {
+            if let Some(object) = stand_in(&value) {
+                let (line, column) = locate(document, "", false);
+                let path = path.to_owned();
+                contents
+                    .stand_ins
+                    .push((object, At::File { path, line, column }));
+            }
+            contents.problems.extend(problems(path, document, rejected));
+        }
     }
 }
 
