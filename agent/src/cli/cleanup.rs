@@ -1,12 +1,17 @@
 //! `selvage cleanup`: every trace goes. A second run finds nothing and changes nothing.
 //!
 //! Only what carries our mark is touched: routes by protocol, nexthops by range and protocol, our two nftables
-//! tables, interfaces by group, and files by name.
+//! tables, interfaces by group, and files by name. Pods that run keep what they stand on (interface, routes,
+//! attachment, lease) unless `--pods` is given: an address whose lease is gone would be given away again.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use selvage_cni::attachment::Attachments;
+use selvage_cni::ipam;
+use selvage_cni::ipam::lease::{Leases, Owner};
 use selvage_cni::link::{ATTACHMENTS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, READY, SOCKET};
 use serde::Serialize;
 
@@ -40,7 +45,10 @@ struct Removed {
     nexthops: usize,
     tables: Vec<String>,
     interfaces: Vec<String>,
+    leases: usize,
     files: Vec<PathBuf>,
+    /// Interfaces of pods that keep their network.
+    kept: Vec<String>,
 }
 
 pub(super) fn run(args: &Args, run_dir: Option<PathBuf>) -> Outcome {
@@ -56,8 +64,10 @@ pub(super) fn run(args: &Args, run_dir: Option<PathBuf>) -> Outcome {
         nexthops: kernel.nexthops,
         tables: kernel.tables,
         interfaces: kernel.links,
-        files: Vec::new(),
+        kept: open::pod_interfaces().map_err(Failure::new)?,
+        ..Removed::default()
     };
+    attachments(args, &mut removed)?;
     files(args, &run_dir, &mut removed)?;
     print(args.output.output, &removed, |screen| {
         render(screen, &removed)
@@ -71,9 +81,12 @@ fn files(args: &Args, run_dir: &Path, removed: &mut Removed) -> Result<(), Failu
         run_dir.join(READY),
         run_dir.join(SOCKET),
         run_dir.join(crate::api::SOCKET),
-        args.state_dir.join(ATTACHMENTS),
         args.state_dir.join("snapshot"),
     ];
+    let attachments = args.state_dir.join(ATTACHMENTS);
+    let gone = gone
+        .into_iter()
+        .chain(removed.kept.is_empty().then_some(attachments));
     for path in gone {
         remove(
             &path,
@@ -82,6 +95,62 @@ fn files(args: &Args, run_dir: &Path, removed: &mut Removed) -> Result<(), Failu
         )?;
     }
     for directory in [run_dir, &args.state_dir] {
+        // Only if nothing of somebody else's is in it.
+        if fs::remove_dir(directory).is_ok() {
+            removed.files.push(directory.to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// What the plugin remembers of pods that have no interface any more: attachments and leases.
+fn attachments(args: &Args, removed: &mut Removed) -> Result<(), Failure> {
+    let attachments = Attachments::of(&args.state_dir);
+    let mut directories = BTreeSet::new();
+    // What cannot be read goes with the directory.
+    for attachment in attachments.list().unwrap_or_default() {
+        if removed.kept.contains(&attachment.host_if) {
+            continue;
+        }
+        if let Some(dir) = attachment.lease_dir.as_ref().map(PathBuf::from) {
+            let owner = Owner {
+                container_id: attachment.container_id.clone(),
+                ifname: attachment.ifname.clone(),
+            };
+            let before = leases_in(&dir);
+            ipam::release(Some(&attachment), &Leases::at(dir.clone()), &owner, &|_| {
+                Ok(())
+            })
+            .map_err(|error| Failure::new(format!("{error}")))?;
+            removed.leases += before.saturating_sub(leases_in(&dir));
+            directories.insert(dir);
+        }
+        attachments
+            .remove(&attachment.container_id, &attachment.ifname)
+            .map_err(|error| Failure::new(format!("{error}")))?;
+    }
+    directories
+        .iter()
+        .try_for_each(|directory| lease_directory(directory, removed))
+}
+
+fn leases_in(directory: &Path) -> usize {
+    ipam::lease::addresses_in(directory).map_or(0, |leases| leases.len())
+}
+
+/// Without a lease, the directory of a network is but a lock and a memory. Another's lease keeps it.
+fn lease_directory(directory: &Path, removed: &mut Removed) -> Result<(), Failure> {
+    if leases_in(directory) > 0 {
+        return Ok(());
+    }
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let ours = name == "lock" || name.to_string_lossy().starts_with("last_reserved_ip.");
+        if ours {
+            remove(&entry.path(), false, removed)?;
+        }
+    }
+    for directory in [Some(directory), directory.parent()].into_iter().flatten() {
         // Only if nothing of somebody else's is in it.
         if fs::remove_dir(directory).is_ok() {
             removed.files.push(directory.to_owned());
@@ -104,14 +173,12 @@ fn remove(path: &Path, directory: bool, removed: &mut Removed) -> Result<(), Fai
 }
 
 fn render(screen: &Screen, removed: &Removed) -> String {
-    if *removed == Removed::default() {
-        return "Nothing of Selvage was left.\n".into();
-    }
     let mut text = String::new();
     let counts = [
         ("routes", removed.routes),
         ("nexthops", removed.nexthops),
         ("interfaces", removed.interfaces.len()),
+        ("leases", removed.leases),
     ];
     for (name, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
         text.push_str(&format!("removed {count} {name}\n"));
@@ -123,6 +190,15 @@ fn render(screen: &Screen, removed: &Removed) -> String {
         text.push_str(&format!(
             "removed {}\n",
             screen.dim(&path.display().to_string())
+        ));
+    }
+    if text.is_empty() {
+        text.push_str("Nothing of Selvage was left.\n");
+    }
+    if !removed.kept.is_empty() {
+        text.push_str(&format!(
+            "pods that run keep their network: {}; --pods removes it, too\n",
+            removed.kept.join(", ")
         ));
     }
     text

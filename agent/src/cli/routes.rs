@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::screen::Screen;
-use super::{Outcome, Output, OutputArgs, print, say};
+use super::{Failure, Outcome, Output, OutputArgs, print, say};
 use crate::api::{RoutePage, RouteQuestion, RouteView};
 use crate::control::client::Client;
 
@@ -27,6 +27,16 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(client: &Client, args: &Args) -> Outcome {
+    if let Some(text) = &args.prefix
+        && text.parse::<IpNet>().is_err()
+        && text.parse::<IpAddr>().is_err()
+    {
+        return Err(
+            Failure::new(format!("`{text}` is neither a prefix nor an address"))
+                .hint("write a prefix such as 10.244.1.0/24, or an address")
+                .usage(),
+        );
+    }
     let mut question = RouteQuestion {
         prefix: args.prefix.clone(),
         received: args.received,

@@ -326,6 +326,11 @@ fn wrong(
             Some(todo),
         );
     }
+    // A reflector has none; who serves pods gets its addresses and pod CIDRs from there.
+    if serves_pods(world) && world.store.synced() && world.store.node(world.node).is_none() {
+        let todo = "is --node spelled as in the cluster? until then no pod CIDR is announced";
+        say(format!("there is no Node `{}`", world.node), Some(todo));
+    }
     for (_, what) in world.store.lacking() {
         say(what.to_owned(), None);
     }
@@ -390,6 +395,13 @@ fn wrong(
         say(plain.to_string(), hint.as_deref());
     }
     wrong
+}
+
+fn serves_pods(world: &World<'_>) -> bool {
+    world
+        .features
+        .iter()
+        .any(|feature| ["cni", "policy"].contains(feature))
 }
 
 /// `1 pod`, `2 pods`.

@@ -43,13 +43,19 @@ impl Removed {
 }
 
 /// Removes what carries our mark from the calling thread's network namespace: routes, nexthop
-/// objects, tables and, with `interfaces`, the pods' interfaces. What is gone already is no
+/// objects, tables and, with `interfaces`, the pods' interfaces. Without, pods that are there
+/// keep their network: interface, routes, and the plugin's table. What is gone already is no
 /// error; a second call finds nothing. The agent must not be running.
 pub fn cleanup(interfaces: bool) -> Result<Removed, Error> {
     let mut socket = Socket::open(Protocol::Route)?;
+    let keep = !interfaces && !pod_links(&mut socket)?.is_empty();
+    let (tables, protocols) = match keep {
+        true => (&TABLES[..1], &[PROTOCOL_BGP][..]),
+        false => (&TABLES[..], &[PROTOCOL_BGP, PROTOCOL_POD][..]),
+    };
     let mut removed = Removed {
-        tables: remove_tables()?,
-        routes: remove_routes(&mut socket)?,
+        tables: remove_tables(tables)?,
+        routes: remove_routes(&mut socket, protocols)?,
         nexthops: remove_nexthops(&mut socket)?,
         links: Vec::new(),
     };
@@ -59,10 +65,27 @@ pub fn cleanup(interfaces: bool) -> Result<Removed, Error> {
     Ok(removed)
 }
 
-fn remove_tables() -> Result<Vec<String>, Error> {
+/// Names of the pods' interfaces in the calling thread's network namespace.
+pub fn pod_interfaces() -> Result<Vec<String>, Error> {
+    let links = pod_links(&mut Socket::open(Protocol::Route)?)?;
+    Ok(links.into_iter().map(|link| link.name).collect())
+}
+
+fn pod_links(socket: &mut Socket) -> Result<Vec<link::Link>, Error> {
+    Ok(link::list(socket)?
+        .into_iter()
+        .filter(is_pod_link)
+        .collect())
+}
+
+fn is_pod_link(link: &link::Link) -> bool {
+    link.group == POD_LINK_GROUP && link.kind == "veth"
+}
+
+fn remove_tables(names: &[&str]) -> Result<Vec<String>, Error> {
     let mut socket = Socket::open(Protocol::Netfilter)?;
     let ours = |table: &list::TableInfo| {
-        table.family == nft::Family::Inet as u8 && TABLES.contains(&table.name.as_str())
+        table.family == nft::Family::Inet as u8 && names.contains(&table.name.as_str())
     };
     // A kernel without nf_tables has none of our tables.
     let there = list::tables(&mut socket).unwrap_or_default();
@@ -82,9 +105,9 @@ fn remove_tables() -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-fn remove_routes(socket: &mut Socket) -> Result<usize, Error> {
+fn remove_routes(socket: &mut Socket, protocols: &[u8]) -> Result<usize, Error> {
     let mut count = 0;
-    for protocol in [PROTOCOL_BGP, PROTOCOL_POD] {
+    for protocol in protocols.iter().copied() {
         for v6 in [false, true] {
             let ours = route::Filter {
                 protocol: Some(protocol),
@@ -121,15 +144,14 @@ fn remove_nexthops(socket: &mut Socket) -> Result<usize, Error> {
 }
 
 fn remove_links(socket: &mut Socket) -> Result<Vec<String>, Error> {
-    let ours = |link: &link::Link| link.group == POD_LINK_GROUP && link.kind == "veth";
-    let links: Vec<link::Link> = link::list(socket)?.into_iter().filter(ours).collect();
+    let links = pod_links(socket)?;
     // One after the other waits for the network's grace period each time; by group it is one wait.
     // Another kind of link in the group would go, too, so the group is used only if it is all ours.
     let all = link::list(socket)?;
     let only_ours = all
         .iter()
         .filter(|link| link.group == POD_LINK_GROUP)
-        .all(ours);
+        .all(is_pod_link);
     let report = match only_ours && !links.is_empty() {
         true => socket.report(|batch| link::delete_group(batch, POD_LINK_GROUP))?,
         false => socket.report(|batch| links.iter().for_each(|l| link::delete(batch, l.index)))?,

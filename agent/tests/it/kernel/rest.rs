@@ -100,18 +100,30 @@ fn cleanup_leaves_nothing_of_ours_and_everything_else() {
         sh("ip nexthop add id 0x5e100000 via 10.0.0.9 dev v0 proto 85; ip nexthop add id 0x5e180000 group 0x5e100000 proto 85
             ip route add 10.2.0.0/16 nhid 0x5e180000 proto 85 metric 1085; ip -6 route add blackhole fd00:244::/64 proto 85 metric 65085
             ip route add 10.3.0.0/16 via 10.0.0.9 proto 85 table 100");
+        // A pod that runs keeps its network, unless it is asked for.
+        let kept = || {
+            sh(
+                "ip route show proto 86; ip -6 route show proto 86; nft list table inet selvage-cni; ip -o link show sv1",
+            )
+        };
+        let pod = kept();
+        let removed = cleanup(false).unwrap();
+        let first = Removed {
+            routes: 3,
+            nexthops: 2,
+            tables: vec!["selvage".to_owned()],
+            links: Vec::new(),
+        };
+        assert_eq!(removed, first);
+        assert_eq!((kept(), pod.lines().count() > 3), (pod, true));
         let removed = cleanup(true).unwrap();
-        let tables = ["selvage", "selvage-cni"].map(String::from).to_vec();
-        let links = vec!["sv1".to_owned()];
-        assert_eq!(
-            removed,
-            Removed {
-                routes: 5,
-                nexthops: 2,
-                tables,
-                links
-            }
-        );
+        let rest = Removed {
+            routes: 2,
+            nexthops: 0,
+            tables: vec!["selvage-cni".to_owned()],
+            links: vec!["sv1".to_owned()],
+        };
+        assert_eq!(removed, rest);
         let after = before
             .replace("table inet selvage\n", "")
             .replace("table inet selvage-cni\n", "")
