@@ -167,7 +167,10 @@ fn optional(lab: &Lab) -> Result<()> {
     for from in ["default/client", "n1"] {
         for address in cluster.addresses("shop/web") {
             let answer = scene::attempt(cluster.netns(from)?, address, Some(80))?;
-            ensure!(!answer.is_yes(), "{from} reaches {address} without an agent");
+            ensure!(
+                !answer.is_yes(),
+                "{from} reaches {address} without an agent"
+            );
         }
     }
     cluster.node("n1")?.agent.restart()?;
@@ -198,9 +201,8 @@ fn spoofed(lab: &Lab) -> Result<()> {
         let at = SocketAddr::new(to, 5353);
         let sink = client.run(|| Ok(UdpSocket::bind(at)?))?;
         sink.set_read_timeout(Some(SOON))?;
-        let say = |from: &IpAddr| {
-            web.run(|| Ok(UdpSocket::bind((*from, 0))?.send_to(b"it is me", at)?))
-        };
+        let say =
+            |from: &IpAddr| web.run(|| Ok(UdpSocket::bind((*from, 0))?.send_to(b"it is me", at)?));
         let same = |from: &&IpAddr| from.is_ipv4() == to.is_ipv4();
         for from in false_ones.iter().filter(same) {
             for _ in 0..5 {
@@ -239,12 +241,14 @@ fn unknown(lab: &Lab) -> Result<()> {
     let mut inside = rogue.rtnetlink()?;
     let outer = link::get_by_name(&mut socket, "svrogue")?.index;
     let inner = link::get_by_name(&mut inside, "eth0")?.index;
-    let subnets = [("10.251.0.0/24", "10.251.0.1", "10.251.0.2"), ("fd51::/64", "fd51::1", "fd51::2")];
+    let subnets = [
+        ("10.251.0.0/24", "10.251.0.1", "10.251.0.2"),
+        ("fd51::/64", "fd51::1", "fd51::2"),
+    ];
     for (subnet, outside, address) in subnets {
         let subnet = prefix(subnet)?;
-        let at = |text: &str| -> Result<Prefix> {
-            Ok(Prefix::new(text.parse()?, subnet.prefix_len()))
-        };
+        let at =
+            |text: &str| -> Result<Prefix> { Ok(Prefix::new(text.parse()?, subnet.prefix_len())) };
         let (outside_at, address_at) = (at(outside)?, at(address)?);
         socket.apply(|batch| {
             link::set_up(batch, outer, true);
@@ -254,13 +258,21 @@ fn unknown(lab: &Lab) -> Result<()> {
             link::set_up(batch, inner, true);
             addr::add(batch, &addr::Address::new(inner, address_at));
         })?;
-        let default = prefix(if subnet.addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" })?;
+        let default = prefix(if subnet.addr().is_ipv4() {
+            "0.0.0.0/0"
+        } else {
+            "::/0"
+        })?;
         add_route(&rogue, default, outside.parse()?)?;
         let hop = cluster
             .addresses("n1")
             .into_iter()
             .find(|hop| hop.is_ipv4() == subnet.addr().is_ipv4());
-        add_route(cluster.netns("n2")?, subnet, hop.context("an address of n1")?)?;
+        add_route(
+            cluster.netns("n2")?,
+            subnet,
+            hop.context("an address of n1")?,
+        )?;
     }
     let _server = EchoServer::start(&rogue, 80)?;
     let reach = |wanted: bool| -> Result<()> {
@@ -269,15 +281,19 @@ fn unknown(lab: &Lab) -> Result<()> {
             let out = cluster.addresses("default/client");
             let out = out.iter().find(|to| to.is_ipv4() == address.is_ipv4());
             for (from, to) in [(client, address), (&rogue, *out.context("an address")?)] {
-                eventually_ok(SOON, &format!("{} reaches {to}: {wanted}", from.name()), || {
-                    let answer = selvage_lab::probe::tcp::connect(
-                        from,
-                        SocketAddr::new(to, 80),
-                        ATTEMPT,
-                    )?;
-                    ensure!(answer.is_yes() == wanted, "{answer:?}");
-                    Ok(())
-                })?;
+                eventually_ok(
+                    SOON,
+                    &format!("{} reaches {to}: {wanted}", from.name()),
+                    || {
+                        let answer = selvage_lab::probe::tcp::connect(
+                            from,
+                            SocketAddr::new(to, 80),
+                            ATTEMPT,
+                        )?;
+                        ensure!(answer.is_yes() == wanted, "{answer:?}");
+                        Ok(())
+                    },
+                )?;
             }
         }
         Ok(())

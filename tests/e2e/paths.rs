@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail, ensure};
 use selvage_lab::daemon::Kind;
+use selvage_lab::network::add_route;
 use selvage_lab::objects::Objects;
 use selvage_lab::probe::flow::Flow;
 use selvage_lab::probe::server::EchoServer;
@@ -171,6 +172,23 @@ fn equal_paths(lab: &Lab) -> Result<()> {
             }
         })?;
     }
+    // The node's address is that of either link, whichever way a packet takes.
+    for (router, far, near) in [
+        (
+            "r1",
+            ["198.51.100.0/24", "2001:db8:2::/64"],
+            ["192.0.2.2", "2001:db8:1::2"],
+        ),
+        (
+            "r2",
+            ["192.0.2.0/24", "2001:db8:1::/64"],
+            ["198.51.100.2", "2001:db8:2::2"],
+        ),
+    ] {
+        for (to, gateway) in far.iter().zip(near) {
+            add_route(cluster.netns(router)?, prefix(to)?, gateway.parse()?)?;
+        }
+    }
     let _server = EchoServer::start(cluster.netns("r1")?, 80)?;
     cluster.start(2 * SOON)?;
     for router in ["r1", "r2"] {
@@ -228,12 +246,8 @@ fn reflector(cluster: &Cluster, lab: &Lab) -> Result<Agent> {
         "configuration",
         &cluster::object("BGPConfiguration", "default", configuration),
     )?;
-    let clients =
-        json!({"range": "192.0.2.0/24", "asn": "internal", "routeReflectorClient": true});
-    own.write(
-        "clients",
-        &cluster::object("BGPPeer", "clients", clients),
-    )?;
+    let clients = json!({"range": "192.0.2.0/24", "asn": "internal", "routeReflectorClient": true});
+    own.write("clients", &cluster::object("BGPPeer", "clients", clients))?;
     Agent::start(&netns, "rr", own.directory(), &["--features", "bgp"])
 }
 

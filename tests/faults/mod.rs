@@ -2,9 +2,11 @@
 //! full, people who flush rulesets.
 
 mod agent;
+mod flows;
 mod objects;
 mod peer;
 mod plugin;
+mod routes;
 mod table;
 
 use crate::harness::Case;
@@ -12,6 +14,8 @@ use crate::harness::Case;
 pub fn cases() -> Vec<Case> {
     [
         agent::cases(),
+        flows::cases(),
+        routes::cases(),
         objects::cases(),
         peer::cases(),
         plugin::cases(),

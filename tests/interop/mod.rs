@@ -2,9 +2,10 @@
 
 mod agent;
 mod daemons;
+mod refresh;
 
 use crate::harness::Case;
 
 pub fn cases() -> Vec<Case> {
-    [daemons::cases(), agent::cases()].concat()
+    [daemons::cases(), agent::cases(), refresh::cases()].concat()
 }

@@ -41,9 +41,12 @@ impl Answer {
         use io::ErrorKind as K;
         match error.kind() {
             K::ConnectionRefused | K::ConnectionReset => Ok(Answer::Refused),
-            K::HostUnreachable | K::NetworkUnreachable | K::NetworkDown | K::PermissionDenied => {
-                Ok(Answer::Unreachable)
-            }
+            // InvalidInput: the answer of a blackhole route to a sender of its own host.
+            K::HostUnreachable
+            | K::NetworkUnreachable
+            | K::NetworkDown
+            | K::PermissionDenied
+            | K::InvalidInput => Ok(Answer::Unreachable),
             K::TimedOut | K::WouldBlock => Ok(Answer::Silence),
             _ => Err(error),
         }
