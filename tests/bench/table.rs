@@ -53,6 +53,8 @@ fn transfer(
             up == 2
         },
     )?;
+    // FRR 8.4 may take a quick UPDATE before it has taken the KEEPALIVE in front of it, and ends the session.
+    std::thread::sleep(Duration::from_millis(300));
     let begin = Instant::now();
     let mut sent = Duration::ZERO;
     let mut held = 0;
