@@ -8,7 +8,10 @@ use selvage_netlink::{
 };
 use selvage_policy::plan::{Chain, Key, Name, Op, Plan, SetDef, Verdict};
 
-use super::{compare, translate};
+use super::{
+    compare::{self, Comparison, Difference},
+    translate,
+};
 
 /// The table as far as its writer must know it.
 #[derive(Debug)]
@@ -25,7 +28,7 @@ pub struct NftTable {
 pub enum Loaded {
     /// The kernel had it already.
     Unchanged,
-    /// The table was replaced.
+    /// It was not what it should have been, and was changed or written anew.
     Replaced,
 }
 
@@ -80,31 +83,71 @@ impl NftTable {
     /// Makes the kernel's table equal to the plan: by one transaction, or by none if it is.
     pub fn load(&mut self, plan: &Plan) -> Result<Loaded, Misapplied> {
         self.name = plan.table.clone();
-        let equal = compare::equal(&mut self.socket, plan)?;
-        if !equal {
-            self.replace(plan)?;
-        }
-        self.sets = plan
-            .sets
-            .iter()
-            .map(|(name, set)| (name.clone(), set.def))
+        let loaded = match compare::compare(&mut self.socket, plan)? {
+            Comparison::Equal => Loaded::Unchanged,
+            Comparison::Differs(difference) => {
+                if let Err(error) = self.change(plan, difference) {
+                    tracing::warn!(%error, "nft: the table cannot be changed, it is written anew");
+                    self.replace(plan)?;
+                }
+                Loaded::Replaced
+            }
+            Comparison::Strange => {
+                self.replace(plan)?;
+                Loaded::Replaced
+            }
+        };
+        self.sets = definitions(plan);
+        Ok(loaded)
+    }
+
+    /// From what is there to the plan, with what both have left alone.
+    fn change(&mut self, plan: &Plan, difference: Difference<'_>) -> Result<(), Misapplied> {
+        self.transaction.clear();
+        self.sets = definitions(plan);
+        let sets = difference.add_sets.into_iter();
+        let chains = difference.add_chains.into_iter();
+        let new: Vec<Op> = sets
+            .map(|(name, set)| Op::AddSet(name.clone(), set.def))
+            .chain(chains.map(|(name, chain)| Op::AddChain(name.clone(), chain.clone())))
             .collect();
-        Ok(if equal {
-            Loaded::Unchanged
-        } else {
-            Loaded::Replaced
-        })
+        self.push_all(&new);
+        for (name, set, surplus) in &difference.del_elements {
+            let types = translate::key_types(set.def.key);
+            let elements = surplus.iter().map(|element| Element {
+                span: match &element.last {
+                    Some(last) => Span::Range(&element.key, last),
+                    None => Span::One(&element.key),
+                },
+                data: None,
+            });
+            let table = nft::Table::inet(plan.table.as_str());
+            let set = translate::set(name.as_str(), &set.def, &types);
+            self.transaction.delete_elements(&table, &set, elements);
+        }
+        let elements = difference.add_elements.into_iter().flat_map(|(name, all)| {
+            all.into_iter()
+                .map(|(key, verdict)| Op::AddElem(name.clone(), key.clone(), verdict.clone()))
+        });
+        let elements: Vec<Op> = elements.collect();
+        self.push_all(&elements);
+        let table = nft::Table::inet(plan.table.as_str());
+        for chain in &difference.del_chains {
+            self.transaction.flush_chain(&table, chain);
+        }
+        for chain in &difference.del_chains {
+            self.transaction.delete_chain(&table, chain);
+        }
+        for set in &difference.del_sets {
+            self.transaction.delete_set(&table, set);
+        }
+        self.commit(&[], &[])
     }
 
     /// Carries out the operations of a delta.
     pub fn apply(&mut self, ops: &[Op]) -> Result<(), Misapplied> {
         self.transaction.clear();
-        let mut starts = Vec::new();
-        let mut index = 0;
-        while let Some(op) = ops.get(index) {
-            starts.push((self.transaction.len(), index));
-            index += self.push(op, ops.get(index..).unwrap_or_default());
-        }
+        let starts = self.push_all(ops);
         self.commit(ops, &starts)
     }
 
@@ -115,13 +158,19 @@ impl NftTable {
         self.transaction
             .reset_table(&nft::Table::inet(name.as_str()));
         let ops = plan.ops();
+        let starts = self.push_all(&ops);
+        self.commit(&ops, &starts)
+    }
+
+    /// Appends operations; where each message of the transaction begins, and with which of them.
+    fn push_all(&mut self, ops: &[Op]) -> Vec<(usize, usize)> {
         let mut starts = Vec::new();
         let mut index = 0;
         while let Some(op) = ops.get(index) {
             starts.push((self.transaction.len(), index));
             index += self.push(op, ops.get(index..).unwrap_or_default());
         }
-        self.commit(&ops, &starts)
+        starts
     }
 
     fn commit(&mut self, ops: &[Op], starts: &[(usize, usize)]) -> Result<(), Misapplied> {
@@ -236,6 +285,11 @@ impl NftTable {
             false => self.transaction.delete_elements(table, &set, encoded),
         }
     }
+}
+
+fn definitions(plan: &Plan) -> HashMap<Name, SetDef> {
+    let sets = plan.sets.iter();
+    sets.map(|(name, set)| (name.clone(), set.def)).collect()
 }
 
 /// An operation for people: sets and chains by name, no long lists.

@@ -177,6 +177,37 @@ fn fresh(load: impl FnOnce() + Send) -> String {
     listing
 }
 
+/// As after a restart with other objects: the way to the plan is the difference, and base chains stay, in which packets
+/// may be.
+#[test]
+fn another_plan_is_reached_without_replacing_base_chains() {
+    let mut dice = Dice(7);
+    let mut compiler = compiler();
+    (0..6).for_each(|n| compiler.apply(local(n)));
+    in_netns(|| {
+        let mut handles = None;
+        for round in 0..20 {
+            for _ in 0..dice.below(12) + 1 {
+                compiler.apply(step(&mut dice));
+            }
+            let plan = compiler.plan().clone();
+            NftTable::open().unwrap().load(&plan).unwrap();
+            let by_difference = listed();
+            assert_eq!(
+                NftTable::open().unwrap().load(&plan).unwrap(),
+                Loaded::Unchanged
+            );
+            let by_plan = fresh(|| {
+                NftTable::open().unwrap().load(&plan).unwrap();
+            });
+            assert_eq!(by_difference, by_plan, "round {round}");
+            let now = sh("nft -a list chains | grep -E 'chain (forward|prerouting) '");
+            assert_eq!(*handles.get_or_insert(now.clone()), now, "round {round}");
+        }
+        assert!(handles.is_some_and(|handles| handles.contains("handle")));
+    });
+}
+
 #[test]
 fn every_difference_is_seen() {
     let mut compiler = compiler();
