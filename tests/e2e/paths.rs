@@ -12,7 +12,7 @@ use selvage_lab::probe::server::EchoServer;
 use selvage_lab::probe::{Answer, tcp};
 use selvage_lab::{Agent, Cluster, Cut, Lab, Netns, cluster, eventually, eventually_ok, objects};
 use selvage_netlink::route::{Kind as RouteKind, Target};
-use selvage_netlink::{Prefix, Protocol, Socket, addr, link, nexthop, nft};
+use selvage_netlink::{Prefix, addr, link, nexthop};
 use serde_json::json;
 
 use crate::harness::{Case, Need};
@@ -290,6 +290,8 @@ fn reflected(lab: &Lab) -> Result<()> {
         "a reflector installs routes"
     );
 
+    // From then on it restarts gracefully; before, it has nothing that anybody could miss.
+    rr.wait_ready(2 * SOON)?;
     // It dies and comes back: nothing is lost, since its clients keep what they have.
     let flows = flows(&cluster)?;
     rr.process().kill()?;
@@ -363,8 +365,5 @@ fn follow(lab: &Lab) -> Result<()> {
             wait_no_kernel_route(own, prefix(pods)?)?;
         }
     }
-    // It is the same table in the end; nothing of ours was left anywhere else.
-    let tables = own.run(|| Ok(nft::list::tables(&mut Socket::open(Protocol::Netfilter)?)?))?;
-    ensure!(tables.len() == 1, "more tables than ours: {tables:?}");
     Ok(())
 }

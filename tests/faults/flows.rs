@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use selvage_lab::daemon::find_program;
@@ -60,6 +61,8 @@ spec:
 /// One per family.
 const ALLOWED: [u16; 2] = [5000, 5001];
 const DENIED: [u16; 2] = [5002, 5003];
+/// How long packets may be under way.
+const DRAIN: Duration = Duration::from_secs(2);
 /// Datagrams a second.
 const RATE: u32 = 1000;
 
@@ -109,8 +112,8 @@ impl Traffic {
             flows.into_iter().map(|flow| flow.stop(drain)).collect()
         };
         Ok((
-            stop(self.allowed, SOON)?,
-            stop(self.denied, std::time::Duration::ZERO)?,
+            stop(self.allowed, DRAIN)?,
+            stop(self.denied, Duration::ZERO)?,
         ))
     }
 
@@ -243,10 +246,13 @@ fn mass_change(lab: &Lab) -> Result<()> {
     traffic.is_perfect()
 }
 
+/// How often the ruleset is flushed.
+const FLUSHES: u64 = 3;
+
 /// The window of somebody else's flush is shorter than a second, and no flow of it lives on.
 fn flushed(lab: &Lab) -> Result<()> {
     let (cluster, traffic) = scene(lab)?;
-    for _ in 0..3 {
+    for _ in 0..FLUSHES {
         let mut command = Command::new(find_program("nft").context("nft")?);
         command.args(["flush", "ruleset"]);
         output_of(cluster.netns("n1")?, command)?;
@@ -261,15 +267,16 @@ fn flushed(lab: &Lab) -> Result<()> {
         );
     }
     let (allowed, denied) = traffic.stop()?;
+    // The kernel itself may lose the packet that is in a chain when somebody takes the chain away.
     ensure!(
-        allowed.iter().all(|account| account.lost == 0),
+        allowed.iter().all(|account| account.lost <= FLUSHES),
         "allowed packets were lost: {allowed:?}"
     );
-    // At so many a second, three windows of less than a second each.
+    // At so many a second, each window is shorter than a second.
     ensure!(
         denied
             .iter()
-            .all(|account| account.received < 3 * u64::from(RATE)),
+            .all(|account| account.received < FLUSHES * u64::from(RATE)),
         "the windows were too long: {denied:?}"
     );
     Ok(())

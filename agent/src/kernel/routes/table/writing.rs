@@ -167,7 +167,7 @@ impl RouteTable {
             }
         }
         for prefix in self.have_blackholes.difference(wanted) {
-            if self.swept.contains(prefix.family()) {
+            if self.synced.contains(prefix.family()) {
                 writes.push(Write::DropRoute(key(prefix)));
             }
         }
