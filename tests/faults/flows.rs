@@ -118,7 +118,7 @@ impl Traffic {
     }
 
     /// Not one lost, not one let in.
-    fn is_perfect(self) -> Result<()> {
+    fn ensure_perfect(self) -> Result<()> {
         let (allowed, denied) = self.stop()?;
         ensure!(
             allowed.iter().all(|account| account.lost == 0),
@@ -180,7 +180,7 @@ fn ends(lab: &Lab) -> Result<()> {
             .ask(&["wait", "--for", "peers", "--timeout", "30s"])?;
     }
     traffic.go_on(50)?;
-    traffic.is_perfect()
+    traffic.ensure_perfect()
 }
 
 /// So many policies for the same pod; none of them allows what is denied.
@@ -243,7 +243,7 @@ fn mass_change(lab: &Lab) -> Result<()> {
     );
     is_blocked(&cluster, "default/client", "shop/web", Some(81))?;
     traffic.go_on(50)?;
-    traffic.is_perfect()
+    traffic.ensure_perfect()
 }
 
 /// How often the ruleset is flushed.
@@ -296,7 +296,7 @@ fn unconcerned(lab: &Lab) -> Result<()> {
         synced(&mut cluster, "n1")?;
         traffic.go_on(20)?;
     }
-    traffic.is_perfect()
+    traffic.ensure_perfect()
 }
 
 /// An editor that does not rename: the file is empty for a moment, then half there, then there.
@@ -311,5 +311,5 @@ fn halves(lab: &Lab) -> Result<()> {
         synced(&mut cluster, "n1")?;
         traffic.go_on(50)?;
     }
-    traffic.is_perfect()
+    traffic.ensure_perfect()
 }
