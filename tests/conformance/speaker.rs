@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use selvage_lab::Netns;
@@ -67,6 +68,11 @@ impl Speaker {
         stream.set_read_timeout(Some(SOON))?;
         stream.set_nodelay(true)?;
         Ok(Speaker { stream })
+    }
+
+    /// Waits longer for what comes.
+    pub fn patience(&mut self, limit: Duration) -> Result<()> {
+        Ok(self.stream.set_read_timeout(Some(limit))?)
     }
 
     pub fn send(&mut self, bytes: &[u8]) -> Result<()> {

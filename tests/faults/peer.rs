@@ -8,7 +8,7 @@ use selvage_lab::daemon::Kind;
 use selvage_lab::{Cluster, Lab, eventually_ok};
 use serde_json::json;
 
-use crate::conformance::speaker::open;
+use crate::conformance::speaker::{OPEN, Speaker, UPDATE, message, open};
 use crate::harness::{Case, Need};
 use crate::scene::{self, SOON, other, prefix, wait_kernel_route};
 
@@ -22,6 +22,11 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new("faults::garbage_on_port_179", WITH_BIRD, garbage),
         Case::new("faults::half_a_message_and_then_nothing", WITH_BIRD, stall),
+        Case::new(
+            "faults::what_stalls_is_ended_by_the_clock",
+            WITH_BIRD,
+            stall_ends,
+        ),
         Case::new("faults::a_neighbour_of_the_wrong_as", WITH_BIRD, wrong_as),
     ]
 }
@@ -121,6 +126,39 @@ fn stall(lab: &Lab) -> Result<()> {
         others_are_fine(&mut cluster, announced)?;
     }
     Ok(())
+}
+
+/// Half a message, then nothing: before the session and in it. The clock ends both, and says so on the wire.
+fn stall_ends(lab: &Lab) -> Result<()> {
+    const HOLD_TIMER_EXPIRED: (u8, u8) = (4, 0);
+    let mut cluster = scene(lab)?;
+    let spec =
+        json!({"address": "192.0.2.2", "asn": 65009, "timers": {"hold": "3s", "keepalive": "1s"}});
+    cluster
+        .objects()
+        .write("bad", &selvage_lab::cluster::object("BGPPeer", "bad", spec))?;
+    let agent = &cluster.node("n1")?.agent;
+    agent.ask(&["wait", "--for", "synced", "--timeout", "30s"])?;
+    let to = *cluster.addresses("n1").first().context("an address")?;
+    let from = cluster.netns("bad")?.clone();
+    let hello = open(65009, 3, [192, 0, 2, 2]);
+    let half_update = &message(UPDATE, &[0; 40])[..30];
+    let mut speaker = Speaker::connect(&from, to)?;
+    speaker.establish(&hello)?;
+    speaker.send(half_update)?;
+    let said = speaker.notification()?;
+    ensure!(said == HOLD_TIMER_EXPIRED, "in the session: {said:?}");
+    // Half an OPEN; the agent's own attempts are refused meanwhile.
+    let mut speaker = eventually_ok(SOON, "a connection after the pause", || {
+        let mut speaker = Speaker::connect(&from, to)?;
+        speaker.expect(OPEN)?;
+        Ok(speaker)
+    })?;
+    speaker.send(&hello[..25])?;
+    speaker.patience(3 * SOON)?;
+    let said = speaker.notification()?;
+    ensure!(said == HOLD_TIMER_EXPIRED, "before the session: {said:?}");
+    others_are_fine(&mut cluster, "10.99.0.0/16")
 }
 
 fn wrong_as(lab: &Lab) -> Result<()> {

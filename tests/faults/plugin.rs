@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -41,6 +42,22 @@ fn interfaces(cluster: &Cluster, node: &str) -> Result<Vec<String>> {
         .collect())
 }
 
+/// Names of leases and attachments; of a directory that is not there, none.
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(directory).into_iter().flatten() {
+        let path = entry?.path();
+        match path.is_dir() {
+            true => all.extend(files(&path)?),
+            // It is locked, whatever comes of it.
+            false if path.ends_with("lock") => {}
+            false => all.push(path),
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
 fn full_disk(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
     cluster.stop_pod("shop/web")?;
@@ -57,6 +74,8 @@ fn full_disk(lab: &Lab) -> Result<()> {
     let filler = leases.join("filler");
     let mut file = fs::File::create(&filler)?;
     while file.write_all(&[0; 512]).is_ok() {}
+    let attachments = cluster.node("n1")?.agent.state_dir().join("attachments");
+    let before: Vec<_> = [files(&leases)?, files(&attachments)?].concat();
     let refused = match cluster.start_pod("shop/web") {
         Ok(_) => bail!("ADD succeeded with a full disk"),
         Err(error) => format!("{error:#}"),
@@ -68,6 +87,15 @@ fn full_disk(lab: &Lab) -> Result<()> {
     ensure!(
         interfaces(&cluster, "n1")?.is_empty(),
         "an interface is left: {refused}"
+    );
+    ensure!(
+        refused.contains("full") && refused.contains("leases"),
+        "does not say what is wrong and where: {refused}"
+    );
+    let left: Vec<_> = [files(&leases)?, files(&attachments)?].concat();
+    ensure!(
+        left == before,
+        "left on the disk: {left:?}, before {before:?}"
     );
     fs::remove_file(&filler)?;
     drop(file);
