@@ -41,6 +41,16 @@ pub fn cases() -> Vec<Case> {
             reflected,
         ),
         Case::new("e2e::routes_follow_the_node_object", OWN, follow),
+        Case::new(
+            "e2e::a_session_over_ipv6_carries_both_families",
+            OWN,
+            over_ipv6,
+        ),
+        Case::new(
+            "e2e::changes_that_need_no_reset_reset_nothing",
+            OWN,
+            no_reset,
+        ),
     ]
 }
 
@@ -364,6 +374,134 @@ fn follow(lab: &Lab) -> Result<()> {
             wait_no_kernel_route(neighbour, prefix(pods)?)?;
             wait_no_kernel_route(own, prefix(pods)?)?;
         }
+    }
+    Ok(())
+}
+
+/// Two nodes without a mesh, each the other's neighbour by its IPv6 address.
+fn ipv6_pair(lab: &Lab) -> Result<Cluster> {
+    let text = TWO_NODES
+        .replace("{name: n1,", "{name: n1, labels: {side: left},")
+        .replace("{name: n2,", "{name: n2, labels: {side: right},");
+    let mut cluster = scene::cluster(lab, &text)?;
+    write_configuration(&cluster, json!({}))?;
+    for side in ["left", "right"] {
+        write_neighbour(&cluster, side, json!({}))?;
+    }
+    cluster.start(2 * SOON)?;
+    for (node, other) in [("n1", "n2"), ("n2", "n1")] {
+        let address = cluster.addresses(other).into_iter().find(IpAddr::is_ipv6);
+        let agent = &cluster.node(node)?.agent;
+        agent.wait_established(address.context("no IPv6 address")?, SOON)?;
+    }
+    Ok(cluster)
+}
+
+fn write_configuration(cluster: &Cluster, more: serde_json::Value) -> Result<()> {
+    let spec = with(json!({"nodeMesh": {"mode": "off"}}), &more);
+    cluster.objects().write(
+        "configuration",
+        &cluster::object("BGPConfiguration", "default", spec),
+    )
+}
+
+/// The neighbour of the node on this side.
+fn write_neighbour(cluster: &Cluster, side: &str, more: serde_json::Value) -> Result<()> {
+    let address = if side == "left" {
+        "2001:db8::2"
+    } else {
+        "2001:db8::1"
+    };
+    let spec = json!({
+        "nodeSelector": {"matchLabels": {"side": side}},
+        "address": address,
+        "asn": "internal",
+    });
+    cluster
+        .objects()
+        .write(side, &cluster::object("BGPPeer", side, with(spec, &more)))
+}
+
+fn with(mut spec: serde_json::Value, more: &serde_json::Value) -> serde_json::Value {
+    for (field, value) in more.as_object().into_iter().flatten() {
+        spec[field] = value.clone();
+    }
+    spec
+}
+
+fn over_ipv6(lab: &Lab) -> Result<()> {
+    let mut cluster = ipv6_pair(lab)?;
+    for node in ["n1", "n2"] {
+        let peers = cluster.node(node)?.agent.peers()?;
+        ensure!(
+            peers.len() == 1 && peers.iter().all(|peer| peer.address.is_ipv6()),
+            "{peers:?}"
+        );
+    }
+    let netns = cluster.netns("n2")?;
+    for (pods, hop) in ["10.244.1.0/24", "fd00:10:244:1::/64"]
+        .iter()
+        .zip(cluster.addresses("n1"))
+    {
+        wait_gateways(netns, pods, &[hop])?;
+    }
+    wait_reaches(&cluster, "default/client", "shop/web", Some(80))
+}
+
+/// What the session has not told the other side in its OPEN can change under it.
+fn no_reset(lab: &Lab) -> Result<()> {
+    let mut cluster = ipv6_pair(lab)?;
+    let flows = flows(&cluster)?;
+    let configurations = [
+        json!({"maximumPaths": 2}),
+        json!({"timers": {"connectRetry": "2s"}}),
+        json!({"networks": ["10.9.0.0/24"]}),
+        json!({"networks": ["10.9.0.0/24", "fd09::/64"], "maximumPaths": 4}),
+    ];
+    let neighbours = [
+        json!({"description": "the one next door"}),
+        json!({"maxPrefix": {"limit": 1000, "action": "warn"}}),
+        json!({"import": ["accept-all"], "export": ["accept-all"]}),
+        json!({}),
+    ];
+    for (configuration, neighbour) in configurations.into_iter().zip(neighbours) {
+        write_configuration(&cluster, configuration)?;
+        for side in ["left", "right"] {
+            write_neighbour(&cluster, side, neighbour.clone())?;
+        }
+        let stranger = json!({"address": "192.0.2.99", "asn": 65099, "passive": true});
+        cluster.objects().write(
+            "stranger",
+            &cluster::object("BGPPeer", "stranger", stranger),
+        )?;
+        for node in ["n1", "n2"] {
+            let agent = &cluster.node(node)?.agent;
+            agent.ask(&["wait", "--for", "synced", "--timeout", "30s"])?;
+        }
+        cluster.objects().remove("stranger")?;
+    }
+    // Both announce them now; each hears the other.
+    eventually_ok(SOON, "the new prefixes arrive", || {
+        let agent = &cluster.node("n2")?.agent;
+        let heard = agent.json(&["routes", "--received", "2001:db8::1"])?;
+        let heard = heard.to_string();
+        ensure!(
+            heard.contains("10.9.0.0/24") && heard.contains("fd09::/64"),
+            "{heard}"
+        );
+        Ok(())
+    })?;
+    for node in ["n1", "n2"] {
+        let peers = cluster.node(node)?.agent.peers()?;
+        let neighbour = peers.iter().find(|peer| peer.address.is_ipv6());
+        ensure!(
+            neighbour.is_some_and(|peer| peer.up && peer.established == 1),
+            "{peers:?}"
+        );
+    }
+    for flow in flows {
+        let account = flow.stop(SOON)?;
+        ensure!(account.lost == 0, "{account:?}");
     }
     Ok(())
 }
