@@ -36,7 +36,7 @@ use crate::{
     control::{self, Ask, lock::Lock},
     desired::Local,
     inbox::{Inbox, Sender},
-    kernel::{Shutdown, conntrack, nft, routes, watch},
+    kernel::{Shutdown, conntrack, masquerade, nft, routes, watch},
     source, web,
     world::{Found, Outlets, Setup, Work, World},
 };
@@ -86,6 +86,11 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         routes,
         nft,
         flows,
+        masquerade: features
+            .cni
+            .then(masquerade::Masquerade::open)
+            .transpose()
+            .context("cannot speak to nf_tables")?,
         world: world.clone(),
         reach: Box::new(move |mark| source.reach(mark)),
     };

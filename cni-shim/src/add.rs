@@ -111,7 +111,11 @@ fn attach(
     attachment.mtu = pair.pod.mtu;
     attachments.update(&attachment)?;
     if let Outcome::Open { masquerade } = hand_over(conf, budget, &attachment, undo)? {
-        open(&attachment, masquerade, &mut host, undo)?;
+        let inside = match ipam {
+            Ipam::BuiltIn(plan) => plan.subnets(),
+            Ipam::Delegate(_) => Vec::new(),
+        };
+        open(&attachment, masquerade, &inside, &mut host, undo)?;
     }
     fault::point()?;
     Ok(describe_result(call, &pair, &grant))
@@ -195,13 +199,14 @@ fn hand_over(
 fn open(
     attachment: &Attachment,
     masquerade: bool,
+    inside: &[Cidr],
     host: &mut Socket,
     undo: &mut Undo<'_>,
 ) -> Result<(), CniError> {
     if attachment.ip_masq && !masquerade {
         let addresses = attachment.addresses.clone();
         undo.push("masquerading", move || masquerade::end(&addresses));
-        masquerade::begin(&attachment.addresses)?;
+        masquerade::begin(&attachment.addresses, inside)?;
         fault::point()?;
     }
     open_interface(host, attachment.host_index, &attachment.addresses).map_err(|e| {

@@ -1,8 +1,10 @@
 //! Masquerading where no agent does it: `ipMasq` as the reference plugins understand it.
 //!
 //! One table of our own with one rule per family, whatever the number of pods: packets from an address in a set,
-//! that leave the node by another interface than a pod's and are not multicast, take the address of that interface.
-//! A pod is an element of the set.
+//! that leave the node by another interface than a pod's, for an address outside the pods' ranges that is not
+//! multicast, take the address of that interface. A pod is an element of the set. The ranges are those of the
+//! configuration: where they are this node's only, what goes to pods of other nodes is translated as well, and policy
+//! by source does not work there; the agent, which knows all nodes' ranges, does better.
 
 use std::net::IpAddr;
 
@@ -11,26 +13,36 @@ use selvage_netlink::nft::expr::{CmpOp, Expr, Meta, Reg};
 use selvage_netlink::nft::{Base, ChainType, DataType, Element, Hook, Set, Table, Transaction};
 use selvage_netlink::{Error, Protocol, Socket};
 
-use crate::spec::CniError;
+use crate::spec::{Cidr, CniError};
 use crate::veth::{GROUP, kernel};
 
 const TABLE: Table<'static> = Table::inet("selvage-cni");
 const CHAIN: &str = "postrouting";
 const SET_V4: Set<'static> = Set::hash("masquerade4", &[DataType::IPV4_ADDR]);
 const SET_V6: Set<'static> = Set::hash("masquerade6", &[DataType::IPV6_ADDR]);
+const INSIDE_V4: Set<'static> = ranges("inside4", &[DataType::IPV4_ADDR]);
+const INSIDE_V6: Set<'static> = ranges("inside6", &[DataType::IPV6_ADDR]);
+
+const fn ranges(name: &'static str, key: &'static [DataType]) -> Set<'static> {
+    let set = Set::hash(name, key);
+    Set {
+        interval: true,
+        ..set
+    }
+}
 
 /// The priority `srcnat`.
 const SRCNAT: i32 = 100;
 
-/// Masquerades what comes from `addresses`. Those that are in the sets already stay there.
-pub fn begin(addresses: &[IpAddr]) -> Result<(), CniError> {
+/// Masquerades what comes from `addresses` and does not go to `inside`. What is in the sets already stays there.
+pub fn begin(addresses: &[IpAddr], inside: &[Cidr]) -> Result<(), CniError> {
     let mut socket = socket()?;
-    let added = insert(&mut socket, addresses).or_else(|e| match e {
+    let added = insert(&mut socket, addresses, inside).or_else(|e| match e {
         e if e.is(Errno::NOENT) => {
             // Somebody else may have made the table meanwhile.
             match make_table(&mut socket) {
                 Err(e) if !e.is(Errno::EXIST) => Err(e),
-                _ => insert(&mut socket, addresses),
+                _ => insert(&mut socket, addresses, inside),
             }
         }
         e => Err(e),
@@ -62,15 +74,23 @@ fn socket() -> Result<Socket, CniError> {
     Socket::open(Protocol::Netfilter).map_err(|e| kernel("cannot speak to nf_tables", &e))
 }
 
-fn insert(socket: &mut Socket, addresses: &[IpAddr]) -> Result<(), Error> {
-    for addr in addresses {
-        let key = octets(*addr);
+fn insert(socket: &mut Socket, addresses: &[IpAddr], inside: &[Cidr]) -> Result<(), Error> {
+    let mut add = |set: &Set<'_>, element: Element<'_>| {
         let mut transaction = Transaction::new();
-        transaction.add_elements(&TABLE, set(*addr), [Element::one(&key)]);
+        transaction.add_elements(&TABLE, set, [element]);
         match transaction.commit(socket) {
-            Err(e) if !e.is(Errno::EXIST) => return Err(e),
-            _ => {}
+            // A range that overlaps another is refused in the same way: pools of one network do not.
+            Err(e) if !e.is(Errno::EXIST) => Err(e),
+            _ => Ok(()),
         }
+    };
+    for cidr in inside {
+        let (first, last) = (octets(cidr.first()), octets(cidr.last()));
+        let set = if cidr.is_v6() { &INSIDE_V6 } else { &INSIDE_V4 };
+        add(set, Element::range(&first, &last))?;
+    }
+    for addr in addresses {
+        add(set(*addr), Element::one(&octets(*addr)))?;
     }
     Ok(())
 }
@@ -87,21 +107,31 @@ fn make_table(socket: &mut Socket) -> Result<(), Error> {
     transaction.add_table(&TABLE);
     transaction.add_set(&TABLE, &SET_V4);
     transaction.add_set(&TABLE, &SET_V6);
+    transaction.add_set(&TABLE, &INSIDE_V4);
+    transaction.add_set(&TABLE, &INSIDE_V6);
     transaction.add_base_chain(&TABLE, CHAIN, &base);
     for v6 in [false, true] {
-        transaction.add_rule(&TABLE, CHAIN, &rule(v6), Some("pods with ipMasq"));
+        let (pods, inside) = match v6 {
+            true => (SET_V6, INSIDE_V6),
+            false => (SET_V4, INSIDE_V4),
+        };
+        let rule = rule(v6, pods.name, inside.name);
+        transaction.add_rule(&TABLE, CHAIN, &rule, Some("pods with ipMasq"));
     }
     transaction.commit(socket)
 }
 
-fn rule(v6: bool) -> Vec<Expr> {
+/// What comes from an address in the set `pods`, leaves by another interface than a pod's for an address that is not in
+/// the set `inside` and is no group, is masqueraded. For a chain of type nat at postrouting.
+pub fn rule(v6: bool, pods: &str, inside: &str) -> Vec<Expr> {
     let mut rule = Expr::family(v6).to_vec();
     rule.extend([Expr::meta(Meta::OIFGROUP), Expr::ne(GROUP.to_ne_bytes())]);
     rule.extend([
         Expr::source(v6, Reg::FIRST),
-        Expr::in_set(if v6 { SET_V6 } else { SET_V4 }.name, false),
+        Expr::in_set(pods, false),
+        Expr::destination(v6, Reg::FIRST),
+        Expr::in_set(inside, true),
     ]);
-    rule.push(Expr::destination(v6, Reg::FIRST));
     // Multicast is everything from here on upwards: 224.0.0.0 and what follows, ff00::/8.
     let multicast = if v6 {
         [&[0xff][..], &[0; 15]].concat()

@@ -9,12 +9,12 @@ use selvage_netlink::{
 };
 
 use super::{
-    POD_LINK_GROUP, PROTOCOL_BGP, PROTOCOL_POD,
+    POD_LINK_GROUP, PROTOCOL_BGP, PROTOCOL_POD, masquerade,
     routes::fib::{FIRST_HOP_ID, LAST_ID},
 };
 
-/// Our tables, family inet: the agent's and the plugin's.
-pub const TABLES: [&str; 2] = ["selvage", "selvage-cni"];
+/// Our tables, family inet: the agent's for policy, the plugin's, the agent's for masquerading.
+pub const TABLES: [&str; 3] = ["selvage", "selvage-cni", masquerade::TABLE];
 
 /// Raises a pod's interface and routes its addresses to it: for `policy: optional`, once the
 /// pod's rules are in the kernel. Repeating it changes nothing. In the calling thread's namespace.

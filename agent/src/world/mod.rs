@@ -40,6 +40,7 @@ use crate::{
     kernel::{
         RoutePolicy, Shutdown,
         conntrack::{FlowEvent, FlowWork},
+        masquerade::{Masquerade, Masqueraded},
         nft::{NftEvent, NftWork},
         routes::{RouteEvent, RouteWork},
     },
@@ -104,6 +105,8 @@ pub struct Outlets {
     pub nft: Option<Sender<NftWork>>,
     /// Who cuts established flows.
     pub flows: Option<Sender<FlowWork>>,
+    /// Masquerading for pods; not by a thread of its own.
+    pub masquerade: Option<Masquerade>,
     /// Back to ourselves, for answers of others.
     pub world: Sender<Work>,
     /// Asks the source to pass a mark.
@@ -146,6 +149,8 @@ pub struct World {
     forgets: u64,
     /// Families whose routes of an earlier run have been sorted out.
     synced: FamilySet,
+    /// What should be masqueraded, as far as it was told.
+    masqueraded: Masqueraded,
     ready: ReadyView,
     waits: Waits,
     barrier: Barrier,
@@ -213,6 +218,7 @@ impl World {
             forgetting: BTreeMap::new(),
             forgets: 0,
             synced: FamilySet::NONE,
+            masqueraded: Masqueraded::default(),
             ready: ReadyView::default(),
             waits: Waits::default(),
             barrier: Barrier::default(),
@@ -316,6 +322,7 @@ impl World {
         if dirty.policy() {
             self.tell_compiler(dirty);
         }
+        self.masquerade(dirty);
         self.push_policy();
         self.check_flows();
         self.release();

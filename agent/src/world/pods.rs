@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
+use ipnet::IpNet;
 use rustix::io::Errno;
 use selvage_cni::link;
 use selvage_policy::plan::Gen;
@@ -120,6 +121,30 @@ impl World {
         Some(self.forgets)
     }
 
+    /// Has the kernel masquerade for the pods that asked for it, but not between pods. Only when all nodes are known.
+    pub(super) fn masquerade(&mut self, dirty: &Dirty) {
+        let Some(masquerade) = &mut self.out.masquerade else {
+            return;
+        };
+        if dirty.synced || !dirty.nodes.is_empty() {
+            let prefixes = self.store.nodes().flat_map(|node| node.pod_cidrs.iter());
+            let prefixes: Vec<IpNet> = prefixes.map(IpNet::trunc).collect();
+            self.masqueraded.inside = IpNet::aggregate(&prefixes).into_iter().collect();
+        }
+        if dirty.synced || !dirty.attachments.is_empty() {
+            let asking = self.store.attachments().filter(|(_, a)| a.ip_masq);
+            self.masqueraded.pods = asking.flat_map(|(_, a)| a.addresses.clone()).collect();
+        }
+        if let Err(error) = masquerade.apply(&self.masqueraded) {
+            warn!(%error, "cannot masquerade for pods; the plugin will");
+        }
+    }
+
+    fn is_masqueraded(&self, attachment: &link::Attachment) -> bool {
+        let by_us = |addr| self.out.masquerade.as_ref().is_some_and(|m| m.has(addr));
+        attachment.ip_masq && attachment.addresses.iter().all(by_us)
+    }
+
     /// The pod's policy is in the kernel, and nothing is left of whoever had its addresses before.
     fn may_open(&mut self, id: &AttachmentId, host_if: &str) -> Option<Gen> {
         self.is_enforced(host_if)
@@ -130,18 +155,16 @@ impl World {
     pub(super) fn release(&mut self) {
         self.waiting.retain(|w| !w.reply.is_closed());
         for waiting in std::mem::take(&mut self.waiting) {
-            let Some(host_if) = self
-                .store
-                .attachment(&waiting.id)
-                .map(|a| a.host_if.clone())
-            else {
+            let Some(attachment) = self.store.attachment(&waiting.id).cloned() else {
                 continue;
             };
+            let host_if = &attachment.host_if;
+            let masquerade = self.is_masqueraded(&attachment);
             let reply = if self.setup.features.policy {
-                match self.may_open(&waiting.id, &host_if) {
+                match self.may_open(&waiting.id, host_if) {
                     Some(generation) => link::Reply::Enforced {
                         generation: generation.0,
-                        masquerade: false,
+                        masquerade,
                     },
                     None => {
                         self.waiting.push(waiting);
@@ -149,7 +172,7 @@ impl World {
                     }
                 }
             } else {
-                link::Reply::NotApplicable { masquerade: false }
+                link::Reply::NotApplicable { masquerade }
             };
             // A plugin that has hung up undoes what it did.
             let _ = waiting.reply.send(reply);

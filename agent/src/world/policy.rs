@@ -72,6 +72,10 @@ impl World {
                 self.policy.failure = None;
                 self.policy.repaired += u64::from(repaired);
                 if repaired {
+                    if let Some(masquerade) = &mut self.out.masquerade {
+                        // Who flushes one table often flushes all.
+                        masquerade.doubt();
+                    }
                     self.flows.due = self.compiler.local_addresses();
                 }
                 self.flows.due.append(&mut self.flows.coming);

@@ -92,6 +92,7 @@ impl Scene {
             routes: None,
             nft: policy.then_some(nft_sender),
             flows: policy.then_some(flow_sender),
+            masquerade: None,
             world,
             reach: Box::new(|_| {}),
         };

@@ -97,6 +97,11 @@ impl BuiltIn {
         &self.leases
     }
 
+    /// The subnets that addresses come from.
+    pub fn subnets(&self) -> Vec<Cidr> {
+        self.sets.iter().flat_map(RangeSet::subnets).collect()
+    }
+
     /// The families that will be given an address of.
     pub fn has_v6(&self) -> bool {
         self.sets.iter().any(|set| {

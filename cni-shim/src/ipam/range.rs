@@ -121,6 +121,11 @@ impl RangeSet {
         Ok(Self { ranges })
     }
 
+    /// The subnets of the ranges.
+    pub fn subnets(&self) -> impl Iterator<Item = Cidr> + '_ {
+        self.ranges.iter().map(|range| range.subnet)
+    }
+
     /// The range that may give `addr`.
     pub fn range_of(&self, addr: IpAddr) -> Option<&Range> {
         self.ranges.iter().find(|range| range.contains(addr))

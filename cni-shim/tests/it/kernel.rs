@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, TcpListener, TcpStream};
 
 use selvage_cni::veth::{GATEWAY_V4, GATEWAY_V6, HOST_MAC};
-use selvage_netlink::route::{self, Filter, Target};
+use selvage_netlink::route::{self, Filter, Hop, Target};
 use selvage_netlink::{addr, link, neigh, nft};
 use serde_json::{Value, json};
 
@@ -444,7 +444,29 @@ fn masquerading_without_an_agent() {
             parse(if v6 { NODE_V6 } else { NODE_V4 })
         );
     }
-    // The node and other pods see the pod itself.
+    // Pods elsewhere, the node and other pods see the pod itself.
+    for (far, back, out, via_node) in [
+        ("10.244.1.200", "10.244.1.0/24", "192.0.2.9", NODE_V4),
+        (
+            "fd00:10:244:1::200",
+            "fd00:10:244:1::/64",
+            "2001:db8::9",
+            NODE_V6,
+        ),
+    ] {
+        let own = addresses
+            .iter()
+            .find(|a| a.is_ipv6() == parse(far).is_ipv6());
+        let eth0 = outside.link("eth0").unwrap().index;
+        let prefix = selvage_netlink::Prefix::host(parse(far));
+        outside
+            .socket()
+            .apply(|batch| addr::add(batch, &addr::Address::new(eth0, prefix)))
+            .unwrap();
+        route(&outside, back, via_node);
+        route(&node.ns, far, out);
+        assert_eq!(Some(&seen_from(&pod, &outside, parse(far))), own);
+    }
     assert_eq!(seen_from(&pod, &node.ns, parse(NODE_V4)), addresses[0]);
     let other = Ns::new();
     let others = ips(&node.add("b", &other).expect_ok());
@@ -455,6 +477,22 @@ fn masquerading_without_an_agent() {
     std::fs::remove_dir_all(node.scratch.0.join("state")).unwrap();
     node.del("b", &other).expect_ok();
     assert_eq!(masqueraded(&node), 0, "found by its leases");
+}
+
+/// A route to a network or an address.
+fn route(ns: &Ns, to: &str, gateway: &str) {
+    let (addr, len) = match to.split_once('/') {
+        Some((addr, len)) => (addr, len.parse().unwrap()),
+        None => (to, if to.contains(':') { 128 } else { 32 }),
+    };
+    let hop = Hop {
+        gateway: Some(parse(gateway)),
+        ..Hop::default()
+    };
+    let to = selvage_netlink::Prefix::new(parse(addr), len);
+    ns.socket()
+        .apply(|batch| route::replace(batch, &route::Route::new(to, Target::Hop(hop), 4)))
+        .unwrap();
 }
 
 /// Puts `outside` on the node's uplink, as 192.0.2.9 and 2001:db8::9.
@@ -517,6 +555,7 @@ fn masqueraded(node: &Node) -> usize {
             selvage_netlink::Socket::open(selvage_netlink::Protocol::Netfilter).unwrap();
         let sets = nft::list::sets(&mut socket, &table).unwrap();
         sets.iter()
+            .filter(|set| set.name.starts_with("masquerade"))
             .map(|set| nft::list::elements(&mut socket, &table, set).unwrap().len())
             .sum()
     })

@@ -20,7 +20,7 @@ use selvage_netlink::{Protocol, Socket, link, netns};
 use super::{in_netns, sh, until};
 
 /// A pod: a namespace behind an interface of ours.
-fn pod(name: &str, address: &str) -> OwnedFd {
+pub(super) fn pod(name: &str, address: &str) -> OwnedFd {
     let inside = netns::create_unnamed().unwrap();
     let host = link::VethEnd {
         name,

@@ -2,6 +2,7 @@
 //! root; the foreign hand is played by the programs `ip` and `nft`.
 
 mod flows;
+mod masquerade;
 mod nft;
 mod rest;
 mod routes;
