@@ -9,7 +9,7 @@ use selvage_bgp_core::{
 };
 use tracing::{debug, warn};
 
-use super::{CONNS, IoThread, LINGER};
+use super::{ACCEPT_AGAIN, CONNS, IoThread, LINGER};
 use crate::{
     conn::{Conn, Flushed},
     connector, peers,
@@ -18,6 +18,10 @@ use crate::{
 
 impl IoThread {
     pub(super) fn accept(&mut self) {
+        if self.accept_at.is_some_and(|at| at <= self.clock.now()) {
+            self.accept_at = None;
+            self.listeners.iter_mut().for_each(|l| l.ready = true);
+        }
         // A bounded number a round: those who are connected already have their turn in between.
         for i in 0..self.listeners.len() {
             for _ in 0..256 {
@@ -31,9 +35,10 @@ impl IoThread {
                     }
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => {
-                        // Out of descriptors, or a connection that died in the queue: the next event tries again.
+                        // Out of descriptors, or a connection that died in the queue. Those that wait there make no event.
                         debug!(%error, "accept failed");
                         self.listeners[i].ready = false;
+                        self.accept_at = Some(self.clock.now() + ACCEPT_AGAIN);
                     }
                 }
             }
@@ -191,7 +196,11 @@ impl IoThread {
         let Some(slot) = self.peers.get_mut(idx) else {
             return;
         };
-        let Some(token) = slot.token(id) else { return };
+        let Some(token) = slot.token(id) else {
+            // It may not even have begun.
+            self.connects.retain(|connect| *connect != (idx, id));
+            return;
+        };
         slot.conns.retain(|(c, _)| *c != id);
         let Some(conn) = self.conns.get_mut(token).and_then(Option::as_mut) else {
             return;

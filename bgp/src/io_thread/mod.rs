@@ -18,7 +18,7 @@ use std::{
 
 use mio::{Events, Poll, Token, net::TcpListener};
 use selvage_bgp_core::{
-    clock::Now,
+    clock::{Now, earlier},
     config::{Password, SpeakerConfig},
     ids::{GroupId, PeerIdx, PeerKey},
     prefix::Prefix,
@@ -80,6 +80,8 @@ const CONNS: usize = 64;
 const READ_BUFFER: usize = 64 << 10;
 /// How long a closing connection may take to send its last message.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long accepting rests after the operating system has refused it.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 struct Listener {
     addr: SocketAddr,
@@ -111,6 +113,8 @@ pub(crate) struct IoThread {
     grown: HashSet<GroupId>,
     /// Peers with something new to send.
     dirty: Vec<PeerIdx>,
+    /// When to accept again, after that was refused.
+    accept_at: Option<Now>,
     /// Connections to open when the outputs at hand are through: an attempt may fail at once, and is told then.
     connects: Vec<(PeerIdx, ConnId)>,
     outputs: Vec<Output>,
@@ -147,6 +151,7 @@ impl IoThread {
             lingering: Vec::new(),
             grown: HashSet::new(),
             dirty: Vec::new(),
+            accept_at: None,
             connects: Vec::new(),
             outputs: Vec::new(),
             to_rib: Vec::new(),
@@ -207,7 +212,8 @@ impl IoThread {
 
     fn next_deadline(&self) -> Option<Now> {
         let linger = self.lingering.iter().map(|(at, _)| *at).min();
-        selvage_bgp_core::clock::earlier(self.timers.first().map(|(at, _)| *at), linger)
+        let timer = self.timers.first().map(|(at, _)| *at);
+        earlier(earlier(timer, linger), self.accept_at)
     }
 
     fn mark_ready(&mut self, token: usize, readable: bool, writable: bool) {
@@ -317,6 +323,14 @@ impl IoThread {
                     .is_some_and(|s| s.established.is_some_and(|(_, e)| e == epoch))
                 {
                     self.handle(peer, Input::TooManyPrefixes, &mut None);
+                }
+            }
+            RibOutput::ManyPrefixes(peer, family, count) => {
+                if let Some(slot) = self.peers.get(peer)
+                    && let Some(max) = slot.config.max_prefix
+                {
+                    let (peer, limit, action) = (slot.config.key, max.limit, max.action);
+                    warn!(%peer, %family, count, limit, ?action, "announces many prefixes");
                 }
             }
             RibOutput::Routes(_)

@@ -249,7 +249,16 @@ impl Rib {
         let Some(max) = peer.config.as_ref().and_then(|c| c.max_prefix) else {
             return true;
         };
-        if peer.counts[family.index()].received < max.limit {
+        let more = peer.counts[family.index()].received.saturating_add(1);
+        let many = max
+            .warn_at
+            .unwrap_or(u32::MAX)
+            .min(max.limit.saturating_add(1));
+        if more >= many && !peer.warned.contains(family) {
+            peer.warned.insert(family);
+            self.to_say.push(RibOutput::ManyPrefixes(idx, family, more));
+        }
+        if more <= max.limit {
             return true;
         }
         match max.action {

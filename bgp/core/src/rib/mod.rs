@@ -129,6 +129,8 @@ pub enum RibOutput {
     Unwatch(IpAddr),
     /// The peer announced more than it may.
     TooManyPrefixes(PeerIdx, Epoch),
+    /// The peer announces as many prefixes of a family as to warn of, or more than it may; once a session.
+    ManyPrefixes(PeerIdx, Family, u32),
 }
 
 /// Whole messages for all members of a group but one at most, or for a few members only: see [`Chunk::is_for`].

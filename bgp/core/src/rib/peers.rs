@@ -86,6 +86,8 @@ pub(crate) struct Peer {
     pub(crate) end_of_rib: FamilySet,
     pub(crate) up_at: Now,
     pub(crate) too_many: bool,
+    /// The families in which it has been said of this session that there are many prefixes.
+    pub(crate) warned: FamilySet,
     /// Where in which group's log its last End-of-RIB is.
     pub(crate) told_end: Option<(GroupId, u64)>,
 }
@@ -106,6 +108,7 @@ impl Default for Peer {
             end_of_rib: FamilySet::NONE,
             up_at: Now(0),
             too_many: false,
+            warned: FamilySet::NONE,
             told_end: None,
         }
     }

@@ -88,6 +88,7 @@ impl Rib {
         peer.session = Some(session);
         peer.end_of_rib = FamilySet::NONE;
         peer.too_many = false;
+        peer.warned = FamilySet::NONE;
         peer.up_at = now;
         self.sync.up(now);
         self.regroup(idx);

@@ -172,23 +172,26 @@ fn a_large_dump_is_given_up_when_nobody_joins() {
 
 #[test]
 fn limits_on_prefixes() {
-    let limited = |action| {
+    let limited = |warn_at, action| {
         move |c: &mut PeerConfig| {
             c.max_prefix = Some(MaxPrefix {
                 limit: 2,
-                warn_at: None,
+                warn_at,
                 action,
             });
         }
     };
     let reset = MaxPrefixAction::Reset { after: None };
-    for (action, kept, told) in [
-        (MaxPrefixAction::Warn, 3, false),
-        (MaxPrefixAction::Discard, 2, false),
-        (reset, 2, true),
+    // Warned of once a session: at the number given, or when it is too many.
+    for (warn_at, action, kept, told, warned) in [
+        (None, MaxPrefixAction::Warn, 3, false, 3),
+        (Some(2), MaxPrefixAction::Warn, 3, false, 2),
+        (Some(1), MaxPrefixAction::Discard, 2, false, 1),
+        (None, MaxPrefixAction::Discard, 2, false, 3),
+        (Some(9), reset, 2, true, 3),
     ] {
         let mut s = shell(&speaker(ASN));
-        up_with(&mut s, 0, 65001, limited(action), |_| ());
+        up_with(&mut s, 0, 65001, limited(warn_at, action), |_| ());
         let list = [p("10.1.0.0/16"), p("10.2.0.0/16"), p("10.3.0.0/16")];
         s.reach(PeerIdx(0), &attrs_via([10, 0, 0, 1], &[65001]), &list);
         s.settle();
@@ -200,6 +203,7 @@ fn limits_on_prefixes() {
         let counts = s.rib.peer_counts(PeerIdx(0)).families[0];
         assert_eq!(counts.received, kept, "what is there may change");
         assert!(s.too_many.len() <= 1);
+        assert_eq!(s.many, [(PeerIdx(0), warned)]);
     }
 }
 

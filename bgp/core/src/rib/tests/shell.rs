@@ -58,6 +58,7 @@ pub(crate) struct Shell {
     pub(crate) kernel: BTreeMap<Prefix, RouteSet>,
     pub(crate) synced: BTreeSet<Family>,
     pub(crate) too_many: Vec<PeerIdx>,
+    pub(crate) many: Vec<(PeerIdx, u32)>,
     /// What the kernel's own routing says of next hops; 1 where nothing is said.
     pub(crate) distance: BTreeMap<IpAddr, Option<u32>>,
     pub(crate) watched: BTreeSet<IpAddr>,
@@ -76,6 +77,7 @@ impl Shell {
             kernel: BTreeMap::new(),
             synced: BTreeSet::new(),
             too_many: Vec::new(),
+            many: Vec::new(),
             distance: BTreeMap::new(),
             watched: BTreeSet::new(),
             dumps_begun: 0,
@@ -227,6 +229,7 @@ impl Shell {
             }
             RibOutput::Unwatch(addr) => assert!(self.watched.remove(&addr)),
             RibOutput::TooManyPrefixes(peer, _) => self.too_many.push(peer),
+            RibOutput::ManyPrefixes(peer, _, count) => self.many.push((peer, count)),
         }
     }
 
