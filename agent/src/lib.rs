@@ -1,4 +1,8 @@
 //! The Selvage node daemon and its command line, as a library so that tests reach every part.
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 pub mod api;
 pub mod bgp;

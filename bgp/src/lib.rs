@@ -10,6 +10,10 @@
 //! ```
 //!
 //! No task per peer: one loop over ready sockets, one read buffer, one log for each update group. Queues carry batches.
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 mod conn;
 mod connector;

@@ -10,6 +10,10 @@
 //!                                              │         │          │
 //!                                  leases, attachments  kernel    cni.sock
 //! ```
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 pub mod add;
 pub mod attachment;

@@ -19,6 +19,10 @@
 //!
 //! What arrives is decoded with bounds checks: no sequence of bytes makes a decoder panic.
 //! Policy, BGP and async are not known here.
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 pub mod addr;
 pub mod attr;

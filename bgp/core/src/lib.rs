@@ -8,6 +8,10 @@
 //!                │                                 └► RibOutput::Routes  ─► the kernel, or whoever wants best paths
 //!                └► Output::Send, Connect, Close
 //! ```
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 #![forbid(unsafe_code)]
 
 pub mod clock;
