@@ -21,6 +21,7 @@ build:
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --workspace --no-deps
 	$(CARGO) deny --locked --log-level error check licenses bans sources
 
 test: install lint build shim unit system

@@ -39,7 +39,7 @@ pub const LINGER: Duration = Duration::from_secs(12);
 pub enum RouteWork {
     /// Best paths changed.
     Changes(Vec<RouteChange>),
-    /// The RIB has said all it knows of the family: leftovers go, [`LINGER`] later.
+    /// The RIB has said all it knows of the family: leftovers go, a while later (`LINGER`).
     Synced(Family),
     /// Our announced prefixes, all of them.
     Blackholes(Vec<Prefix>),
