@@ -12,6 +12,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::SocketAddr,
+    panic,
     path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
@@ -44,6 +45,7 @@ use crate::{
 /// Runs the daemon until it is told to stop.
 pub fn agent(config: AgentConfig) -> Result<()> {
     let started = Instant::now();
+    end_on_panic();
     let _lock = Lock::take().context("this network namespace has an agent")?;
     for dir in [&config.run_dir, &config.state_dir] {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -117,6 +119,16 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         let _ = fs::remove_file(config.run_dir.join(socket));
     }
     Ok(())
+}
+
+/// A thread that panics takes the process with it: half an agent would look alive. Routes and rules stay, neighbours keep
+/// ours, and the next start takes over.
+fn end_on_panic() {
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
 }
 
 /// What the plugin has attached in this boot.

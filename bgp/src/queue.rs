@@ -16,6 +16,7 @@ use mio::Waker;
 /// Work for the RIB thread.
 pub(crate) struct ToRib<T> {
     queue: Mutex<VecDeque<T>>,
+    closed: AtomicBool,
     ready: Condvar,
     backlog: AtomicUsize,
     sender_waits: AtomicBool,
@@ -28,6 +29,7 @@ impl<T> ToRib<T> {
     pub(crate) fn new() -> Self {
         ToRib {
             queue: Mutex::default(),
+            closed: AtomicBool::new(false),
             ready: Condvar::new(),
             backlog: AtomicUsize::new(0),
             sender_waits: AtomicBool::new(false),
@@ -43,6 +45,9 @@ impl<T> ToRib<T> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let was_empty = queue.is_empty();
         queue.extend(batch.drain(..));
+        if self.closed.load(Ordering::Acquire) {
+            queue.clear();
+        }
         drop(queue);
         if was_empty {
             self.ready.notify_one();
@@ -82,6 +87,13 @@ impl<T> ToRib<T> {
         }
     }
 
+    /// Nobody receives any more: what waits is dropped, and so is what is sent from now on, with the replies in it.
+    pub(crate) fn close(&self) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        self.closed.store(true, Ordering::Release);
+        queue.clear();
+    }
+
     /// Takes `octets` off the backlog, and says whether the sender waits for that.
     pub(crate) fn done(&self, octets: usize) -> bool {
         let left = self
@@ -95,6 +107,7 @@ impl<T> ToRib<T> {
 /// Work for the I/O thread.
 pub(crate) struct ToIo<T> {
     queue: Mutex<Vec<T>>,
+    closed: AtomicBool,
     waker: Waker,
 }
 
@@ -102,6 +115,7 @@ impl<T> ToIo<T> {
     pub(crate) fn new(waker: Waker) -> Self {
         ToIo {
             queue: Mutex::default(),
+            closed: AtomicBool::new(false),
             waker,
         }
     }
@@ -114,8 +128,19 @@ impl<T> ToIo<T> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let was_empty = queue.is_empty();
         queue.append(batch);
+        if self.closed.load(Ordering::Acquire) {
+            queue.clear();
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         drop(queue);
         if was_empty { self.waker.wake() } else { Ok(()) }
+    }
+
+    /// Nobody receives any more: what waits is dropped, with the replies in it.
+    pub(crate) fn close(&self) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        self.closed.store(true, Ordering::Release);
+        queue.clear();
     }
 
     /// Wakes the I/O thread without work.
@@ -126,5 +151,37 @@ impl<T> ToIo<T> {
     /// Everything that waits.
     pub(crate) fn take(&self) -> Vec<T> {
         std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_closed_queue_drops_what_it_is_given_so_that_nobody_waits_for_an_answer() {
+        let rib = ToRib::new();
+        let (before, answer_before) = mpsc::sync_channel::<()>(1);
+        let (after, answer_after) = mpsc::sync_channel::<()>(1);
+        rib.send(&mut vec![before], 1);
+        rib.close();
+        rib.send(&mut vec![after], 1);
+        assert!(answer_before.recv().is_err());
+        assert!(answer_after.recv().is_err());
+    }
+
+    #[test]
+    fn the_sender_is_told_when_a_full_queue_has_room_again() {
+        let rib = ToRib::new();
+        rib.send(&mut vec![0], BACKLOG_LIMIT);
+        assert!(rib.is_full());
+        let mut got = Vec::new();
+        rib.receive(&mut got, 10, Some(Duration::ZERO));
+        assert_eq!(got, [0]);
+        assert!(rib.done(BACKLOG_LIMIT), "the sender waits");
+        assert!(!rib.is_full());
+        assert!(!rib.done(0), "and is told once");
     }
 }

@@ -75,6 +75,13 @@ pub(crate) struct RibThread {
     pub(crate) routes: RouteSink,
 }
 
+/// However the thread ends, nobody waits for its answers.
+impl Drop for RibThread {
+    fn drop(&mut self) {
+        self.inbox.close();
+    }
+}
+
 impl RibThread {
     pub(crate) fn run(mut self) {
         let mut work = Vec::new();

@@ -123,6 +123,13 @@ pub(crate) struct IoThread {
     seed: u64,
 }
 
+/// However the thread ends, nobody waits for its answers.
+impl Drop for IoThread {
+    fn drop(&mut self) {
+        self.inbox.close();
+    }
+}
+
 impl IoThread {
     pub(crate) fn new(
         poll: Poll,
