@@ -12,6 +12,7 @@ use crate::{
     clock::Now,
     config::MaxPrefixAction,
     event::{DownReason, Negotiated, PeerEvent},
+    ids::FamilySet,
     wire::{
         header::MessageType,
         notification::{CEASE, Cease, Notification},
@@ -82,9 +83,14 @@ impl Peer {
         if now.since(session.since) >= STEADY {
             self.faults_in_a_row = 0;
         }
-        // What is stale already must not survive a second restart (RFC 4724 section 4.2).
-        self.drop_stale(out);
         let keep_stale = restart::kept(&session.negotiated, &reason);
+        // What is stale already must not survive a second restart (RFC 4724 section 4.2). Between speakers of one AS it
+        // does, in the families that are kept anyway: a node that is killed twice forwards all the time (ADR 5).
+        let survives = match session.negotiated.internal {
+            true => keep_stale,
+            false => FamilySet::NONE,
+        };
+        self.drop_stale_but(survives, out);
         if !keep_stale.is_empty() && reason != DownReason::LocalRestart {
             self.stale = Some(Stale {
                 families: keep_stale,
@@ -100,11 +106,21 @@ impl Peer {
 
     /// Stale routes go now, if there are any.
     pub(super) fn drop_stale(&mut self, out: &mut Vec<Output>) {
-        if let Some(stale) = self.stale.take() {
-            out.push(Output::Event(
-                self.epoch,
-                PeerEvent::DropStale(stale.families),
-            ));
+        self.drop_stale_but(FamilySet::NONE, out);
+    }
+
+    /// Stale routes go now, but for those of some families.
+    fn drop_stale_but(&mut self, survive: FamilySet, out: &mut Vec<Output>) {
+        let Some(stale) = self.stale.take() else {
+            return;
+        };
+        let gone: FamilySet = stale
+            .families
+            .iter()
+            .filter(|f| !survive.contains(*f))
+            .collect();
+        if !gone.is_empty() {
+            out.push(Output::Event(self.epoch, PeerEvent::DropStale(gone)));
         }
     }
 

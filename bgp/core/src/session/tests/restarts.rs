@@ -28,6 +28,12 @@ fn external() -> Network {
     network
 }
 
+fn internal() -> Network {
+    let mut network = Network::pair((64512, 1), (64512, 2));
+    network.start_all();
+    network
+}
+
 fn end_of_rib(network: &mut Network, node: usize) {
     let mut out = BytesMut::new();
     Family::ALL
@@ -193,6 +199,23 @@ fn a_second_restart_before_the_end_drops_what_was_stale() {
     let words = network.slot(0).words(at);
     assert_eq!(words[0], "drop {Ipv4, Ipv6}");
     assert!(words[1].starts_with("down: connection closed"));
+}
+
+#[test]
+fn a_second_restart_in_one_as_drops_nothing() {
+    let mut network = internal();
+    up(&mut network);
+    network.reset_connections();
+    let at = up(&mut network);
+    network.reset_connections();
+    let words = network.slot(0).words(at);
+    assert!(words[0].starts_with("down: connection closed"), "{words:?}");
+    assert!(words[0].ends_with("keeps {Ipv4, Ipv6}"), "{words:?}");
+    // And never back: all of it goes in the end.
+    network.kill(1, true);
+    network.run(secs(400));
+    let words = network.slot(0).words(at);
+    assert_eq!(words.last().map(String::as_str), Some("drop {Ipv4, Ipv6}"));
 }
 
 #[test]
