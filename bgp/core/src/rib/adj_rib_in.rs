@@ -412,14 +412,15 @@ impl Rib {
         }
     }
 
-    /// Marks a peer's paths stale (RFC 4724 section 4.2); those that were stale before go.
+    /// Marks a peer's paths stale (RFC 4724 section 4.2). What was stale before stays so: whether it may is the session's to
+    /// say, by DropStale.
     pub(crate) fn make_stale(&mut self, peer: PeerIdx, families: FamilySet) {
-        self.drop_stale(peer, families);
         for family in families.iter() {
             for idx in self.prefixes_of(peer, family) {
                 let own: Vec<u32> = self
                     .paths_of(family, idx)
                     .filter(|at| self.paths[*at].peer == peer)
+                    .filter(|at| self.paths[*at].flags & STALE == 0)
                     .collect();
                 for at in own {
                     self.paths[at].flags |= STALE;

@@ -420,6 +420,36 @@ fn after_a_restart_announcements_wait_for_the_peers() {
 }
 
 #[test]
+fn what_is_stale_stays_over_a_second_restart_until_the_session_says_otherwise() {
+    let mut s = shell(&speaker(ASN));
+    up(&mut s, 0, ASN);
+    s.reach(PeerIdx(0), &internal(0), &[p("10.8.0.0/16")]);
+    s.settle();
+    let down = || PeerEvent::Down {
+        reason: DownReason::ConnectionLost,
+        keep_stale: FamilySet::ALL,
+    };
+    let config = peer_config(1, ASN);
+    for epoch in 2..4 {
+        s.event(PeerIdx(0), Epoch(epoch - 1), down());
+        s.settle();
+        assert_eq!(s.kernel.len(), 1, "session {epoch}");
+        let counts = s.rib.peer_counts(PeerIdx(0)).families[0];
+        assert_eq!((counts.received, counts.stale), (1, 1));
+        s.up(
+            PeerIdx(0),
+            Epoch(epoch),
+            negotiated(&speaker(ASN), &config, 1),
+        );
+        s.settle();
+    }
+    s.event(PeerIdx(0), Epoch(3), PeerEvent::DropStale(FamilySet::ALL));
+    s.event(PeerIdx(0), Epoch(3), down());
+    s.settle();
+    assert!(s.kernel.is_empty());
+}
+
+#[test]
 fn what_came_with_an_older_session_is_ignored() {
     let mut s = shell(&speaker(ASN));
     up(&mut s, 0, 65001);
