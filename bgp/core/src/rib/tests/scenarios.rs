@@ -431,6 +431,7 @@ fn what_is_stale_stays_over_a_second_restart_until_the_session_says_otherwise() 
     };
     let config = peer_config(1, ASN);
     for epoch in 2..4 {
+        s.members.remove(&PeerIdx(0));
         s.event(PeerIdx(0), Epoch(epoch - 1), down());
         s.settle();
         assert_eq!(s.kernel.len(), 1, "session {epoch}");
@@ -443,6 +444,7 @@ fn what_is_stale_stays_over_a_second_restart_until_the_session_says_otherwise() 
         );
         s.settle();
     }
+    s.members.remove(&PeerIdx(0));
     s.event(PeerIdx(0), Epoch(3), PeerEvent::DropStale(FamilySet::ALL));
     s.event(PeerIdx(0), Epoch(3), down());
     s.settle();
