@@ -425,8 +425,7 @@ impl Run {
         peer.up = false;
         peer.steady.clear();
         if keep {
-            peer.routes
-                .retain(|_, r| !std::mem::replace(&mut r.1, true));
+            peer.routes.values_mut().for_each(|r| r.1 = true);
         } else {
             peer.routes.clear();
         }
