@@ -5,6 +5,7 @@
 use std::{
     collections::VecDeque,
     io::{self, IoSlice, Read, Write},
+    net::Shutdown,
 };
 
 use bytes::Bytes;
@@ -25,10 +26,14 @@ pub(crate) struct Conn {
     pub(crate) connecting: bool,
     /// There may be bytes to read.
     pub(crate) readable: bool,
+    /// The other side has ended its stream: a read that does not fill the buffer may still not be the last one.
+    pub(crate) ended: bool,
     /// The kernel takes more bytes.
     writable: bool,
     /// Close when all session messages have left.
     pub(crate) closing: bool,
+    /// Our stream is at its end, what still comes is of no interest.
+    half_closed: bool,
     /// The rest of what is half sent.
     partial: Bytes,
     session: VecDeque<Bytes>,
@@ -94,8 +99,10 @@ impl Conn {
             id,
             connecting,
             readable: false,
+            ended: false,
             writable: !connecting,
             closing: false,
+            half_closed: false,
             partial: Bytes::new(),
             session: VecDeque::new(),
             sent: 0,
@@ -191,12 +198,40 @@ impl Conn {
         }
     }
 
+    /// Gets on with closing; says whether the descriptor may go. It may not while the other side has not ended its stream:
+    /// closing a socket that has unread bytes, or that more bytes come to, is a reset, and takes the last message with it.
+    pub(crate) fn wind_down(&mut self, streams: &mut Streams, buffer: &mut [u8]) -> bool {
+        if !self.half_closed {
+            if self.flush(streams, None).is_err() {
+                return true;
+            }
+            if !self.is_drained() {
+                return false;
+            }
+            if self.stream.shutdown(Shutdown::Write).is_err() {
+                return true;
+            }
+            self.half_closed = true;
+        }
+        // A bounded number: nobody sends us so much that others have to wait.
+        for _ in 0..16 {
+            if !self.readable {
+                return false;
+            }
+            match self.read(buffer) {
+                Ok(Some(0)) | Err(_) => return true,
+                Ok(_) => {}
+            }
+        }
+        false
+    }
+
     /// Reads once into `buffer`. `Ok(None)`: nothing there now; `Ok(Some(0))`: the other side closed.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
             return match self.stream.read(buffer) {
                 Ok(n) => {
-                    self.readable = n == buffer.len();
+                    self.readable = n == buffer.len() || (self.ended && n > 0);
                     Ok(Some(n))
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {

@@ -125,8 +125,10 @@ impl IoThread {
         }
         for (i, l) in self.listeners.iter_mut().enumerate() {
             let family = Family::of(&l.addr.ip());
-            let keys = listener::keys(config, family);
+            let mut keys = listener::keys(config, family);
             for (peers, error) in listener::set_keys(&l.socket, &l.keys, &keys) {
+                // What was refused is tried again next time, and reported again.
+                keys.retain(|(prefix, _)| *prefix != peers);
                 errors.push(ConfigureError::Key { peers, error });
             }
             l.keys = keys;

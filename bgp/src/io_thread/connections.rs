@@ -10,11 +10,7 @@ use selvage_bgp_core::{
 use tracing::{debug, warn};
 
 use super::{ACCEPT_AGAIN, CONNS, IoThread, LINGER};
-use crate::{
-    conn::{Conn, Flushed},
-    connector, peers,
-    rib_thread::RibWork,
-};
+use crate::{conn::Conn, connector, peers, rib_thread::RibWork};
 
 impl IoThread {
     pub(super) fn accept(&mut self) {
@@ -29,14 +25,20 @@ impl IoThread {
                     break;
                 }
                 match self.listeners[i].socket.accept() {
-                    Ok((stream, from)) => self.accepted(stream, from),
+                    Ok((stream, from)) => {
+                        self.accept_refused = false;
+                        self.accepted(stream, from);
+                    }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                         self.listeners[i].ready = false
                     }
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    // What died in the queue keeps nobody waiting who is behind it.
+                    Err(e) if is_of_one_connection(&e) => {}
                     Err(error) => {
-                        // Out of descriptors, or a connection that died in the queue. Those that wait there make no event.
-                        debug!(%error, "accept failed");
+                        // Out of descriptors or memory. Those that wait in the queue make no event.
+                        if !std::mem::replace(&mut self.accept_refused, true) {
+                            warn!(%error, "cannot accept connections; will try again");
+                        }
                         self.listeners[i].ready = false;
                         self.accept_at = Some(self.clock.now() + ACCEPT_AGAIN);
                     }
@@ -51,29 +53,24 @@ impl IoThread {
         let Ok(local) = stream.local_addr() else {
             return;
         };
-        let idx = match self.peers.find(&key) {
-            Some(idx) => idx,
-            None => {
-                let Some(config) = peers::from_range(&self.config, key) else {
-                    debug!(peer = %key, "connection from nobody that is configured, closed");
-                    return;
-                };
-                match self.add_peer(config, true) {
-                    Some(idx) => idx,
-                    None => return,
-                }
-            }
+        let known = self.peers.find(&key);
+        let config = match known.and_then(|idx| self.peers.get(idx)) {
+            Some(slot) => Some(slot.config.clone()),
+            None => peers::from_range(&self.config, key),
         };
-        let external = self
-            .peers
-            .get(idx)
-            .is_some_and(|s| peers::is_external(&self.config, &s.config));
-        if let Some(slot) = self.peers.get(idx)
-            && let Err(error) = connector::adopt(&stream, &slot.config, external)
-        {
+        let Some(config) = config else {
+            debug!(peer = %key, "connection from nobody that is configured, closed");
+            return;
+        };
+        let external = peers::is_external(&self.config, &config);
+        if let Err(error) = connector::adopt(&stream, &config, external) {
             warn!(peer = %key, %error, "cannot set the options of a connection, closed");
             return;
         }
+        let Some(idx) = known.or_else(|| self.add_peer(config, true)) else {
+            debug!(peer = %key, "no place for another neighbour, connection closed");
+            return;
+        };
         let mut pending = Some(stream);
         self.handle(
             idx,
@@ -206,17 +203,18 @@ impl IoThread {
             return;
         };
         conn.closing = true;
-        match conn.flush(&mut self.streams, None) {
-            Ok(Flushed::Blocked) if !conn.is_drained() => {
-                self.lingering.push((self.clock.now() + LINGER, token));
-            }
-            _ => self.drop_conn(token),
+        if conn.connecting || conn.is_drained() {
+            self.drop_conn(token);
+        } else {
+            self.lingering.push((self.clock.now() + LINGER, token));
         }
     }
 
     pub(super) fn read(&mut self) {
         let ready = std::mem::take(&mut self.ready);
         let mut rest = ready.into_iter();
+        // Those who have had their turn come behind those who have not.
+        let mut again = Vec::new();
         for token in rest.by_ref() {
             if self.rib.is_full() {
                 self.ready.push(token);
@@ -231,7 +229,7 @@ impl IoThread {
             let (idx, id) = (conn.peer, conn.id);
             let mut buffer = std::mem::take(&mut self.buffer);
             let outcome = conn.read(&mut buffer);
-            let again = conn.readable;
+            let more = conn.readable;
             match outcome {
                 Ok(None) => {}
                 Ok(Some(0)) => self.lost(token, idx, id, None),
@@ -246,13 +244,13 @@ impl IoThread {
                 Err(error) => self.lost(token, idx, id, Some(error.to_string())),
             }
             self.buffer = buffer;
-            if again
+            if more
                 && self
                     .conns
                     .get(token)
                     .is_some_and(|c| c.as_ref().is_some_and(|c| c.readable))
             {
-                self.ready.push(token);
+                again.push(token);
             }
             if self.to_rib.len() >= 512 {
                 let octets = self.to_rib.iter().map(RibWork::octets).sum();
@@ -260,12 +258,31 @@ impl IoThread {
             }
         }
         self.ready.extend(rest);
+        self.ready.append(&mut again);
     }
 
     pub(super) fn lost(&mut self, token: usize, idx: PeerIdx, conn: ConnId, error: Option<String>) {
         self.drop_conn(token);
         self.handle(idx, Input::Closed { conn, error }, &mut None);
     }
+}
+
+/// Whether accepting failed for reasons of the connection that was next, as accept(2) reports them on Linux.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionReset, HostUnreachable, Interrupted, NetworkDown,
+        NetworkUnreachable, TimedOut,
+    };
+    matches!(
+        error.kind(),
+        Interrupted
+            | ConnectionAborted
+            | ConnectionReset
+            | HostUnreachable
+            | NetworkDown
+            | NetworkUnreachable
+            | TimedOut
+    ) || error.raw_os_error() == Some(libc::EPROTO)
 }
 
 fn interface_of(addr: &SocketAddr) -> Option<IfIndex> {

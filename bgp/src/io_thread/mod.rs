@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use mio::{Events, Poll, Token, net::TcpListener};
+use mio::{Events, Poll, Token, event::Event, net::TcpListener};
 use selvage_bgp_core::{
     clock::{Now, earlier},
     config::{Password, SpeakerConfig},
@@ -113,8 +113,12 @@ pub(crate) struct IoThread {
     grown: HashSet<GroupId>,
     /// Peers with something new to send.
     dirty: Vec<PeerIdx>,
+    /// A connection that closes has more to read than it may at once.
+    busy: bool,
     /// When to accept again, after that was refused.
     accept_at: Option<Now>,
+    /// That has been said.
+    accept_refused: bool,
     /// Connections to open when the outputs at hand are through: an attempt may fail at once, and is told then.
     connects: Vec<(PeerIdx, ConnId)>,
     outputs: Vec<Output>,
@@ -158,7 +162,9 @@ impl IoThread {
             lingering: Vec::new(),
             grown: HashSet::new(),
             dirty: Vec::new(),
+            busy: false,
             accept_at: None,
+            accept_refused: false,
             connects: Vec::new(),
             outputs: Vec::new(),
             to_rib: Vec::new(),
@@ -171,13 +177,12 @@ impl IoThread {
         let mut events = Events::with_capacity(4096);
         loop {
             let now = self.clock.now();
-            let paused = self.rib.is_full();
-            let wait = if self.ready.is_empty() && !self.listeners.iter().any(|l| l.ready) || paused
-            {
-                self.next_deadline().map(|at| at.since(now))
-            } else {
+            let wait = if self.has_work() {
                 Some(Duration::ZERO)
+            } else {
+                self.next_deadline().map(|at| at.since(now))
             };
+            self.busy = false;
             match self.poll.poll(&mut events, wait) {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
@@ -195,9 +200,7 @@ impl IoThread {
                             l.ready = true;
                         }
                     }
-                    Token(t) => {
-                        self.mark_ready(t - CONNS, event.is_readable(), event.is_writable())
-                    }
+                    Token(t) => self.mark_ready(t - CONNS, event),
                 }
             }
             if woken && !self.take_work() {
@@ -223,19 +226,30 @@ impl IoThread {
         earlier(earlier(timer, linger), self.accept_at)
     }
 
-    fn mark_ready(&mut self, token: usize, readable: bool, writable: bool) {
+    /// Whether there is something to do without waiting for an event.
+    fn has_work(&self) -> bool {
+        self.busy
+            || !self.dirty.is_empty()
+            || !self.connects.is_empty()
+            || self.listeners.iter().any(|l| l.ready)
+            || !self.ready.is_empty() && !self.rib.is_full()
+    }
+
+    fn mark_ready(&mut self, token: usize, event: &Event) {
         let Some(conn) = self.conns.get_mut(token).and_then(Option::as_mut) else {
             return;
         };
         if conn.connecting {
+            conn.ended |= event.is_read_closed();
             self.finish_connect(token);
             return;
         }
-        if writable {
+        if event.is_writable() {
             conn.set_writable();
             self.dirty.push(conn.peer);
         }
-        if readable && !conn.readable {
+        conn.ended |= event.is_read_closed();
+        if (event.is_readable() || event.is_read_closed()) && !conn.readable {
             conn.readable = true;
             self.ready.push(token);
         }
@@ -267,6 +281,10 @@ impl IoThread {
                 IoWork::Stop(how, done) => {
                     let all: Vec<PeerIdx> = self.peers.iter().map(|(idx, _)| idx).collect();
                     for idx in all {
+                        // Nobody is forgotten: that would take the routes back which our next run needs.
+                        if let Some(slot) = self.peers.get_mut(idx) {
+                            slot.dynamic = false;
+                        }
                         self.handle(idx, Input::Stop(how.clone()), &mut None);
                     }
                     self.flush();

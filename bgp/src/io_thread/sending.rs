@@ -24,12 +24,19 @@ impl IoThread {
         if any {
             self.tell_passed();
         }
+        self.wind_down();
+    }
+
+    /// Gets on with the connections that are being closed.
+    fn wind_down(&mut self) {
         let now = self.clock.now();
         let mut i = 0;
         while let Some(&(until, token)) = self.lingering.get(i) {
             let done = match self.conns.get_mut(token).and_then(Option::as_mut) {
                 Some(conn) if conn.closing => {
-                    conn.flush(&mut self.streams, None).is_err() || conn.is_drained()
+                    let done = conn.wind_down(&mut self.streams, &mut self.buffer);
+                    self.busy |= !done && conn.readable;
+                    done
                 }
                 _ => true,
             };

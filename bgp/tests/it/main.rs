@@ -1,0 +1,7 @@
+//! The real shell over the loopback interface of a network namespace of its own: what only sockets and threads can show.
+//! Root is needed to make the namespace.
+
+mod ends;
+mod neighbour;
+mod settings;
+mod space;

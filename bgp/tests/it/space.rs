@@ -1,0 +1,73 @@
+//! A namespace with a loopback interface and a speaker in it.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    os::fd::AsFd,
+    sync::{Arc, mpsc},
+};
+
+use selvage_bgp::{
+    ConfigureError, RouteEvent, Speaker, Start,
+    core::{
+        config::{GracefulRestart, PeerAsn, PeerConfig, RangeConfig, SpeakerConfig},
+        ids::{Asn, PeerKey, RouterId},
+    },
+};
+use selvage_netlink::{Protocol, Socket, link, netns};
+
+/// Where the speaker listens.
+pub const SPEAKER: Ipv4Addr = Ipv4Addr::LOCALHOST;
+/// Everybody's autonomous system.
+pub const ASN: Asn = Asn(64512);
+
+/// Runs a test in a namespace of its own, with the whole of 127.0.0.0/8 to connect from.
+pub fn in_space<T: Send>(run: impl FnOnce() -> T + Send) -> T {
+    let space = netns::create_unnamed().expect("root is needed to make a namespace");
+    let mut socket = Socket::open_in(space.as_fd(), Protocol::Route).unwrap();
+    let loopback = link::get_by_name(&mut socket, "lo").unwrap().index;
+    socket
+        .apply(|batch| link::set_up(batch, loopback, true))
+        .unwrap();
+    netns::within(space.as_fd(), run).unwrap()
+}
+
+/// A speaker that takes whoever comes from the loopback network as a client.
+pub fn reflector() -> SpeakerConfig {
+    let client = PeerConfig {
+        route_reflector_client: true,
+        ..PeerConfig::new(PeerKey::from(IpAddr::from([0; 4])), PeerAsn::Internal)
+    };
+    SpeakerConfig {
+        asn: ASN,
+        router_id: RouterId::from(SPEAKER),
+        cluster_id: None,
+        listen: vec![(SPEAKER, 179).into()],
+        graceful_restart: GracefulRestart::default(),
+        networks: Vec::new(),
+        maximum_paths: 1,
+        local_address: [Some(SPEAKER.into()), None],
+        connected: Vec::new(),
+        assume_reachable: true,
+        peers: Vec::new(),
+        ranges: vec![RangeConfig {
+            prefix: "127.0.0.0/8".parse().unwrap(),
+            template: Arc::new(client),
+        }],
+    }
+}
+
+/// Starts a speaker; what it tells the kernel comes out of the channel.
+pub fn start(config: SpeakerConfig) -> (Speaker, Vec<ConfigureError>, mpsc::Receiver<RouteEvent>) {
+    let (sender, events) = mpsc::channel();
+    let (speaker, refused) = Speaker::start(Start {
+        config: Arc::new(config),
+        restarting: false,
+        seed: 1,
+        routes: Box::new(move |batch| {
+            // The test may not be interested any more.
+            batch.into_iter().for_each(|e| drop(sender.send(e)));
+        }),
+    })
+    .unwrap();
+    (speaker, refused, events)
+}
