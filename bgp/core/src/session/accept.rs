@@ -7,7 +7,7 @@ use super::{
     end::End,
     state::{Connection, Ends, OpenSent, Phase},
 };
-use crate::clock::Now;
+use crate::{clock::Now, ids::FamilySet};
 
 /// A session as young as this may still be in collision with a connection that the peer opened before it knew.
 const YOUNG: std::time::Duration = std::time::Duration::from_secs(5);
@@ -37,6 +37,7 @@ impl Peer {
             outgoing: false,
             since: now,
             beside_session,
+            offered: FamilySet::NONE,
             stream: BytesMut::new(),
             // Its OPEN is sent at once; until then nothing is awaited.
             phase: Phase::Connecting { until: now },
@@ -64,6 +65,7 @@ impl Peer {
         let open = offer.open().encode();
         let until = now + self.patience();
         if let Some(conn) = self.conn_mut(id) {
+            conn.offered = offer.families;
             conn.phase = Phase::OpenSent(OpenSent { ends, offer, until });
         }
         self.send(id, crate::wire::header::MessageType::Open, open, out);

@@ -11,12 +11,12 @@ use super::{
     negotiate::local_asn,
     state::{Connection, Ends, Phase},
 };
-use crate::clock::Now;
+use crate::{clock::Now, ids::FamilySet};
 
 /// How long an attempt may take: longer than two SYNs that are lost.
 const ATTEMPT: Duration = Duration::from_secs(5);
-/// How long an incoming connection may stay without an OPEN before we try ourselves.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a connection may stay without an OPEN before others are preferred: before we try ourselves, if it is incoming.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Peer {
     /// Opens a connection if it is time to, and none is on its way to a session.
@@ -46,6 +46,7 @@ impl Peer {
             outgoing: true,
             since: now,
             beside_session: false,
+            offered: FamilySet::NONE,
             stream: BytesMut::new(),
             phase: Phase::Connecting {
                 until: now + ATTEMPT.max(self.config.timers.connect_retry),

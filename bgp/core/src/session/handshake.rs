@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::{
     ConnId, Output, Peer, State,
     collision::ours_stays,
+    connecting::PATIENCE,
     end::End,
     negotiate::{Offer, local_asn},
     restart::{STALE_PATH_TIME, not_kept_by_peer},
@@ -104,9 +105,9 @@ impl Peer {
             .conns
             .iter()
             .filter(|c| c.id != id)
-            .map(|c| (c.id, c.state(), c.peer_id()))
+            .map(|c| (c.id, c.state(), c.peer_id(), c.since + PATIENCE <= now))
             .collect();
-        for (other, state, peer_id) in others {
+        for (other, state, peer_id, late) in others {
             match state {
                 State::Established => {
                     let restarted = negotiated.graceful_restart.is_some_and(|r| r.restarting)
@@ -119,6 +120,8 @@ impl Peer {
                 State::OpenSent | State::OpenConfirm if ours == outgoing => {
                     self.end(other, End::Collision, now, out);
                 }
+                // Whatever took it does not speak; here is somebody who does.
+                State::OpenSent if late => self.end(other, End::Collision, now, out),
                 State::OpenSent | State::OpenConfirm => return false,
                 // It may come to nothing; if not, there will be an OPEN on it.
                 _ => {}

@@ -10,7 +10,7 @@ use super::{
     end::End,
     jitter::Jitter,
     negotiate::RestartBits,
-    reconfigure::{Effect, effect},
+    reconfigure::{Effect, Present, effect},
     restart::Stale,
     state::{Connection, Established, Phase},
 };
@@ -342,9 +342,7 @@ impl Peer {
         let old_speaker = std::mem::replace(&mut self.speaker, speaker);
         let old = std::mem::replace(&mut self.config, config);
         let (speaker, config) = (self.speaker.clone(), self.config.clone());
-        let effect_on = |local, negotiated| {
-            effect((&old_speaker, &old), (&speaker, &config), local, negotiated)
-        };
+        let effect_on = |present| effect((&old_speaker, &old), (&speaker, &config), present);
         let mut resets = Vec::new();
         for conn in &self.conns {
             let local = match &conn.phase {
@@ -355,12 +353,16 @@ impl Peer {
             let unwanted = conn.outgoing
                 && conn.state() < State::Established
                 && (config.passive || config.port != old.port);
-            let changed = effect_on(local, conn.negotiated().map(|n| &**n)) == Effect::Reset;
+            let changed = effect_on(Present {
+                local,
+                offered: conn.offered,
+                negotiated: conn.negotiated().map(|n| &**n),
+            }) == Effect::Reset;
             if unwanted || changed {
                 resets.push(conn.id);
             }
         }
-        let other_life = effect_on(None, None) == Effect::Reset || *old != *config;
+        let other_life = effect_on(Present::default()) == Effect::Reset || *old != *config;
         for id in resets {
             self.end(id, End::Reconfigured, now, out);
         }

@@ -8,8 +8,9 @@
 //! | `port` | with the next attempt |
 //! | `passive` | at once for attempts under way; a session stays, whoever opened it |
 //! | `asn` | reset only if the present peer is not in it |
-//! | `local_address` | reset only if the session runs from another one |
-//! | `families`, speaker: `local_address`, `assume_reachable` | reset only if what we offer differs |
+//! | `local_address` | reset only if the session runs from another one than the new one |
+//! | `families` | reset if what we offer differs |
+//! | speaker: `local_address`, `assume_reachable` | reset only for a family that the session could not be offered; one that has lost its next hop stays, and what we announce in it is withdrawn |
 //! | `local_asn`, speaker: `asn`, `router_id` | reset if our number or identifier towards the peer differs |
 //! | `password`, `ttl_security` | reset: they belong to the connection |
 //! | `multihop` | reset of an external session, for the same reason; no effect on an internal one |
@@ -23,6 +24,7 @@ use super::negotiate::{families, local_asn};
 use crate::{
     config::{PeerAsn, PeerConfig, SpeakerConfig},
     event::Negotiated,
+    ids::FamilySet,
 };
 
 /// What must be done about a connection.
@@ -37,25 +39,42 @@ pub enum Effect {
 /// Old or new settings.
 pub(crate) type Settings<'a> = (&'a SpeakerConfig, &'a PeerConfig);
 
-/// What changed settings do to a connection whose end is `local`, and that has agreed on `negotiated`.
-pub(crate) fn effect(
-    old: Settings<'_>,
-    new: Settings<'_>,
-    local: Option<IpAddr>,
-    negotiated: Option<&Negotiated>,
-) -> Effect {
+/// A connection as far as settings matter to it.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Present<'a> {
+    /// Our end, once there is one.
+    pub local: Option<IpAddr>,
+    /// The families in our OPEN.
+    pub offered: FamilySet,
+    /// What it has agreed on, once it has.
+    pub negotiated: Option<&'a Negotiated>,
+}
+
+/// What changed settings do to a connection.
+pub(crate) fn effect(old: Settings<'_>, new: Settings<'_>, present: Present<'_>) -> Effect {
+    let Present {
+        local,
+        offered,
+        negotiated,
+    } = present;
     let internal = negotiated.is_some_and(|n| n.internal);
     let transport = |p: &PeerConfig| {
         let multihop = p.multihop.filter(|_| !internal);
         (p.password.clone(), multihop, p.ttl_security)
     };
     let identity = |(s, p): Settings<'_>| (local_asn(s, p), s.router_id);
-    let moved = match (new.1.local_address, local) {
-        (Some(wanted), Some(present)) => wanted != present,
-        _ => old.1.local_address != new.1.local_address && local.is_none(),
-    };
-    let other_families =
-        local.is_some_and(|l| families(old.0, old.1, l) != families(new.0, new.1, l));
+    // Where it is not ours to choose, a session may run from an address that we would not take.
+    let moved = old.1.local_address != new.1.local_address
+        && match (new.1.local_address, local) {
+            (Some(wanted), Some(present)) => wanted != present,
+            (_, present) => present.is_none(),
+        };
+    let other_families = local.is_some_and(|l| {
+        let (before, now) = (families(old.0, old.1, l), families(new.0, new.1, l));
+        let gained = |f| !before.contains(f) && !offered.contains(f);
+        let unwanted = |f| !new.1.families.contains(f) && old.1.families.contains(f);
+        now.iter().any(gained) || offered.iter().any(unwanted)
+    });
     let other_peer = match (new.1.asn, negotiated) {
         (_, None) => old.1.asn != new.1.asn,
         (PeerAsn::Exactly(asn), Some(n)) => n.peer_asn != asn,

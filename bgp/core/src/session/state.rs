@@ -8,7 +8,7 @@ use super::negotiate::Offer;
 use crate::{
     clock::{Now, earlier},
     event::Negotiated,
-    ids::{Epoch, IfIndex, RouterId},
+    ids::{Epoch, FamilySet, IfIndex, RouterId},
     wire::{
         header::MAX_MESSAGE,
         update::{AttributeCache, Context},
@@ -54,6 +54,8 @@ pub(crate) struct Connection {
     pub since: Now,
     /// It was made while another one was Established: the peer may have restarted unnoticed (RFC 4724 section 5).
     pub beside_session: bool,
+    /// The families in our OPEN.
+    pub offered: FamilySet,
     /// What has come and is no complete message yet.
     pub stream: BytesMut,
     pub phase: Phase,

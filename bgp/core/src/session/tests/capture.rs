@@ -448,3 +448,29 @@ fn without_n_a_notification_ends_everything() {
         assert_eq!(got, Some(kept));
     }
 }
+
+/// Something at the neighbour's address takes our connection and says nothing, while the neighbour connects to us and does
+/// all that is right, with an identifier for which ours would stay.
+#[test]
+fn a_connection_without_an_open_does_not_keep_the_neighbour_out() {
+    let mut bench = Bench::new(|s, p| {
+        s.router_id = RouterId(9);
+        p.passive = false;
+    });
+    // The first attempt is made at the start.
+    bench.tell(Input::Connected {
+        conn: ConnId(0),
+        local: SocketAddr::from(LOCAL),
+        remote: SocketAddr::from(([10, 0, 0, 2], 179)),
+        interface: None,
+    });
+    for _ in 0..10 {
+        bench.pass(secs(1));
+        let conn = bench.accept();
+        bench.say(conn, &[open().encode(), header::keepalive()].concat());
+        if bench.peer.state() == State::Established {
+            return;
+        }
+    }
+    panic!("no session in ten seconds");
+}

@@ -157,8 +157,8 @@ fn what_resets_a_session_and_what_does_not() {
         (
             "no next hop for IPv6",
             |s, _| s.assume_reachable = false,
-            true,
-            true,
+            false,
+            false,
         ),
         (
             "another reason for the same families",
@@ -229,4 +229,62 @@ fn passive_stops_attempts_and_its_end_starts_them() {
     assert!(network.slot(0).peer.conns.is_empty());
     network.input(0, 0, Input::Configure(s, with(false)));
     assert!(network.run_until(secs(5), Network::all_established));
+}
+
+/// The neighbour has found another address of ours than we would use ourselves. That is no reason to end its session
+/// whenever anything changes.
+#[test]
+fn a_session_at_another_of_our_addresses_survives_unrelated_changes() {
+    let mut network = Network::pair((64512, 1), (64513, 2));
+    network.configure(0, |_, p| {
+        p.passive = true;
+        p.local_address = Some("10.9.9.9".parse().unwrap());
+    });
+    network.start_all();
+    assert!(network.run_until(secs(10), Network::all_established));
+    let at = network.now;
+    let mut p = (*network.slot(0).config).clone();
+    p.description = "x".into();
+    let s = network.nodes[0].speaker.clone();
+    network.input(0, 0, Input::Configure(s, arc(p)));
+    assert!(network.slot(0).words(at).is_empty());
+}
+
+/// An address that goes and comes back, as those of a link that flaps do, ends no session.
+#[test]
+fn a_next_hop_of_the_other_family_goes_and_comes() {
+    let with = |v6: Option<&str>| {
+        let mut s = speaker(64512, 1);
+        s.assume_reachable = false;
+        s.local_address = [None, v6.map(|a| a.parse().unwrap())];
+        arc(s)
+    };
+    let mut network = Network::pair((64512, 1), (64513, 2));
+    network.configure(0, |s, _| *s = (*with(Some("fd00::1"))).clone());
+    network.start_all();
+    assert!(network.run_until(secs(10), Network::all_established));
+    network.run(secs(10));
+    let (at, p) = (network.now, network.slot(0).config.clone());
+    for v6 in [None, Some("fd00::1"), Some("fd00::2"), None] {
+        network.input(0, 0, Input::Configure(with(v6), p.clone()));
+        assert!(network.slot(0).words(at).is_empty(), "{v6:?}");
+    }
+}
+
+/// A family that was not offered needs a new session.
+#[test]
+fn a_first_next_hop_of_the_other_family_is_offered() {
+    let mut network = Network::pair((64512, 1), (64513, 2));
+    network.configure(0, |s, _| s.assume_reachable = false);
+    network.start_all();
+    assert!(network.run_until(secs(10), Network::all_established));
+    network.run(secs(10));
+    let (at, p) = (network.now, network.slot(0).config.clone());
+    let mut s = (*network.nodes[0].speaker).clone();
+    s.local_address = [None, Some("fd00::1".parse().unwrap())];
+    network.input(0, 0, Input::Configure(arc(s), p));
+    assert_eq!(network.slot(0).words(at).len(), 1);
+    assert!(network.run_until(secs(10), Network::all_established));
+    let session = network.slot(0).peer.negotiated().unwrap();
+    assert!(session.families.contains(Family::Ipv6));
 }
