@@ -66,6 +66,7 @@ impl IoThread {
         let Some(slot) = self.peers.get_mut(idx) else {
             return;
         };
+        let now = self.clock.now();
         let mut broken = None;
         for &(id, token) in &slot.conns {
             let Some(conn) = self.conns.get_mut(token).and_then(Option::as_mut) else {
@@ -76,7 +77,11 @@ impl IoThread {
             }
             let carries_routes = slot.established.is_some_and(|(c, _)| c == id);
             let member = slot.member.as_mut().filter(|_| carries_routes);
-            match conn.flush(&mut self.streams, member) {
+            let before = conn.sent;
+            let flushed = conn.flush(&mut self.streams, member);
+            let stuck = conn.sent == before && matches!(flushed, Ok(Flushed::Blocked));
+            slot.peer.note_sending(now, id, stuck);
+            match flushed {
                 Ok(Flushed::All) => {
                     if carries_routes
                         && slot.fallen_from.take().is_some()

@@ -164,6 +164,7 @@ impl Peer {
                 timers,
                 epoch,
                 since: now,
+                send_hold: None,
                 cache: AttributeCache::default(),
             }));
         }

@@ -26,6 +26,9 @@ use crate::{
     },
 };
 
+/// How long a peer may read nothing (RFC 9687 section 5).
+const SEND_HOLD: Duration = Duration::from_secs(480);
+
 /// A neighbour.
 #[derive(Debug)]
 pub struct Peer {
@@ -214,6 +217,21 @@ impl Peer {
             if let Some(hold) = conn.timers_mut().and_then(|t| t.hold.as_mut()) {
                 *hold = (*hold).max(now + more);
             }
+        }
+    }
+
+    /// Whether the peer takes what we send on a connection: `stuck` if the last attempt could not send an octet of what
+    /// waits. A peer that still speaks but has read nothing for long is given up (RFC 9687), or it would pin our memory, and
+    /// go by old routes, for ever.
+    pub fn note_sending(&mut self, now: Now, conn: ConnId, stuck: bool) {
+        let Some(Phase::Established(session)) = self.conn_mut(conn).map(|c| &mut c.phase) else {
+            return;
+        };
+        if !stuck {
+            session.send_hold = None;
+        } else if !session.negotiated.hold.is_zero() {
+            let wait = SEND_HOLD.max(session.negotiated.hold * 2);
+            session.send_hold.get_or_insert(now + wait);
         }
     }
 
@@ -413,6 +431,11 @@ impl Peer {
                 true => End::TimedOut,
                 false => End::Fault(Notification::hold_timer_expired()),
             };
+            self.end(id, end, now, out);
+        }
+        let unread = self.conns.iter().find(|c| due(c.send_hold()));
+        if let Some(id) = unread.map(|c| c.id) {
+            let end = End::Fault(Notification::send_hold_timer_expired());
             self.end(id, end, now, out);
         }
         for id in self.ids() {

@@ -93,6 +93,8 @@ pub(crate) struct Established {
     pub timers: SessionTimers,
     pub epoch: Epoch,
     pub since: Now,
+    /// When it is given up because the peer reads nothing.
+    pub send_hold: Option<Now>,
     pub context: Context,
     pub cache: AttributeCache,
 }
@@ -159,9 +161,18 @@ impl Connection {
         }
     }
 
+    /// When it is given up because the peer reads nothing (RFC 9687).
+    pub fn send_hold(&self) -> Option<Now> {
+        match &self.phase {
+            Phase::Established(e) => e.send_hold,
+            _ => None,
+        }
+    }
+
     /// When something is to be done for it.
     pub fn deadline(&self) -> Option<Now> {
-        earlier(self.give_up(), self.timers().and_then(|t| t.keepalive))
+        let own = earlier(self.give_up(), self.send_hold());
+        earlier(own, self.timers().and_then(|t| t.keepalive))
     }
 
     /// The hold time begins anew: the peer has said something (RFC 4271 section 8.2.2).

@@ -9,7 +9,7 @@ use super::header::{self, HEADER, MAX_MESSAGE, MessageType};
 /// A NOTIFICATION: why a session ends.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Notification {
-    /// The error code; 1 to 7 are defined.
+    /// The error code; 1 to 8 are defined.
     pub code: u8,
     /// The error subcode.
     pub subcode: u8,
@@ -80,6 +80,11 @@ impl Notification {
     /// Hold timer expired.
     pub fn hold_timer_expired() -> Notification {
         Notification::new(4, 0, &[])
+    }
+
+    /// Send hold timer expired (RFC 9687).
+    pub fn send_hold_timer_expired() -> Notification {
+        Notification::new(8, 0, &[])
     }
 
     /// The same inside Cease, hard reset (RFC 8538 section 3.1): the receiver must not keep the routes.

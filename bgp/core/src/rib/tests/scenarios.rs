@@ -583,3 +583,29 @@ fn our_number_in_the_session_is_ours_too() {
     s.settle();
     assert!(s.kernel.is_empty());
 }
+
+#[test]
+fn what_has_lost_its_next_hop_is_withdrawn_and_comes_back_with_it() {
+    let with = |v6: Option<&str>| SpeakerConfig {
+        networks: vec![p("10.244.0.0/24"), p("fd00:10::/64")],
+        local_address: [None, v6.map(|a| a.parse().unwrap())],
+        ..speaker(ASN)
+    };
+    let mut s = shell(&with(Some("fd00::1")));
+    up(&mut s, 0, 65001);
+    for (v6, routes) in [
+        (Some("fd00::1"), 2),
+        (None, 1),
+        (Some("fd00::2"), 2),
+        (None, 1),
+    ] {
+        s.apply(RibInput::Configure(Arc::new(with(v6))));
+        s.settle();
+        s.play_all();
+        let member = &s.members[&PeerIdx(0)];
+        assert_eq!(member.routes.len(), routes, "{v6:?}");
+        let sent = member.routes.get(&p("fd00:10::/64"));
+        let next_hop = sent.map(|a| a.next_hop.global.to_string());
+        assert_eq!(next_hop.as_deref(), v6);
+    }
+}

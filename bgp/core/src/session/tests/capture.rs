@@ -474,3 +474,23 @@ fn a_connection_without_an_open_does_not_keep_the_neighbour_out() {
     }
     panic!("no session in ten seconds");
 }
+
+#[test]
+fn who_reads_nothing_is_given_up_though_it_speaks() {
+    for (progress, lasts) in [(false, false), (true, true)] {
+        let mut bench = Bench::new(|_, _| {});
+        let conn = bench.establish(&open());
+        let mut told = Vec::new();
+        for _ in 0..500 {
+            bench.peer.note_sending(bench.now, conn, true);
+            told.extend(bench.pass(secs(1)));
+            bench.say(conn, &header::keepalive());
+            if progress && bench.now > Now(0) + secs(400) {
+                bench.peer.note_sending(bench.now, conn, false);
+            }
+        }
+        assert_eq!(bench.peer.established_conn().is_some(), lasts);
+        let last = messages(&told).pop();
+        assert_eq!(last.filter(|m| m.0 == 3).is_none(), lasts);
+    }
+}
