@@ -5,7 +5,7 @@ use std::{collections::HashMap, collections::VecDeque, net::IpAddr, sync::Arc, t
 use selvage_bgp_core::{
     clock::Now,
     config::{PeerAsn, PeerConfig, SpeakerConfig},
-    ids::{Epoch, GroupId, IfIndex, PeerIdx, PeerKey},
+    ids::{Epoch, IfIndex, PeerIdx, PeerKey},
     session::{ConnId, Peer, State},
 };
 
@@ -27,8 +27,6 @@ pub(crate) struct Slot {
     pub(crate) established: Option<(ConnId, Epoch)>,
     /// Its place in an update group.
     pub(crate) member: Option<Member>,
-    /// The group whose log it fell out of, until the kernel takes bytes from it again and it can ask for a dump.
-    pub(crate) fallen_from: Option<GroupId>,
     /// The deadline that is registered for it.
     pub(crate) deadline: Option<Now>,
 }
@@ -71,15 +69,6 @@ impl Peers {
             .filter_map(|(i, s)| Some((PeerIdx(i as u16), s.as_ref()?)))
     }
 
-    /// Whether somebody fell out of the group's log and has not been able to ask for a dump yet: the RIB must go on
-    /// remembering what that peer has not been told.
-    pub(crate) fn has_fallen(&self, group: GroupId) -> bool {
-        self.slots
-            .iter()
-            .flatten()
-            .any(|slot| slot.fallen_from == Some(group))
-    }
-
     /// Adds a peer; `None` when all 65,535 places are taken.
     pub(crate) fn add(
         &mut self,
@@ -97,7 +86,6 @@ impl Peers {
             conns: Vec::new(),
             established: None,
             member: None,
-            fallen_from: None,
             deadline: None,
         };
         let rested = self

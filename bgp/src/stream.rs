@@ -295,13 +295,6 @@ impl Streams {
         group.told = group.base;
         Some(group.base)
     }
-
-    /// Whether the group's log holds more than is good.
-    pub(crate) fn is_long(&self, group: GroupId) -> bool {
-        self.groups
-            .get(&group)
-            .is_some_and(|g| g.octets > LOG_LIMIT)
-    }
 }
 
 #[cfg(test)]

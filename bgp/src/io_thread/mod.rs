@@ -105,6 +105,9 @@ pub(crate) struct IoThread {
     timers: BTreeSet<(Now, PeerIdx)>,
     streams: Streams,
     members: HashMap<GroupId, HashSet<PeerIdx>>,
+    /// Who fell out of a group's log, until the kernel takes bytes from them again and they can ask for a dump. The RIB must
+    /// go on remembering what they have not been told.
+    fallen: HashMap<PeerIdx, GroupId>,
     /// Connections with bytes that are not read yet.
     ready: Vec<usize>,
     /// Connections that close when their last message has left, and when that is given up.
@@ -158,6 +161,7 @@ impl IoThread {
             timers: BTreeSet::new(),
             streams: Streams::default(),
             members: HashMap::new(),
+            fallen: HashMap::new(),
             ready: Vec::new(),
             lingering: Vec::new(),
             grown: HashSet::new(),

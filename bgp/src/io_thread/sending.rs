@@ -1,6 +1,6 @@
 //! What leaves: session messages and the streams of update groups.
 
-use selvage_bgp_core::{ids::PeerIdx, rib::RibInput};
+use selvage_bgp_core::{clock::Now, ids::PeerIdx, rib::RibInput};
 use tracing::info;
 
 use super::IoThread;
@@ -15,8 +15,9 @@ impl IoThread {
         }
         let mut dirty = std::mem::take(&mut self.dirty);
         let any = !dirty.is_empty();
+        let now = self.clock.now();
         for idx in dirty.drain(..) {
-            self.flush_peer(idx);
+            self.flush_peer(idx, now);
         }
         if self.dirty.is_empty() {
             self.dirty = dirty;
@@ -24,12 +25,11 @@ impl IoThread {
         if any {
             self.tell_passed();
         }
-        self.wind_down();
+        self.wind_down(now);
     }
 
     /// Gets on with the connections that are being closed.
-    fn wind_down(&mut self) {
-        let now = self.clock.now();
+    fn wind_down(&mut self, now: Now) {
         let mut i = 0;
         while let Some(&(until, token)) = self.lingering.get(i) {
             let done = match self.conns.get_mut(token).and_then(Option::as_mut) {
@@ -52,7 +52,7 @@ impl IoThread {
     /// Tells the RIB what everybody has been sent, so that it can forget withdrawn prefixes.
     fn tell_passed(&mut self) {
         for &group in self.members.keys() {
-            if self.peers.has_fallen(group) {
+            if self.fallen.values().any(|from| *from == group) {
                 continue;
             }
             if let Some(log) = self.streams.passed(group) {
@@ -62,12 +62,12 @@ impl IoThread {
         }
     }
 
-    pub(super) fn flush_peer(&mut self, idx: PeerIdx) {
+    pub(super) fn flush_peer(&mut self, idx: PeerIdx, now: Now) {
         let Some(slot) = self.peers.get_mut(idx) else {
             return;
         };
-        let now = self.clock.now();
         let mut broken = None;
+        let mut fell_from = None;
         for &(id, token) in &slot.conns {
             let Some(conn) = self.conns.get_mut(token).and_then(Option::as_mut) else {
                 continue;
@@ -84,7 +84,7 @@ impl IoThread {
             match flushed {
                 Ok(Flushed::All) => {
                     if carries_routes
-                        && slot.fallen_from.take().is_some()
+                        && self.fallen.remove(&idx).is_some()
                         && let Some((_, epoch)) = slot.established
                     {
                         self.to_rib
@@ -94,20 +94,18 @@ impl IoThread {
                 Ok(Flushed::Blocked) => {
                     if let Some(member) = slot.member
                         && carries_routes
-                        && self.streams.is_long(member.group)
                         && self.streams.is_laggard(&member)
                     {
                         info!(peer = %slot.config.key, "does not read its routes; it gets them anew when it does");
-                        self.streams.leave(member);
-                        slot.member = None;
-                        slot.fallen_from = Some(member.group);
-                        if let Some(members) = self.members.get_mut(&member.group) {
-                            members.remove(&idx);
-                        }
+                        fell_from = Some(member.group);
                     }
                 }
                 Err(error) => broken = Some((token, id, error.to_string())),
             }
+        }
+        if let Some(group) = fell_from {
+            self.leave_group(idx);
+            self.fallen.insert(idx, group);
         }
         if let Some((token, id, error)) = broken {
             self.lost(token, idx, id, Some(error));
@@ -115,11 +113,8 @@ impl IoThread {
     }
 
     pub(super) fn leave_group(&mut self, idx: PeerIdx) {
-        let Some(slot) = self.peers.get_mut(idx) else {
-            return;
-        };
-        slot.fallen_from = None;
-        let Some(member) = slot.member.take() else {
+        self.fallen.remove(&idx);
+        let Some(member) = self.peers.get_mut(idx).and_then(|slot| slot.member.take()) else {
             return;
         };
         self.streams.leave(member);
