@@ -11,16 +11,16 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use selvage_bgp_core::config::{
-    FilterRef, GracefulRestart, MaxPrefix, MaxPrefixAction, Password, PeerAsn, PeerConfig,
-    RangeConfig, SpeakerConfig, Timers,
+    FilterRef, MaxPrefix, MaxPrefixAction, Password, PeerAsn, PeerConfig, RangeConfig,
+    SpeakerConfig,
 };
 use selvage_bgp_core::ids::{Asn, Family, FamilySet, PeerKey, RouterId};
 use selvage_bgp_core::prefix::Prefix;
 use selvage_policy::model::Labels;
 
 use super::routes::announced_pod_cidrs;
-use super::{Condition, Local, is_global, own_addresses};
-use crate::objects::bgp_configuration::{self, NodeMesh, RouterIdRule};
+use super::{Condition, Local, is_global, own_addresses, prefix};
+use crate::objects::bgp_configuration::{NodeMesh, RouterIdRule};
 use crate::objects::bgp_peer::{self, Filter, Neighbor, RESET_PAUSE};
 use crate::objects::{BgpConfiguration, BgpPeer, Key, Kind, Node};
 use crate::store::Store;
@@ -76,10 +76,7 @@ pub fn bgp(store: &Store, local: &Local) -> Speaker {
             SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
             SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port),
         ],
-        graceful_restart: GracefulRestart {
-            enabled: configuration.graceful_restart.enabled,
-            restart_time: configuration.graceful_restart.restart_time,
-        },
+        graceful_restart: configuration.graceful_restart,
         networks: networks(store, local, &configuration),
         maximum_paths: configuration.maximum_paths,
         local_address: Family::ALL.map(|family| next_hop(store, node.map(Arc::as_ref), family)),
@@ -186,7 +183,7 @@ impl Draft<'_> {
             let mut config = PeerConfig::new(PeerKey::from(theirs), PeerAsn::Internal);
             config.port = self.port;
             config.local_address = Some(ours);
-            config.timers = timers(self.configuration.timers);
+            config.timers = self.configuration.timers;
             config.graceful_restart = self.configuration.graceful_restart.enabled;
             config.import = vec![FilterRef::Default];
             config.export = vec![FilterRef::Default];
@@ -228,7 +225,7 @@ impl Draft<'_> {
         config.allow_own_as = peer.allow_own_as;
         config.route_reflector_client = peer.route_reflector_client && internal;
         config.families = families(peer.families);
-        config.timers = timers(peer.timers.over(self.configuration.timers));
+        config.timers = peer.timers.over(self.configuration.timers);
         config.graceful_restart = peer
             .graceful_restart
             .unwrap_or(self.configuration.graceful_restart.enabled);
@@ -339,14 +336,6 @@ fn families(families: bgp_peer::Families) -> FamilySet {
         .collect()
 }
 
-fn timers(timers: bgp_configuration::Timers) -> Timers {
-    Timers {
-        hold: timers.hold,
-        keepalive: timers.keepalive,
-        connect_retry: timers.connect_retry,
-    }
-}
-
 fn max_prefix(limit: bgp_peer::MaxPrefix) -> MaxPrefix {
     MaxPrefix {
         limit: limit.limit,
@@ -372,10 +361,6 @@ fn filters(named: &[Filter], require_policy: bool) -> Vec<FilterRef> {
         Filter::RejectAll => FilterRef::RejectAll,
     });
     filters.collect()
-}
-
-fn prefix(net: IpNet) -> Option<Prefix> {
-    Prefix::new(net.addr(), net.prefix_len())
 }
 
 fn networks(store: &Store, local: &Local, configuration: &BgpConfiguration) -> Vec<Prefix> {

@@ -7,9 +7,11 @@ pub mod routes;
 
 use std::collections::BTreeSet;
 
+use selvage_bgp_core::prefix::Prefix;
+
 pub use bgp::{Speaker, bgp};
 pub use condition::Condition;
-pub use policy::{local_pod, local_pods, policy, policy_from_scratch};
+pub use policy::{local_pod, policy};
 pub use routes::{blackholes, routes};
 
 /// What the agent was told on its command line and that no object says.
@@ -61,4 +63,9 @@ fn is_global(address: std::net::IpAddr) -> bool {
             !(v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified())
         }
     }
+}
+
+/// A prefix in the words of BGP; its host bits go.
+fn prefix(net: ipnet::IpNet) -> Option<Prefix> {
+    Prefix::new(net.addr(), net.prefix_len())
 }

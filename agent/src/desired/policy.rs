@@ -54,34 +54,7 @@ pub fn policy(store: &Store, dirty: &Dirty) -> Vec<Change> {
     changes
 }
 
-/// Everything that the compiler has to know, for one that knows nothing yet.
-pub fn policy_from_scratch(store: &Store) -> Vec<Change> {
-    let nodes = store
-        .nodes()
-        .map(|node| Change::Node(node.meta.key.name.as_str().into(), node.addresses.clone()));
-    let namespaces = store
-        .namespaces()
-        .map(|fact| Change::Namespace((**fact).clone()));
-    let pods = store.pods().map(|fact| Change::Pod(Arc::clone(fact)));
-    let policies = store
-        .policies()
-        .map(|object| Change::Policy(Arc::clone(&object.policy)));
-    nodes
-        .chain(namespaces)
-        .chain(pods)
-        .chain(policies)
-        .chain(local_pods(store).map(Change::Local))
-        .collect()
-}
-
-/// The pods of this node as the plugin attached them, by interface name.
-pub fn local_pods(store: &Store) -> impl Iterator<Item = LocalPod> + '_ {
-    store
-        .attachments()
-        .filter_map(|(_, attachment)| local_pod(attachment))
-}
-
-/// One of them. `None` for an attachment whose interface name no kernel would have given.
+/// A pod of this node as the plugin attached it. `None` for an attachment whose interface name no kernel would have given.
 pub fn local_pod(attachment: &Attachment) -> Option<LocalPod> {
     let pod = attachment.pod.as_ref().map(|pod| PodRef {
         key: PodKey::new(pod.namespace.as_str(), pod.name.as_str()),

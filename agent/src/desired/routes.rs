@@ -1,8 +1,9 @@
 //! How learned routes go into the kernel, and what is sent nowhere.
 
 use ipnet::IpNet;
+use selvage_bgp_core::prefix::Prefix;
 
-use super::Local;
+use super::{Local, prefix};
 use crate::kernel::RoutePolicy;
 use crate::store::Store;
 
@@ -22,11 +23,14 @@ pub fn routes(store: &Store, local: &Local) -> RoutePolicy {
 
 /// Prefixes under which a blackhole belongs: every pod CIDR that we announce, so that unused pod addresses do not
 /// loop between the node and the router that it announces them to. Sorted.
-pub fn blackholes(store: &Store, local: &Local) -> Vec<IpNet> {
+pub fn blackholes(store: &Store, local: &Local) -> Vec<Prefix> {
     if !local.kernel {
         return Vec::new();
     }
     announced_pod_cidrs(store, local)
+        .into_iter()
+        .filter_map(prefix)
+        .collect()
 }
 
 /// The pod CIDRs of this node, if they are announced. Sorted.

@@ -61,6 +61,11 @@ impl Masquerade {
         self.refused = None;
     }
 
+    /// Whether it is to be written anew.
+    pub fn is_in_doubt(&self) -> bool {
+        self.known.is_none() && self.refused.is_none()
+    }
+
     /// Whether what comes from an address is masqueraded by us.
     pub fn has(&self, pod: &IpAddr) -> bool {
         self.known

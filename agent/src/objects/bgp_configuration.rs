@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
+use selvage_bgp_core::config::{GracefulRestart, Timers};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -90,45 +91,6 @@ pub enum NodeMesh {
     Full,
     /// Only peers that are named.
     Off,
-}
-
-/// Session timers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timers {
-    /// 0 (off) or 3 s to 65535 s.
-    pub hold: Duration,
-    /// At most a third of the hold time.
-    pub keepalive: Duration,
-    /// At least 100 ms.
-    pub connect_retry: Duration,
-}
-
-impl Default for Timers {
-    fn default() -> Self {
-        Timers {
-            hold: Duration::from_secs(9),
-            keepalive: Duration::from_secs(3),
-            connect_retry: Duration::from_secs(1),
-        }
-    }
-}
-
-/// Graceful restart (RFC 4724).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GracefulRestart {
-    /// Whether it is offered and others are helped.
-    pub enabled: bool,
-    /// How long others keep our routes, 1 s to 4095 s.
-    pub restart_time: Duration,
-}
-
-impl Default for GracefulRestart {
-    fn default() -> Self {
-        GracefulRestart {
-            enabled: true,
-            restart_time: Duration::from_secs(120),
-        }
-    }
 }
 
 /// The `spec` as written.

@@ -6,7 +6,6 @@ use serde_saphyr::Location;
 
 use super::tree::{Located, Tree, locate};
 use super::{At, Problem};
-use crate::objects::decode::identity;
 use crate::objects::network_policy::stand_in;
 use crate::objects::{Key, Mode, Object, Rejected, parse};
 
@@ -186,9 +185,4 @@ fn duplicates(contents: &mut Contents) {
         });
         false
     });
-}
-
-/// Kind and key that a value claims, for tests and messages.
-pub fn claimed(document: &Located) -> (String, Key) {
-    identity(&document.value.to_value())
 }

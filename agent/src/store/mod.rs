@@ -89,11 +89,6 @@ pub struct Dirty {
 }
 
 impl Dirty {
-    /// Whether nothing changed.
-    pub fn is_clean(&self) -> bool {
-        *self == Dirty::default()
-    }
-
     /// Adds what another batch touched.
     pub fn merge(&mut self, other: Dirty) {
         self.bgp |= other.bgp;

@@ -57,8 +57,6 @@ pub struct RouteCounts {
     pub unresolved: u64,
     /// Wanted, but refused by the kernel.
     pub failed: u64,
-    /// Whether everything wanted when asked last was answered by the kernel.
-    pub settled: bool,
 }
 
 /// The kernel's side of policy.

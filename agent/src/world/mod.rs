@@ -23,8 +23,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipnet::IpNet;
-use selvage_bgp::core::ids::{Family, FamilySet};
+use selvage_bgp::core::{
+    ids::{Family, FamilySet},
+    prefix::Prefix,
+};
 use selvage_cni::link;
 use selvage_policy::{Compiler, plan::Gen};
 use tokio::sync::oneshot;
@@ -135,7 +137,7 @@ pub struct World {
     compiler: Compiler,
     speaker: Option<Speaker>,
     route_policy: Option<RoutePolicy>,
-    blackholes: Option<Vec<IpNet>>,
+    blackholes: Option<Vec<Prefix>>,
     policy: PolicyOut,
     flows: Flows,
     waiting: Vec<Waiting>,
@@ -180,7 +182,7 @@ struct Flows {
     last: Option<Instant>,
 }
 
-/// Numbers that pass through the RIB and the route writer: what was told before one is done when it comes back.
+/// Numbers that pass through the route writer: what it was told before one is done when it comes back.
 #[derive(Default)]
 struct Barrier {
     asked: u64,

@@ -126,12 +126,17 @@ impl World {
         let Some(masquerade) = &mut self.out.masquerade else {
             return;
         };
-        if dirty.synced || !dirty.nodes.is_empty() {
+        let nodes = dirty.synced || !dirty.nodes.is_empty();
+        let pods = dirty.synced || !dirty.attachments.is_empty();
+        if !nodes && !pods && !masquerade.is_in_doubt() {
+            return;
+        }
+        if nodes {
             let prefixes = self.store.nodes().flat_map(|node| node.pod_cidrs.iter());
             let prefixes: Vec<IpNet> = prefixes.map(IpNet::trunc).collect();
             self.masqueraded.inside = IpNet::aggregate(&prefixes).into_iter().collect();
         }
-        if dirty.synced || !dirty.attachments.is_empty() {
+        if pods {
             let asking = self.store.attachments().filter(|(_, a)| a.ip_masq);
             self.masqueraded.pods = asking.flat_map(|(_, a)| a.addresses.clone()).collect();
         }

@@ -36,8 +36,8 @@ impl World {
         self.waits = waits;
     }
 
-    /// What the source held at a mark has reached the kernel when two numbers have come back since: with the first one
-    /// the RIB has decided, with the second the routes are written.
+    /// What the source held at a mark has reached the kernel when two numbers have come back since. Before each the RIB was
+    /// asked for its peers, in the order of its work: by the second it has decided, and what it decided is written.
     pub(super) fn pass_barrier(&mut self) {
         let barrier = &mut self.barrier;
         if self.store.reached() > barrier.mark {
@@ -60,7 +60,7 @@ impl World {
         }
     }
 
-    pub(super) fn policy_is_settled(&mut self) -> bool {
+    pub(super) fn policy_is_settled(&self) -> bool {
         self.out.nft.is_none()
             || (self.policy.applied.is_some()
                 && self.policy.in_flight.is_none()

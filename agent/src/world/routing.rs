@@ -1,6 +1,5 @@
 //! BGP and routes: what the speaker and the route writer are told, and what they tell.
 
-use selvage_bgp::core::prefix::Prefix;
 use tracing::warn;
 
 use super::World;
@@ -47,12 +46,8 @@ impl World {
         }
         let blackholes = desired::blackholes(&self.store, &self.setup.local);
         if self.blackholes.as_ref() != Some(&blackholes) {
-            let prefixes = blackholes
-                .iter()
-                .filter_map(|net| Prefix::new(net.addr(), net.prefix_len()))
-                .collect();
-            self.blackholes = Some(blackholes);
-            self.tell_routes(RouteWork::Blackholes(prefixes));
+            self.blackholes = Some(blackholes.clone());
+            self.tell_routes(RouteWork::Blackholes(blackholes));
         }
     }
 
@@ -85,6 +80,5 @@ fn counts(facts: &RouteFacts) -> RouteCounts {
         ipv6: facts.installed[1] as u64,
         unresolved: facts.unresolved.iter().map(|u| u64::from(u.routes)).sum(),
         failed: facts.failing as u64,
-        settled: facts.failing == 0,
     }
 }
