@@ -8,10 +8,11 @@ use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
 use selvage_lab::cluster::RunningRouter;
 use selvage_lab::daemon::Router;
+use selvage_lab::probe::flow::Flow;
 use selvage_lab::probe::ping::ping;
 use selvage_lab::probe::{Answer, tcp};
 use selvage_lab::topology::Topology;
-use selvage_lab::{Cluster, Lab, Netns, eventually_ok};
+use selvage_lab::{Cluster, Lab, Netns, eventually, eventually_ok};
 use selvage_netlink::Prefix;
 use selvage_netlink::route::{self, Filter, Route};
 
@@ -141,6 +142,30 @@ pub fn is_blocked(cluster: &Cluster, from: &str, to: &str, port: Option<u16>) ->
             answer == Answer::Silence,
             "{from} to {to} at {address} {port:?}: {answer:?}"
         );
+    }
+    Ok(())
+}
+
+/// Counted flows in both families from `default/client` to `shop/web`, under way.
+pub fn flows(cluster: &Cluster) -> Result<Vec<Flow>> {
+    let (from, to) = (cluster.netns("default/client")?, cluster.netns("shop/web")?);
+    let start =
+        |(port, address): (u16, IpAddr)| Flow::start(from, to, SocketAddr::new(address, port), 200);
+    let flows: Vec<Flow> = (6000..)
+        .zip(cluster.addresses("shop/web"))
+        .map(start)
+        .collect::<Result<_>>()?;
+    for flow in &flows {
+        eventually(SOON, "packets come", || flow.received() >= 20)?;
+    }
+    Ok(flows)
+}
+
+/// Ends flows; every packet has come.
+pub fn nothing_lost(flows: Vec<Flow>) -> Result<()> {
+    for flow in flows {
+        let account = flow.stop(SOON)?;
+        ensure!(account.lost == 0, "{account:?}");
     }
     Ok(())
 }

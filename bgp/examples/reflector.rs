@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use selvage_bgp::{
     Speaker, Start,
     core::{
-        config::{FilterRef, GracefulRestart, PeerAsn, PeerConfig, RangeConfig, SpeakerConfig},
+        config::{FilterRef, PeerAsn, PeerConfig, RangeConfig, SpeakerConfig},
         ids::{Asn, PeerKey, RouterId},
         prefix::Prefix,
     },
@@ -51,16 +51,9 @@ fn main() -> Result<()> {
         .map(neighbour)
         .collect::<Result<Vec<_>>>()?;
     let config = SpeakerConfig {
-        asn: Asn(asn.parse().context("ASN")?),
-        router_id: RouterId::from(id),
         cluster_id: Some(RouterId::from(id)),
         listen: vec![(address, 179).into()],
-        graceful_restart: GracefulRestart::default(),
-        networks: Vec::new(),
-        maximum_paths: 1,
         local_address: [Some(address), None],
-        connected: Vec::new(),
-        assume_reachable: true,
         ranges: if neighbours.is_empty() {
             vec![RangeConfig {
                 prefix,
@@ -70,6 +63,7 @@ fn main() -> Result<()> {
             Vec::new()
         },
         peers: neighbours,
+        ..SpeakerConfig::new(Asn(asn.parse().context("ASN")?), RouterId::from(id))
     };
     let start = Start {
         config: Arc::new(config),

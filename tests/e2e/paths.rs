@@ -7,18 +7,17 @@ use anyhow::{Context, Result, bail, ensure};
 use selvage_lab::daemon::Kind;
 use selvage_lab::network::add_route;
 use selvage_lab::objects::Objects;
-use selvage_lab::probe::flow::Flow;
 use selvage_lab::probe::server::EchoServer;
 use selvage_lab::probe::{Answer, tcp};
-use selvage_lab::{Agent, Cluster, Cut, Lab, Netns, cluster, eventually, eventually_ok, objects};
+use selvage_lab::{Agent, Cluster, Cut, Lab, Netns, cluster, eventually_ok, objects};
 use selvage_netlink::route::{Kind as RouteKind, Target};
 use selvage_netlink::{Prefix, addr, link, nexthop};
 use serde_json::json;
 
 use crate::harness::{Case, Need};
 use crate::scene::{
-    self, ATTEMPT, OWN, PROTOCOL, SOON, TWO_NODES, kernel_route, other, prefix, two_nodes,
-    wait_kernel_route, wait_no_kernel_route, wait_reaches,
+    self, ATTEMPT, OWN, PROTOCOL, SOON, TWO_NODES, flows, kernel_route, nothing_lost, other,
+    prefix, two_nodes, wait_kernel_route, wait_no_kernel_route, wait_reaches,
 };
 
 const WITH_BIRD: &[Need] = &[
@@ -316,31 +315,13 @@ fn reflected(lab: &Lab) -> Result<()> {
         agent.wait_established("192.0.2.3".parse()?, SOON)?;
         agent.ask(&["wait", "--for", "peers", "--timeout", "30s"])?;
     }
-    for flow in flows {
-        let account = flow.stop(SOON)?;
-        ensure!(account.lost == 0, "{account:?}");
-    }
+    nothing_lost(flows)?;
     // A withdrawal goes through.
     cluster.objects().remove("node-n1")?;
     for pods in ["10.244.1.0/24", "fd00:10:244:1::/64"] {
         wait_no_kernel_route(&netns, prefix(pods)?)?;
     }
     Ok(())
-}
-
-/// From the client to the web server, both families.
-fn flows(cluster: &Cluster) -> Result<Vec<Flow>> {
-    let (from, to) = (cluster.netns("default/client")?, cluster.netns("shop/web")?);
-    let start =
-        |(port, address): (u16, IpAddr)| Flow::start(from, to, SocketAddr::new(address, port), 200);
-    let flows: Vec<Flow> = (6000..)
-        .zip(cluster.addresses("shop/web"))
-        .map(start)
-        .collect::<Result<_>>()?;
-    for flow in &flows {
-        eventually(SOON, "packets come", || flow.received() >= 20)?;
-    }
-    Ok(flows)
 }
 
 /// Other podCIDRs: the new ones are announced and black holes, the old ones are neither any more.
@@ -499,9 +480,5 @@ fn no_reset(lab: &Lab) -> Result<()> {
             "{peers:?}"
         );
     }
-    for flow in flows {
-        let account = flow.stop(SOON)?;
-        ensure!(account.lost == 0, "{account:?}");
-    }
-    Ok(())
+    nothing_lost(flows)
 }

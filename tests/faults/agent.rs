@@ -1,16 +1,15 @@
 //! The agent ends in every way, and cables are pulled, while packets flow.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail, ensure};
 use selvage_lab::agent::Peer;
-use selvage_lab::probe::flow::Flow;
-use selvage_lab::{Agent, Cluster, Cut, Lab, eventually, eventually_ok};
+use selvage_lab::{Agent, Cut, Lab, eventually, eventually_ok};
 
 use crate::harness::Case;
 use crate::scene::{
-    OWN, SOON, is_blocked, kernel_route, prefix, two_nodes, wait_blocked, wait_kernel_route,
-    wait_no_kernel_route, wait_reaches,
+    OWN, SOON, flows, is_blocked, kernel_route, nothing_lost, prefix, two_nodes, wait_blocked,
+    wait_kernel_route, wait_no_kernel_route, wait_reaches,
 };
 
 pub fn cases() -> Vec<Case> {
@@ -48,29 +47,6 @@ const V6: &str = "fd00:10:244:1::/64";
 enum End {
     Killed,
     Terminated,
-}
-
-/// Flows in both families from the client on n2 to the web server on n1.
-fn flows(cluster: &Cluster) -> Result<Vec<Flow>> {
-    let (from, to) = (cluster.netns("default/client")?, cluster.netns("shop/web")?);
-    let start =
-        |(port, address): (u16, IpAddr)| Flow::start(from, to, SocketAddr::new(address, port), 200);
-    let flows: Vec<Flow> = (6000..)
-        .zip(cluster.addresses("shop/web"))
-        .map(start)
-        .collect::<Result<_>>()?;
-    for flow in &flows {
-        eventually(SOON, "packets come", || flow.received() >= 20)?;
-    }
-    Ok(flows)
-}
-
-fn nothing_lost(flows: Vec<Flow>) -> Result<()> {
-    for flow in flows {
-        let account = flow.stop(SOON)?;
-        ensure!(account.lost == 0, "{account:?}");
-    }
-    Ok(())
 }
 
 fn peer(agent: &Agent, address: IpAddr) -> Result<Peer> {

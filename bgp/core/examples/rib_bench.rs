@@ -11,7 +11,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use selvage_bgp_core::{
     clock::Now,
-    config::{FilterRef, GracefulRestart, PeerAsn, PeerConfig, SpeakerConfig},
+    config::{FilterRef, PeerAsn, PeerConfig, SpeakerConfig},
     event::{FromPeer, Negotiated, PeerEvent},
     ids::{Asn, Epoch, Family, FamilySet, PeerIdx, PeerKey, RouterId},
     prefix::Prefix,
@@ -28,18 +28,8 @@ const HEADER: usize = 19;
 
 fn speaker() -> SpeakerConfig {
     SpeakerConfig {
-        asn: ASN,
-        router_id: RouterId(1),
-        cluster_id: None,
-        listen: Vec::new(),
-        graceful_restart: GracefulRestart::default(),
-        networks: Vec::new(),
         maximum_paths: 16,
-        local_address: [None, None],
-        connected: Vec::new(),
-        assume_reachable: true,
-        peers: Vec::new(),
-        ranges: Vec::new(),
+        ..SpeakerConfig::new(ASN, RouterId(1))
     }
 }
 

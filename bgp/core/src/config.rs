@@ -41,6 +41,26 @@ pub struct SpeakerConfig {
     pub ranges: Vec<RangeConfig>,
 }
 
+impl SpeakerConfig {
+    /// A speaker without a kernel that listens nowhere and knows nobody.
+    pub fn new(asn: Asn, router_id: RouterId) -> SpeakerConfig {
+        SpeakerConfig {
+            asn,
+            router_id,
+            cluster_id: None,
+            listen: Vec::new(),
+            graceful_restart: GracefulRestart::default(),
+            networks: Vec::new(),
+            maximum_paths: 1,
+            local_address: [None, None],
+            connected: Vec::new(),
+            assume_reachable: true,
+            peers: Vec::new(),
+            ranges: Vec::new(),
+        }
+    }
+}
+
 /// Graceful restart (RFC 4724, RFC 8538).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GracefulRestart {

@@ -9,7 +9,7 @@ use std::{
 use selvage_bgp::{
     ConfigureError, RouteEvent, Speaker, Start,
     core::{
-        config::{GracefulRestart, PeerAsn, PeerConfig, RangeConfig, SpeakerConfig},
+        config::{PeerAsn, PeerConfig, RangeConfig, SpeakerConfig},
         ids::{Asn, PeerKey, RouterId},
     },
 };
@@ -38,21 +38,13 @@ pub fn reflector() -> SpeakerConfig {
         ..PeerConfig::new(PeerKey::from(IpAddr::from([0; 4])), PeerAsn::Internal)
     };
     SpeakerConfig {
-        asn: ASN,
-        router_id: RouterId::from(SPEAKER),
-        cluster_id: None,
         listen: vec![(SPEAKER, 179).into()],
-        graceful_restart: GracefulRestart::default(),
-        networks: Vec::new(),
-        maximum_paths: 1,
         local_address: [Some(SPEAKER.into()), None],
-        connected: Vec::new(),
-        assume_reachable: true,
-        peers: Vec::new(),
         ranges: vec![RangeConfig {
             prefix: "127.0.0.0/8".parse().unwrap(),
             template: Arc::new(client),
         }],
+        ..SpeakerConfig::new(ASN, RouterId::from(SPEAKER))
     }
 }
 

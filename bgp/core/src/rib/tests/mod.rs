@@ -7,7 +7,7 @@ mod shell;
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::{
-    config::{GracefulRestart, PeerAsn, PeerConfig, SpeakerConfig},
+    config::{PeerAsn, PeerConfig, SpeakerConfig},
     event::Negotiated,
     ids::{Asn, FamilySet, PeerKey, RouterId},
     wire::attr::{AsPath, NextHop, PathAttributes},
@@ -16,18 +16,8 @@ use crate::{
 /// A speaker without peers, identifier 0.0.0.1, that takes all next hops for reachable.
 pub(crate) fn speaker(asn: u32) -> SpeakerConfig {
     SpeakerConfig {
-        asn: Asn(asn),
-        router_id: RouterId(1),
-        cluster_id: None,
-        listen: Vec::new(),
-        graceful_restart: GracefulRestart::default(),
-        networks: Vec::new(),
         maximum_paths: 16,
-        local_address: [None, None],
-        connected: Vec::new(),
-        assume_reachable: true,
-        peers: Vec::new(),
-        ranges: Vec::new(),
+        ..SpeakerConfig::new(Asn(asn), RouterId(1))
     }
 }
 

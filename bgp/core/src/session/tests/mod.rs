@@ -9,7 +9,7 @@ mod settings;
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    config::{GracefulRestart, PeerAsn, PeerConfig, SpeakerConfig},
+    config::{PeerAsn, PeerConfig, SpeakerConfig},
     ids::{Asn, RouterId},
 };
 
@@ -19,20 +19,7 @@ fn secs(s: u64) -> Duration {
 
 /// A speaker in this AS with this identifier.
 fn speaker(asn: u32, id: u32) -> SpeakerConfig {
-    SpeakerConfig {
-        asn: Asn(asn),
-        router_id: RouterId(id),
-        cluster_id: None,
-        listen: Vec::new(),
-        graceful_restart: GracefulRestart::default(),
-        networks: Vec::new(),
-        maximum_paths: 1,
-        local_address: [None, None],
-        connected: Vec::new(),
-        assume_reachable: true,
-        peers: Vec::new(),
-        ranges: Vec::new(),
-    }
+    SpeakerConfig::new(Asn(asn), RouterId(id))
 }
 
 /// A neighbour at 10.0.0.`host` in this AS.
