@@ -139,6 +139,7 @@ fn sink(routes: Option<Sender<RouteWork>>, world: Sender<Work>) -> RouteSink {
                 (RouteEvent::Watch(addr), Some(routes)) => routes.send(RouteWork::Watch(addr)),
                 (RouteEvent::Unwatch(addr), Some(routes)) => routes.send(RouteWork::Unwatch(addr)),
                 (RouteEvent::Synced(family), None) => world.send(Work::RibSynced(family)),
+                (RouteEvent::Sessions, _) => world.send(Work::SessionsMoved),
                 (_, None) => {}
             }
         }

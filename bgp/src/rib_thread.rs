@@ -44,6 +44,21 @@ impl RibWork {
             _ => 64,
         }
     }
+
+    /// Whether a session is in another state by it.
+    fn is_transition(&self) -> bool {
+        let RibWork::Input(input) = self else {
+            return false;
+        };
+        match input {
+            RibInput::Event(from) => matches!(
+                from.event,
+                PeerEvent::Up(_) | PeerEvent::Down { .. } | PeerEvent::EndOfRib(_)
+            ),
+            RibInput::Peer(..) | RibInput::PeerGone(_) => true,
+            _ => false,
+        }
+    }
 }
 
 /// What the RIB has to say to whoever programs routes.
@@ -57,6 +72,8 @@ pub enum RouteEvent {
     Watch(IpAddr),
     /// Nobody needs this next hop any more.
     Unwatch(IpAddr),
+    /// Sessions have come up or gone down, or an End-of-RIB has come: whoever shows neighbours looks again.
+    Sessions,
 }
 
 /// Takes route events on the RIB thread; must not block.
@@ -96,6 +113,7 @@ impl RibThread {
             };
             self.inbox.receive(&mut work, BATCH, wait);
             let octets = work.iter().map(RibWork::octets).sum();
+            let sessions = work.iter().any(RibWork::is_transition);
             for item in work.drain(..) {
                 if self.take(item).is_break() {
                     return;
@@ -118,6 +136,9 @@ impl RibThread {
             // The wire first: neighbours wait longer for us than our kernel does.
             if self.io.send(&mut to_io).is_err() {
                 return;
+            }
+            if sessions {
+                events.push(RouteEvent::Sessions);
             }
             if !events.is_empty() {
                 (self.routes)(events);

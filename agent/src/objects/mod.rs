@@ -15,6 +15,7 @@ pub mod network_policy;
 pub mod node;
 pub mod pod;
 pub mod secret;
+pub mod status;
 pub mod timestamp;
 
 use std::fmt;
@@ -32,6 +33,7 @@ pub use network_policy::NetworkPolicy;
 pub use node::Node;
 pub use pod::Pod;
 pub use secret::Secret;
+pub use status::{Shown, ShownCondition};
 pub use timestamp::Timestamp;
 
 /// The agent's own namespace: the only one whose Secrets it reads.
@@ -111,6 +113,11 @@ impl Kind {
             self,
             Kind::NetworkPolicy | Kind::BgpConfiguration | Kind::BgpPeer
         )
+    }
+
+    /// Whether agents write a status into objects of this kind.
+    pub fn has_status(self) -> bool {
+        matches!(self, Kind::BgpConfiguration | Kind::BgpPeer)
     }
 
     /// The kind called `name`.

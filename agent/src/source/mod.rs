@@ -11,7 +11,7 @@ pub mod yaml;
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::objects::{Key, Kind, Object};
+use crate::objects::{Key, Kind, Object, Shown};
 
 /// One step of a source.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +30,8 @@ pub enum ObjectEvent {
     Reached(u64),
     /// Something could not be used. The last good form of the object, if there was one, stays.
     Invalid(Problem),
+    /// The status that an object of ours has at the API server, after `Applied` or `Invalid` of the same version.
+    Shown(Box<Shown>),
 }
 
 /// Something that could not be used, and where it is.

@@ -16,7 +16,7 @@ use selvage_policy::model::{NamedPort, NamespaceFact, Phase, PodFact, PodKey, Po
 pub use observed::{Link, Observed, PeerState, PolicyState, RouteCounts, SessionState};
 
 use crate::objects::{
-    BgpConfiguration, BgpPeer, Key, Kind, NetworkPolicy, Node, Object, Pod, Secret, pod,
+    BgpConfiguration, BgpPeer, Key, Kind, NetworkPolicy, Node, Object, Pod, Secret, Shown, pod,
 };
 use crate::source::{ObjectEvent, Origin, Problem};
 use sweep::Sweep;
@@ -35,6 +35,7 @@ pub struct Store {
     peers: BTreeMap<String, Arc<BgpPeer>>,
     secrets: BTreeMap<Key, Arc<Secret>>,
     problems: BTreeMap<Origin, Vec<Problem>>,
+    shown: BTreeMap<(Kind, Key), Shown>,
     attachments: BTreeMap<AttachmentId, Arc<Attachment>>,
     links: BTreeMap<u32, Link>,
     sessions: BTreeMap<IpAddr, PeerState>,
@@ -128,7 +129,7 @@ impl Store {
                     }
                     self.set(object, &mut dirty);
                 }
-                ObjectEvent::Deleted(kind, key) => self.remove(kind, &key, &mut dirty),
+                ObjectEvent::Deleted(kind, key) => self.forget(kind, &key, &mut dirty),
                 ObjectEvent::Synced(kind) => {
                     for key in self
                         .sweeps
@@ -136,7 +137,7 @@ impl Store {
                         .map(Sweep::unseen)
                         .unwrap_or_default()
                     {
-                        self.remove(kind, &key, &mut dirty);
+                        self.forget(kind, &key, &mut dirty);
                     }
                     dirty.synced |= self.synced.insert(kind);
                 }
@@ -148,11 +149,24 @@ impl Store {
                     dirty.views |= self.problems.remove(&origin).is_some()
                 }
                 ObjectEvent::Invalid(problem) => {
+                    if let Some(kind) = Kind::from_name(&problem.kind)
+                        && let Some(sweep) = self.sweeps.get_mut(&kind)
+                    {
+                        sweep.seen(&problem.key);
+                    }
                     self.problems
                         .entry(problem.origin())
                         .or_default()
                         .push(problem);
                     dirty.views = true;
+                }
+                ObjectEvent::Shown(shown) => {
+                    let id = (shown.kind, shown.key.clone());
+                    if let Some(sweep) = self.sweeps.get_mut(&shown.kind) {
+                        sweep.seen(&shown.key);
+                    }
+                    dirty.views |= self.shown.get(&id) != Some(&*shown);
+                    self.shown.insert(id, *shown);
                 }
             }
         }
@@ -267,6 +281,13 @@ impl Store {
         }
     }
 
+    fn forget(&mut self, kind: Kind, key: &Key, dirty: &mut Dirty) {
+        self.remove(kind, key, dirty);
+        dirty.views |= self.shown.remove(&(kind, key.clone())).is_some();
+        let origin = Origin::Api(kind.name().to_owned(), key.clone());
+        dirty.views |= self.problems.remove(&origin).is_some();
+    }
+
     fn remove(&mut self, kind: Kind, key: &Key, dirty: &mut Dirty) {
         match kind {
             Kind::Node => {
@@ -298,7 +319,20 @@ impl Store {
         }
     }
 
+    /// All objects of a kind, those that were refused included.
     fn keys(&self, kind: Kind) -> BTreeSet<Key> {
+        let mut keys = self.good_keys(kind);
+        let shown = self.shown.keys().filter(|(of, _)| *of == kind);
+        keys.extend(shown.map(|(_, key)| key.clone()));
+        let refused = self.problems.keys().filter_map(|origin| match origin {
+            Origin::Api(name, key) if name == kind.name() => Some(key.clone()),
+            _ => None,
+        });
+        keys.extend(refused);
+        keys
+    }
+
+    fn good_keys(&self, kind: Kind) -> BTreeSet<Key> {
         let cluster = |name: &String| Key::new("", name.as_str());
         match kind {
             Kind::Node => self.nodes.keys().map(cluster).collect(),
@@ -389,6 +423,17 @@ impl Store {
     /// What is wrong in the sources.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.problems.values().flatten()
+    }
+
+    /// What is wrong with an object at the API server.
+    pub fn problems_of(&self, kind: Kind, key: &Key) -> &[Problem] {
+        let origin = Origin::Api(kind.name().to_owned(), key.clone());
+        self.problems.get(&origin).map_or(&[], Vec::as_slice)
+    }
+
+    /// The statuses at the API server of objects of ours.
+    pub fn shown(&self) -> impl Iterator<Item = &Shown> {
+        self.shown.values()
     }
 
     /// All attachments.

@@ -60,6 +60,8 @@ pub enum Work {
     Routes(RouteEvent),
     /// By the RIB, where no routes are written.
     RibSynced(Family),
+    /// By the speaker: sessions have come up or gone down.
+    SessionsMoved,
     /// The route writer has done everything up to this number.
     RoutesDone(u64),
     /// By the nft writer.
@@ -285,6 +287,10 @@ impl World {
             Work::Routes(event) => self.route_event(event),
             Work::RibSynced(family) => {
                 self.synced.insert(family);
+                Dirty::default()
+            }
+            Work::SessionsMoved => {
+                self.publishing.sessions_moved = true;
                 Dirty::default()
             }
             Work::RoutesDone(number) => {
