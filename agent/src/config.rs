@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use ipnet::IpNet;
 use selvage_cni::link::{DEFAULT_RUN_DIR, DEFAULT_STATE_DIR};
 use serde::Deserialize;
 
@@ -29,6 +30,12 @@ pub struct AgentConfig {
     pub metrics_listen: Option<SocketAddr>,
     /// TCP port of BGP, if not the BGPConfiguration's.
     pub bgp_port: Option<u16>,
+    /// Where the CNI configuration is written when the node can have pods; `None`: by somebody else.
+    pub cni_conf: Option<PathBuf>,
+    /// Whether pods take the node's address towards what is outside of the cluster.
+    pub masquerade: bool,
+    /// Prefixes outside of the cluster that know the way back to pods: not masqueraded.
+    pub routable: Vec<IpNet>,
     /// Form of the log.
     pub log_format: LogFormat,
     /// What is logged, as in `info` or `info,selvage=debug`.
@@ -175,6 +182,20 @@ pub struct AgentArgs {
     /// TCP port of BGP [default: the BGPConfiguration's, 179]
     #[arg(long, value_name = "PORT", env = "SELVAGE_BGP_PORT")]
     pub bgp_port: Option<u16>,
+    /// Where the CNI configuration is written when the node can have pods, or `off` [default: off]
+    #[arg(long, value_name = "FILE", env = "SELVAGE_CNI_CONF")]
+    pub cni_conf: Option<PathBuf>,
+    /// Whether pods take the node's address towards what is outside of the cluster [default: true]
+    #[arg(long, value_name = "BOOL", env = "SELVAGE_MASQUERADE")]
+    pub masquerade: Option<bool>,
+    /// Prefixes outside of the cluster that know the way back to pods, so that nothing is masqueraded towards them
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        env = "SELVAGE_ROUTABLE"
+    )]
+    pub routable: Option<Vec<String>>,
     /// Form of the log [default: text]
     #[arg(long, value_enum, env = "SELVAGE_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -194,6 +215,9 @@ struct File {
     state_dir: Option<PathBuf>,
     metrics_listen: Option<String>,
     bgp_port: Option<u16>,
+    cni_conf: Option<PathBuf>,
+    masquerade: Option<bool>,
+    routable: Option<Vec<String>>,
     log_format: Option<LogFormat>,
     log_level: Option<String>,
 }
@@ -237,6 +261,9 @@ impl AgentConfig {
             state_dir: args.state_dir.or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
             metrics_listen: listen(metrics.as_deref().unwrap_or(DEFAULT_METRICS_LISTEN))?,
             bgp_port,
+            cni_conf: args.cni_conf.or(file.cni_conf).filter(|path| path != Path::new("off")),
+            masquerade: args.masquerade.or(file.masquerade).unwrap_or(true),
+            routable: prefixes(&args.routable.or(file.routable).unwrap_or_default())?,
             log_format: args.log_format.or(file.log_format).unwrap_or_default(),
             log_level: args.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
         })
@@ -267,6 +294,23 @@ fn read(path: &Path) -> Result<File, ConfigError> {
             "keys are the long flags in camelCase, as in `runDir`",
         )
     })
+}
+
+fn prefixes(texts: &[String]) -> Result<Vec<IpNet>, ConfigError> {
+    let prefix = |text: &String| {
+        let parsed = text.trim().parse::<IpNet>();
+        parsed.map(|net| net.trunc()).map_err(|_| {
+            ConfigError::new(
+                format!("`{text}` in --routable is no prefix"),
+                "write it as in 10.0.0.0/8 or fd00::/8",
+            )
+        })
+    };
+    texts
+        .iter()
+        .filter(|text| !text.trim().is_empty())
+        .map(prefix)
+        .collect()
 }
 
 fn host_name() -> Option<String> {

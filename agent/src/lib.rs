@@ -13,6 +13,7 @@ pub mod desired;
 pub mod inbox;
 pub mod kernel;
 pub mod objects;
+pub mod publish;
 pub mod run;
 pub mod source;
 pub mod store;

@@ -93,6 +93,7 @@ pub fn agent(config: AgentConfig) -> Result<()> {
             .then(masquerade::Masquerade::open)
             .transpose()
             .context("cannot speak to nf_tables")?,
+        publisher: None,
         world: world.clone(),
         reach: Box::new(move |mark| source.reach(mark)),
     };
@@ -101,6 +102,10 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         features,
         from: config.objects.display().to_string(),
         run_dir: config.run_dir.clone(),
+        state_dir: config.state_dir.clone(),
+        cni_conf: config.cni_conf.clone(),
+        masquerade: config.masquerade,
+        routable: config.routable.clone(),
         started,
     };
     let servers = Servers::start(&config, &world)?;

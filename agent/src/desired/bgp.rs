@@ -42,22 +42,9 @@ pub fn bgp(store: &Store, local: &Local) -> Speaker {
         .configuration()
         .map(|object| (**object).clone())
         .unwrap_or_default();
-    let port = local.bgp_port.unwrap_or(configuration.listen_port);
     let node = store.node(&local.node);
-    let mut draft = Draft {
-        store,
-        local,
-        configuration: &configuration,
-        port,
-        labels: node
-            .map(|node| node.meta.labels.clone())
-            .unwrap_or_default(),
-        own: own(store, node.map(Arc::as_ref)),
-        peers: BTreeMap::new(),
-        ranges: BTreeMap::new(),
-        origins: BTreeMap::new(),
-        conditions: Vec::new(),
-    };
+    let mut draft = Draft::new(store, local, &configuration, node.map(Arc::as_ref));
+    let port = draft.port;
     draft.explicit();
     draft.mesh(node.map(Arc::as_ref));
     let Draft {
@@ -92,6 +79,28 @@ pub fn bgp(store: &Store, local: &Local) -> Speaker {
     }
 }
 
+/// What is to be said of the peers as such, whichever nodes they select.
+pub(super) fn conditions(store: &Store, local: &Local) -> Vec<Condition> {
+    let configuration = store.configuration().map(Arc::as_ref);
+    let configuration = configuration.cloned().unwrap_or_default();
+    let mut draft = Draft::new(store, local, &configuration, None);
+    for peer in store.peers() {
+        draft.peer(peer);
+    }
+    draft.conditions
+}
+
+/// Whether a peer is one of a node with these labels.
+pub(super) fn selects(peer: &BgpPeer, labels: &Labels) -> bool {
+    let selector = peer.node_selector.as_ref();
+    selector.is_none_or(|selector| selector.matches(labels))
+}
+
+/// What sorts first counts, of peers for one neighbour.
+pub(super) fn precedence(peer: &BgpPeer) -> impl Ord + use<> {
+    (peer.meta.created, peer.meta.key.clone())
+}
+
 /// The configuration as it grows. A claimed place without a value is one that must stay empty.
 struct Draft<'a> {
     store: &'a Store,
@@ -106,15 +115,32 @@ struct Draft<'a> {
     conditions: Vec<Condition>,
 }
 
-impl Draft<'_> {
+impl<'a> Draft<'a> {
+    fn new(
+        store: &'a Store,
+        local: &'a Local,
+        configuration: &'a BgpConfiguration,
+        node: Option<&Node>,
+    ) -> Draft<'a> {
+        let labels = node.map(|node| node.meta.labels.clone());
+        Draft {
+            store,
+            local,
+            configuration,
+            port: local.bgp_port.unwrap_or(configuration.listen_port),
+            labels: labels.unwrap_or_default(),
+            own: own(store, node),
+            peers: BTreeMap::new(),
+            ranges: BTreeMap::new(),
+            origins: BTreeMap::new(),
+            conditions: Vec::new(),
+        }
+    }
+
     fn explicit(&mut self) {
-        let selected = |peer: &&Arc<BgpPeer>| {
-            peer.node_selector
-                .as_ref()
-                .is_none_or(|selector| selector.matches(&self.labels))
-        };
+        let selected = |peer: &&Arc<BgpPeer>| selects(peer, &self.labels);
         let mut peers: Vec<Arc<BgpPeer>> = self.store.peers().filter(selected).cloned().collect();
-        peers.sort_by(|a, b| (a.meta.created, &a.meta.key).cmp(&(b.meta.created, &b.meta.key)));
+        peers.sort_by_key(|peer| precedence(peer));
         let mut names: BTreeMap<Neighbor, String> = BTreeMap::new();
         for peer in peers {
             if matches!(peer.neighbor, Neighbor::Address(address) if self.own.contains(&address)) {

@@ -4,6 +4,7 @@ pub mod bgp;
 pub mod condition;
 pub mod policy;
 pub mod routes;
+pub mod status;
 
 use std::collections::BTreeSet;
 
@@ -13,6 +14,7 @@ pub use bgp::{Speaker, bgp};
 pub use condition::Condition;
 pub use policy::{local_pod, policy};
 pub use routes::{blackholes, routes};
+pub use status::{StatusWrite, Verdict, node_status, statuses};
 
 /// What the agent was told on its command line and that no object says.
 #[derive(Clone, Debug, PartialEq, Eq)]

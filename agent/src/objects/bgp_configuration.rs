@@ -98,14 +98,16 @@ pub enum NodeMesh {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BgpConfigurationSpec {
     /// Autonomous system of the cluster. Default 64512.
-    #[schemars(range(min = 1, max = 4_294_967_294u32))]
+    #[schemars(range(min = 1, max = 4_294_967_294u32), extend("default" = 64_512))]
     asn: Option<u32>,
     /// TCP port to listen at. Default 179.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1), extend("default" = 179))]
     listen_port: Option<u16>,
     /// `fromInternalIP` (default), `hash` (of the node's name) or an IPv4 address.
+    #[schemars(extend("default" = "fromInternalIP"))]
     router_id: Option<String>,
     /// Whether the nodes peer with each other.
+    #[schemars(extend("default" = {}))]
     node_mesh: Option<NodeMeshSpec>,
     /// Session timers where a peer says nothing else.
     timers: Option<TimersSpec>,
@@ -118,10 +120,10 @@ pub struct BgpConfigurationSpec {
     /// What is announced.
     advertise: Option<AdvertiseSpec>,
     /// How many equal paths are used at once. Default 16.
-    #[schemars(range(min = 1, max = 255))]
+    #[schemars(range(min = 1, max = 255), extend("default" = 16))]
     maximum_paths: Option<u32>,
     /// Metric of the routes in the kernel. Default 1085.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1), extend("default" = 1085))]
     route_metric: Option<u32>,
 }
 
@@ -129,6 +131,7 @@ pub struct BgpConfigurationSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct NodeMeshSpec {
     /// `auto` (default), `full` or `off`.
+    #[schemars(extend("default" = "auto"))]
     mode: Option<NodeMesh>,
 }
 

@@ -9,6 +9,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::bgp_configuration::BgpConfigurationSpec;
+use super::bgp_node_status::BgpNodeStatusStatus;
 use super::bgp_peer::BgpPeerSpec;
 
 /// A file of `manifests/crds` and what is in it.
@@ -25,6 +26,7 @@ pub fn files() -> Result<Vec<CrdFile>, String> {
     [
         ("bgpconfigurations.yaml", bgp_configuration()),
         ("bgppeers.yaml", bgp_peer()),
+        ("bgpnodestatuses.yaml", bgp_node_status()),
     ]
     .into_iter()
     .map(|(name, crd)| {
@@ -58,6 +60,8 @@ fn bgp_configuration() -> Value {
     let columns = json!([
         {"name": "ASN", "type": "integer", "jsonPath": ".spec.asn"},
         {"name": "Mesh", "type": "string", "jsonPath": ".spec.nodeMesh.mode"},
+        {"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Accepted')].status"},
+        {"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Accepted')].reason", "priority": 1},
         {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     ]);
     let rules = json!([{
@@ -85,6 +89,7 @@ fn bgp_peer() -> Value {
         {"name": "Range", "type": "string", "jsonPath": ".spec.range"},
         {"name": "ASN", "type": "string", "jsonPath": ".spec.asn"},
         {"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Accepted')].status"},
+        {"name": "Message", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Accepted')].message", "priority": 1},
         {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     ]);
     let mut spec = spec::<BgpPeerSpec>();
@@ -93,6 +98,7 @@ fn bgp_peer() -> Value {
         let one_of = "[has(self.address), has(self.range), has(self.interface), has(self.discover)].filter(given, given).size() == 1";
         let rules = json!([
             {"rule": one_of, "message": "exactly one of address, range, interface and discover"},
+            {"rule": "!(has(self.range) && has(self.port))", "message": "neighbours of a range connect to us, so that `port` has no meaning"},
             {"rule": "!(has(self.multihop) && has(self.ttlSecurity))", "message": "multihop and ttlSecurity exclude each other"},
         ]);
         fields.insert("x-kubernetes-validations".into(), rules);
@@ -100,21 +106,62 @@ fn bgp_peer() -> Value {
     definition(&names, spec, &columns, None)
 }
 
+fn bgp_node_status() -> Value {
+    let names = Names {
+        kind: "BGPNodeStatus",
+        plural: "bgpnodestatuses",
+        singular: "bgpnodestatus",
+        short: &["bgpns"],
+        description: "What one node has to say about itself; written by its agent, on transitions only.",
+    };
+    let columns = json!([
+        {"name": "ASN", "type": "integer", "jsonPath": ".status.asn"},
+        {"name": "Router", "type": "string", "jsonPath": ".status.routerID"},
+        {"name": "Sessions", "type": "integer", "jsonPath": ".status.sessions.configured"},
+        {"name": "Established", "type": "integer", "jsonPath": ".status.sessions.established"},
+        {"name": "Ready", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Ready')].status"},
+        {"name": "Wrong", "type": "string", "jsonPath": ".status.wrong[0]"},
+        {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+    ]);
+    let mut status = status();
+    let own = spec::<BgpNodeStatusStatus>();
+    if let (Some(Value::Object(all)), Some(Value::Object(own))) =
+        (status.get_mut("properties"), own.get("properties"))
+    {
+        all.extend(own.clone());
+    }
+    envelope(&names, json!({"status": status}), &columns, None)
+}
+
 fn definition(names: &Names, spec: Value, columns: &Value, rules: Option<Value>) -> Value {
-    let mut schema = json!({
-        "type": "object",
-        "description": names.description,
-        "required": ["spec"],
-        "properties": {
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
-            "metadata": {"type": "object"},
-            "spec": spec,
-            "status": status(),
-        },
+    envelope(
+        names,
+        json!({"spec": spec, "status": status()}),
+        columns,
+        rules,
+    )
+}
+
+/// The definition of a kind whose objects have these fields besides the usual ones.
+fn envelope(names: &Names, fields: Value, columns: &Value, rules: Option<Value>) -> Value {
+    let mut properties = json!({
+        "apiVersion": {"type": "string"},
+        "kind": {"type": "string"},
+        "metadata": {"type": "object"},
     });
-    if let (Some(rules), Value::Object(fields)) = (rules, &mut schema) {
-        fields.insert("x-kubernetes-validations".into(), rules);
+    let required: Vec<&str> = fields.get("spec").map(|_| "spec").into_iter().collect();
+    let mut schema = json!({"type": "object", "description": names.description});
+    if let Value::Object(schema) = &mut schema {
+        if !required.is_empty() {
+            schema.insert("required".into(), json!(required));
+        }
+        if let (Value::Object(all), Value::Object(own)) = (&mut properties, fields) {
+            all.extend(own);
+        }
+        schema.insert("properties".into(), properties);
+        if let Some(rules) = rules {
+            schema.insert("x-kubernetes-validations".into(), rules);
+        }
     }
     json!({
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -286,7 +333,7 @@ mod tests {
 
     #[test]
     fn schemas_are_structural() {
-        for crd in [bgp_configuration(), bgp_peer()] {
+        for crd in [bgp_configuration(), bgp_peer(), bgp_node_status()] {
             let schema = crd
                 .pointer("/spec/versions/0/schema/openAPIV3Schema")
                 .unwrap();

@@ -4,6 +4,7 @@
 //! fails, and every failure names object, field and reason. What exists as an [`Object`] is valid for good.
 
 pub mod bgp_configuration;
+pub mod bgp_node_status;
 pub mod bgp_peer;
 pub mod crd;
 pub mod decode;

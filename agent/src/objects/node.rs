@@ -9,6 +9,9 @@ use serde_json::Value;
 use super::Meta;
 use super::decode::Context;
 
+/// The condition by which network plugins say whether a node can have pods (`v1.NodeNetworkUnavailable`).
+pub const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
+
 /// A node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
@@ -20,6 +23,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`, host bits cut.
     pub pod_cidrs: Vec<IpNet>,
+    /// Status of the condition `NetworkUnavailable`; `None` while nobody has said anything.
+    pub network_unavailable: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -34,6 +39,14 @@ struct RawSpec {
 #[derive(Deserialize)]
 struct RawStatus {
     addresses: Option<Vec<RawAddress>>,
+    conditions: Option<Vec<RawCondition>>,
+}
+
+#[derive(Deserialize)]
+struct RawCondition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
 }
 
 #[derive(Deserialize)]
@@ -100,11 +113,16 @@ impl Node {
                 internal_ips.push(address);
             }
         }
+        let conditions = status.conditions.unwrap_or_default();
+        let network = conditions
+            .iter()
+            .find(|condition| condition.kind == NETWORK_UNAVAILABLE);
         Some(Node {
             meta,
             internal_ips,
             addresses,
             pod_cidrs,
+            network_unavailable: network.map(|condition| condition.status == "True"),
         })
     }
 }

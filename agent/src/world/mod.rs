@@ -11,6 +11,7 @@
 mod pods;
 mod policy;
 mod progress;
+mod publishing;
 mod questions;
 mod routing;
 #[cfg(test)]
@@ -46,6 +47,7 @@ use crate::{
         nft::{NftEvent, NftWork},
         routes::{RouteEvent, RouteWork},
     },
+    publish::Publisher,
     source::ObjectEvent,
     store::{AttachmentId, Dirty, Observed, Store},
 };
@@ -95,6 +97,14 @@ pub struct Setup {
     pub from: String,
     /// Where the `ready` file goes.
     pub run_dir: PathBuf,
+    /// Where leases and attachments are.
+    pub state_dir: PathBuf,
+    /// Where the CNI configuration goes; `None`: somebody else writes it.
+    pub cni_conf: Option<PathBuf>,
+    /// Whether pods take the node's address towards what is outside of the cluster.
+    pub masquerade: bool,
+    /// Prefixes outside of the cluster that know the way back to pods.
+    pub routable: Vec<ipnet::IpNet>,
     /// When the agent started.
     pub started: Instant,
 }
@@ -113,6 +123,8 @@ pub struct Outlets {
     pub masquerade: Option<Masquerade>,
     /// Back to ourselves, for answers of others.
     pub world: Sender<Work>,
+    /// Who writes to the API server, where there is one.
+    pub publisher: Option<Publisher>,
     /// Asks the source to pass a mark.
     pub reach: Box<dyn Fn(u64) + Send>,
 }
@@ -156,6 +168,7 @@ pub struct World {
     /// What should be masqueraded, as far as it was told.
     masqueraded: Masqueraded,
     ready: ReadyView,
+    publishing: publishing::Publishing,
     waits: Waits,
     barrier: Barrier,
 }
@@ -224,6 +237,7 @@ impl World {
             synced: FamilySet::NONE,
             masqueraded: Masqueraded::default(),
             ready: ReadyView::default(),
+            publishing: publishing::Publishing::default(),
             waits: Waits::default(),
             barrier: Barrier::default(),
         };
@@ -246,7 +260,11 @@ impl World {
                 || self.policy.whole_at.is_some()
                 || !self.flows.due.is_empty()
                 || self.to_open.values().any(Option::is_some);
-            let timeout = busy.then_some(LOOK);
+            let timeout = busy
+                .then_some(LOOK)
+                .into_iter()
+                .chain(self.publish_in())
+                .min();
             if let Err(error) = inbox.wait(&[], timeout) {
                 error!(%error, "cannot wait for work");
             }
@@ -259,6 +277,7 @@ impl World {
             }
             self.think(&dirty);
             self.look();
+            self.publish(&dirty);
         }
     }
 

@@ -132,8 +132,12 @@ impl World {
             return;
         }
         if nodes {
-            let prefixes = self.store.nodes().flat_map(|node| node.pod_cidrs.iter());
-            let prefixes: Vec<IpNet> = prefixes.map(IpNet::trunc).collect();
+            let mut prefixes = self.setup.routable.clone();
+            for node in self.store.nodes() {
+                prefixes.extend(node.pod_cidrs.iter().map(IpNet::trunc));
+                // Nodes know the way to all pods.
+                prefixes.extend(node.addresses.iter().map(|addr| IpNet::from(*addr)));
+            }
             self.masqueraded.inside = IpNet::aggregate(&prefixes).into_iter().collect();
         }
         if pods {

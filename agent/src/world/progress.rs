@@ -88,12 +88,18 @@ impl World {
         if self.out.nft.is_some() && self.policy.applied.is_none() {
             missing.push("policy is not in the kernel".to_owned());
         }
+        if self.store.synced() {
+            missing.extend(self.missing_cidrs());
+        }
         let late = self.setup.started.elapsed() > READY_LIMIT;
         if self.setup.features.bgp && self.synced != FamilySet::ALL && !late {
             missing.push("routes of the neighbours are not complete".to_owned());
         }
         if !missing.is_empty() {
-            self.ready.missing = missing;
+            if self.ready.missing != missing {
+                self.ready.missing = missing;
+                self.publish_soon();
+            }
             return;
         }
         self.look_at_peers();
@@ -111,6 +117,7 @@ impl World {
             ready: true,
             missing: down.map(|a| format!("neighbour {a} is not up")).collect(),
         };
+        self.publish_soon();
         match std::fs::write(self.setup.run_dir.join(link::READY), "") {
             Ok(()) => info!(without = ?self.ready.missing, "ready"),
             Err(error) => {

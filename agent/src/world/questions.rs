@@ -68,6 +68,7 @@ impl World {
         };
         let planned = self.compiler.generation().0;
         let features = self.setup.features.names();
+        let ready = self.ready_view();
         views::status(&views::World {
             store: &self.store,
             node: &self.setup.local.node,
@@ -81,7 +82,7 @@ impl World {
                 .features
                 .policy
                 .then_some(PolicyProgress { planned, waiting }),
-            ready: &self.ready,
+            ready: &ready,
         })
     }
 

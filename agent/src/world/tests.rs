@@ -85,6 +85,10 @@ impl Scene {
             },
             from: String::new(),
             run_dir: PathBuf::new(),
+            state_dir: PathBuf::new(),
+            cni_conf: None,
+            masquerade: true,
+            routable: Vec::new(),
             started: Instant::now(),
         };
         let out = Outlets {
@@ -93,6 +97,7 @@ impl Scene {
             nft: policy.then_some(nft_sender),
             flows: policy.then_some(flow_sender),
             masquerade: None,
+            publisher: None,
             world,
             reach: Box::new(|_| {}),
         };

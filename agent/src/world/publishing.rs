@@ -1,0 +1,320 @@
+//! What the outside sees of this node: the CNI configuration, the node's condition, statuses of objects.
+
+use std::time::{Duration, Instant};
+
+use selvage_cni::conflist::Conflist;
+use selvage_cni::link::PolicyMode;
+use selvage_cni::spec::Cidr;
+use tracing::{info, warn};
+
+use super::{READY_LIMIT, RETRY, World};
+use crate::{
+    api::ReadyView,
+    desired::{self, Verdict},
+    objects::Kind,
+    publish::{Network, NodeRef, Refused, Wanted},
+    source::{At, Origin},
+    store::Dirty,
+};
+
+/// What happens within this time is told at once.
+const GATHER: Duration = Duration::from_millis(200);
+/// A node whose start takes longer than that says so.
+const START_LIMIT: Duration = Duration::from_secs(10);
+/// For so long a policy may be refused by the kernel before the node takes no more pods.
+const REFUSED_LIMIT: Duration = Duration::from_secs(10);
+/// Name of the network, under which leases are kept.
+const NETWORK: &str = "selvage";
+
+/// How far the outside has been told.
+#[derive(Debug, Default)]
+pub(super) struct Publishing {
+    /// Sessions have come up or gone down since the last look.
+    pub(super) sessions_moved: bool,
+    /// Something may differ; it is told at this time.
+    at: Option<Instant>,
+    /// The CNI configuration could not be written, and why; not tried again before this time.
+    unwritten: Option<(Instant, String)>,
+    /// It is as it should be.
+    written: bool,
+    /// Since when the kernel has no policy because it refuses it.
+    refused_since: Option<Instant>,
+}
+
+impl World {
+    /// When there is something to tell, if nothing happens until then.
+    pub(super) fn publish_in(&self) -> Option<Duration> {
+        let at = [
+            self.publishing.at,
+            self.publishing.unwritten.as_ref().map(|(at, _)| *at),
+            self.publishing
+                .refused_since
+                .map(|since| since + REFUSED_LIMIT)
+                .filter(|at| *at > Instant::now()),
+        ];
+        let at = at.into_iter().flatten().min()?;
+        Some(at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Tells the outside what differs.
+    pub(super) fn publish(&mut self, dirty: &Dirty) {
+        if dirty.bgp || dirty.synced {
+            self.publishing.written = false;
+        }
+        self.configure_plugin();
+        self.watch_policy();
+        let moved = self.publishing.sessions_moved || dirty.bgp || dirty.views || dirty.synced;
+        if self.out.publisher.is_none() {
+            self.publishing.sessions_moved = false;
+            return;
+        }
+        let now = Instant::now();
+        if moved && self.publishing.at.is_none() {
+            self.publishing.at = Some(now + GATHER);
+        }
+        if self.publishing.at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.publishing.at = None;
+        if std::mem::take(&mut self.publishing.sessions_moved) {
+            self.look_at_peers();
+        }
+        let wanted = self.wanted();
+        if let Some(publisher) = &self.out.publisher {
+            publisher.tell(wanted);
+        }
+    }
+
+    /// Has the outside told soon, whatever the reason.
+    pub(super) fn publish_soon(&mut self) {
+        self.publishing
+            .at
+            .get_or_insert_with(|| Instant::now() + GATHER);
+    }
+
+    fn wanted(&self) -> Wanted {
+        let store = &self.store;
+        let local = &self.setup.local;
+        let node = store.node(&local.node);
+        // Half a world would take back what is true.
+        let whole = store.synced();
+        Wanted {
+            node: node.map(|node| NodeRef {
+                name: node.meta.key.name.clone(),
+                uid: node.meta.uid.clone(),
+            }),
+            nodes: store.count(Kind::Node),
+            network: self.network(),
+            network_unavailable: node.and_then(|node| node.network_unavailable),
+            report: self
+                .speaker
+                .as_ref()
+                .filter(|_| whole)
+                .map(|speaker| (desired::node_status(store, speaker), self.ready_verdict())),
+            statuses: match whole {
+                true => desired::statuses(store, local),
+                false => Vec::new(),
+            },
+            refused: self.refused(),
+        }
+    }
+
+    /// Objects of kinds that have no status for us to write.
+    fn refused(&self) -> Vec<Refused> {
+        let mut refused: Vec<Refused> = Vec::new();
+        for problem in self.store.problems() {
+            let (At::Api { resource_version }, Origin::Api(name, key)) =
+                (&problem.at, problem.origin())
+            else {
+                continue;
+            };
+            let Some(kind) = Kind::from_name(&name).filter(|kind| !kind.has_status()) else {
+                continue;
+            };
+            let mut plain = problem.clone();
+            plain.kind.clear();
+            let text = match plain.path.as_str() {
+                "" => plain.reason,
+                path => format!("{path}: {}", plain.reason),
+            };
+            match refused.last_mut() {
+                Some(last) if (last.kind, &last.key) == (kind, &key) => {
+                    last.message = format!("{}; {text}", last.message);
+                }
+                _ => refused.push(Refused {
+                    kind,
+                    key,
+                    version: resource_version.clone(),
+                    message: text,
+                }),
+            }
+        }
+        refused
+    }
+
+    fn ready_verdict(&self) -> Verdict {
+        let view = self.ready_view();
+        let (reason, message) = match (view.ready, view.missing.is_empty()) {
+            (true, true) => ("Ready", "routes and policy are in the kernel".into()),
+            (true, false) => ("Degraded", view.missing.join("; ")),
+            (false, _) => ("NotReady", view.missing.join("; ")),
+        };
+        Verdict {
+            name: "Ready",
+            status: view.ready,
+            reason,
+            message,
+        }
+    }
+
+    /// Whether the node can have pods, as far as it is known.
+    pub(super) fn network(&self) -> Option<Network> {
+        if !self.setup.features.cni {
+            return None;
+        }
+        let unavailable = |reason, message| {
+            Some(Network {
+                available: false,
+                reason,
+                message,
+            })
+        };
+        if !self.ready.ready {
+            let late = self.setup.started.elapsed() > READY_LIMIT + START_LIMIT;
+            return match late {
+                true => unavailable("NotReady", self.ready.missing.join("; ")),
+                false => None,
+            };
+        }
+        match self.obstacle() {
+            Some((reason, message)) => unavailable(reason, message),
+            None => Some(Network {
+                available: true,
+                reason: "NetworkReady",
+                message: "Selvage has routes and policy in the kernel".into(),
+            }),
+        }
+    }
+
+    /// What keeps a node that was ready from having pods now.
+    fn obstacle(&self) -> Option<(&'static str, String)> {
+        let refused = self.publishing.refused_since;
+        if refused.is_some_and(|since| since.elapsed() >= REFUSED_LIMIT) {
+            let why = self.policy.failure.clone().unwrap_or_default();
+            return Some((
+                "PolicyRefused",
+                format!("policy is not in the kernel: {why}"),
+            ));
+        }
+        if let Some((_, why)) = &self.publishing.unwritten {
+            return Some(("ConfigurationNotWritten", why.clone()));
+        }
+        None
+    }
+
+    /// Whether the node can serve pods, for those who ask.
+    pub(super) fn ready_view(&self) -> ReadyView {
+        match self.obstacle().filter(|_| self.ready.ready) {
+            Some((_, message)) => ReadyView {
+                ready: false,
+                missing: vec![message],
+            },
+            None => self.ready.clone(),
+        }
+    }
+
+    fn watch_policy(&mut self) {
+        let failing = self.policy.failure.is_some();
+        match (failing, self.publishing.refused_since) {
+            (true, None) => self.publishing.refused_since = Some(Instant::now()),
+            (false, Some(_)) => {
+                self.publishing.refused_since = None;
+                self.publish_soon();
+            }
+            (true, Some(since)) if since.elapsed() >= REFUSED_LIMIT => self.publish_soon(),
+            _ => {}
+        }
+    }
+
+    /// What the node lacks before it can have pods: what its addresses are made from.
+    pub(super) fn missing_cidrs(&self) -> Option<String> {
+        self.setup.cni_conf.as_ref()?;
+        let name = &self.setup.local.node;
+        let Some(node) = self.store.node(name) else {
+            return Some(format!(
+                "there is no Node `{name}`; is --node spelled as in the cluster?"
+            ));
+        };
+        node.pod_cidrs.is_empty().then(|| {
+            format!(
+                "Node `{name}` has no spec.podCIDRs; does kube-controller-manager run with --allocate-node-cidrs?"
+            )
+        })
+    }
+
+    /// Writes the CNI configuration, last of all: from then on the node takes pods.
+    fn configure_plugin(&mut self) {
+        let Some(path) = &self.setup.cni_conf else {
+            return;
+        };
+        let early = self
+            .publishing
+            .unwritten
+            .as_ref()
+            .is_some_and(|(at, _)| *at > Instant::now());
+        if !self.ready.ready || self.publishing.written || early {
+            return;
+        }
+        let Some(conflist) = self.conflist() else {
+            return;
+        };
+        match conflist.write(path) {
+            Ok(written) => {
+                if written {
+                    info!(path = %path.display(), "the CNI configuration is written");
+                }
+                self.publishing.written = true;
+                self.publishing.unwritten = None;
+            }
+            Err(error) => {
+                let why = format!("{error}");
+                if self.publishing.unwritten.is_none() {
+                    warn!("the CNI configuration cannot be written: {why}");
+                }
+                self.publishing.unwritten = Some((Instant::now() + RETRY, why));
+            }
+        }
+        self.publish_soon();
+    }
+
+    fn conflist(&self) -> Option<Conflist> {
+        let node = self.store.node(&self.setup.local.node)?;
+        let pod_cidrs: Vec<Cidr> = node
+            .pod_cidrs
+            .iter()
+            .filter_map(|cidr| Cidr::parse(&cidr.to_string()))
+            .collect();
+        if pod_cidrs.is_empty() {
+            return None;
+        }
+        // What leaves by this link has to fit.
+        let carrier = self.store.links().values().find(|link| {
+            let addresses = link.addresses.iter();
+            addresses
+                .map(ipnet::IpNet::addr)
+                .any(|addr| node.internal_ips.contains(&addr))
+        });
+        Some(Conflist {
+            name: NETWORK.into(),
+            pod_cidrs,
+            mtu: carrier.map(|link| link.mtu).unwrap_or_default(),
+            ip_masq: self.setup.masquerade,
+            policy: match self.setup.features.policy {
+                true => PolicyMode::Required,
+                false => PolicyMode::None,
+            },
+            run_dir: self.setup.run_dir.clone(),
+            state_dir: self.setup.state_dir.clone(),
+        })
+    }
+}
