@@ -41,6 +41,17 @@ pub(super) struct Publishing {
     refused_since: Option<Instant>,
 }
 
+#[cfg(test)]
+impl Publishing {
+    pub(super) fn retry_now(&mut self) {
+        self.unwritten = self.unwritten.take().map(|(_, why)| (Instant::now(), why));
+    }
+
+    pub(super) fn refused_long_since(&mut self) {
+        self.refused_since = Instant::now().checked_sub(REFUSED_LIMIT);
+    }
+}
+
 impl World {
     /// When there is something to tell, if nothing happens until then.
     pub(super) fn publish_in(&self) -> Option<Duration> {

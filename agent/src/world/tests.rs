@@ -343,3 +343,72 @@ fn without_policy_nobody_waits_for_the_source() {
     let none = link::Reply::NotApplicable { masquerade: false };
     assert_eq!(reply.try_recv(), Ok(none));
 }
+
+/// The CNI configuration comes last, and what is said of the node agrees with it.
+#[test]
+fn a_node_takes_pods_when_it_can_serve_them() {
+    let dir = std::env::temp_dir().join(format!("selvage-world-{}", std::process::id()));
+    let conflist = dir.join("net.d/10-selvage.conflist");
+    std::fs::create_dir_all(&dir).unwrap();
+    let mut scene = Scene::new(Vec::new());
+    scene.world.setup.run_dir = dir.clone();
+    scene.world.setup.cni_conf = Some(conflist.clone());
+    let turn = |scene: &mut Scene, events: Vec<ObjectEvent>| {
+        let dirty = scene.world.take(Work::Objects(events));
+        scene.world.think(&dirty);
+        scene.world.look();
+        scene.world.publish(&dirty);
+    };
+    let node = |spec: serde_json::Value| {
+        object(
+            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "spec": spec}),
+        )
+    };
+    let cidrs = |cidr: &str| node(json!({"podCIDRs": [cidr, "fd00:1::/64"]}));
+    for (event, missing) in [
+        (None, "there is no Node `n1`"),
+        (Some(node(json!({}))), "Node `n1` has no spec.podCIDRs"),
+    ] {
+        turn(&mut scene, event.into_iter().collect());
+        let view = scene.world.ready_view();
+        assert!(
+            !view.ready && view.missing[0].starts_with(missing),
+            "{view:?}"
+        );
+        assert_eq!(scene.world.network(), None, "it may still start");
+        assert!(!conflist.exists() && !dir.join(link::READY).exists());
+    }
+    // There is no place for it yet.
+    turn(&mut scene, vec![cidrs("10.0.1.0/24")]);
+    let network = scene.world.network().unwrap();
+    assert_eq!(
+        (network.available, network.reason),
+        (false, "ConfigurationNotWritten")
+    );
+    assert!(!scene.world.ready_view().ready);
+    std::fs::create_dir_all(dir.join("net.d")).unwrap();
+    scene.world.publishing.retry_now();
+    for cidr in ["10.0.1.0/24", "10.0.2.0/24"] {
+        turn(&mut scene, vec![cidrs(cidr)]);
+        let text = std::fs::read_to_string(&conflist).unwrap();
+        assert!(
+            text.contains(cidr) && text.contains("fd00:1::/64"),
+            "{text}"
+        );
+        assert!(scene.world.network().unwrap().available && scene.world.ready_view().ready);
+    }
+    // The kernel refuses the policy for too long.
+    scene.world.policy.failure = Some("no memory".into());
+    turn(&mut scene, Vec::new());
+    assert!(scene.world.ready_view().ready, "not at once");
+    scene.world.publishing.refused_long_since();
+    let network = scene.world.network().unwrap();
+    assert_eq!(
+        (network.available, network.reason),
+        (false, "PolicyRefused")
+    );
+    scene.world.policy.failure = None;
+    turn(&mut scene, Vec::new());
+    assert!(scene.world.network().unwrap().available);
+    std::fs::remove_dir_all(dir).unwrap();
+}
