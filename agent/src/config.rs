@@ -2,6 +2,7 @@
 //!
 //! A flag beats its environment variable, that beats the file, that beats the default.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -18,8 +19,8 @@ pub const DEFAULT_METRICS_LISTEN: &str = "127.0.0.1:9179";
 pub struct AgentConfig {
     /// Name of this node; not empty.
     pub node: String,
-    /// File or directory of objects.
-    pub objects: PathBuf,
+    /// Where objects come from.
+    pub source: SourceConfig,
     /// What runs.
     pub features: Features,
     /// Sockets and the `ready` file; emptied by a reboot.
@@ -40,6 +41,88 @@ pub struct AgentConfig {
     pub log_format: LogFormat,
     /// What is logged, as in `info` or `info,selvage=debug`.
     pub log_level: String,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceConfig {
+    /// A file or a directory.
+    Objects(PathBuf),
+    /// The Kubernetes API.
+    Api(ApiConfig),
+}
+
+/// How the API server is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ApiConfig {
+    /// Files as kubectl reads them, merged; empty: the service account of the pod that we are.
+    pub kubeconfig: Vec<PathBuf>,
+    /// Servers to try in turn instead of the one that the credentials name, as `HOST:PORT`.
+    pub servers: Vec<String>,
+}
+
+impl SourceConfig {
+    fn load(
+        args: &AgentArgs,
+        file: &File,
+        environment: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<SourceConfig, ConfigError> {
+        let kubeconfig = args.kubeconfig.clone().or(file.kubeconfig.clone());
+        let servers = args.kube_api.clone().or(file.kube_api.clone());
+        let servers = servers.unwrap_or_default();
+        if let Some(objects) = args.objects.clone().or(file.objects.clone()) {
+            if kubeconfig.is_some() || !servers.is_empty() {
+                return Err(ConfigError::new(
+                    "objects come from a directory or from the Kubernetes API, not from both",
+                    "leave out --objects, or --kubeconfig and --kube-api",
+                ));
+            }
+            return Ok(SourceConfig::Objects(objects));
+        }
+        for server in &servers {
+            check_server(server)?;
+        }
+        let kubeconfig = match kubeconfig {
+            Some(path) => vec![path],
+            None => environment("KUBECONFIG")
+                .map(|paths| {
+                    std::env::split_paths(&paths)
+                        .filter(|path| !path.as_os_str().is_empty())
+                        .collect()
+                })
+                .unwrap_or_default(),
+        };
+        let in_cluster = environment("KUBERNETES_SERVICE_HOST").is_some();
+        if kubeconfig.is_empty() && servers.is_empty() && !in_cluster {
+            return Err(ConfigError::new(
+                "no source of objects",
+                "name a file or directory with --objects, or a cluster with --kubeconfig; in a pod of a cluster neither is needed",
+            ));
+        }
+        Ok(SourceConfig::Api(ApiConfig {
+            kubeconfig,
+            servers,
+        }))
+    }
+}
+
+/// Whether a text is `HOST:PORT`, `ADDRESS:PORT` or `[ADDRESS]:PORT`.
+fn check_server(text: &str) -> Result<(), ConfigError> {
+    let fits = text.parse::<SocketAddr>().is_ok()
+        || text.rsplit_once(':').is_some_and(|(host, port)| {
+            let host_fits = !host.is_empty()
+                && host
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(&byte));
+            host_fits && port.parse::<u16>().is_ok_and(|port| port != 0)
+        });
+    if fits {
+        return Ok(());
+    }
+    Err(ConfigError::new(
+        format!("`{text}` is no API server"),
+        "write HOST:PORT, ADDRESS:PORT or [ADDRESS]:PORT, several with commas between them",
+    ))
 }
 
 /// Parts of the daemon that can be left out.
@@ -162,9 +245,21 @@ pub struct AgentArgs {
     /// Name of this node [default: the host's name]
     #[arg(long, value_name = "NAME", env = "SELVAGE_NODE")]
     pub node: Option<String>,
-    /// File or directory of objects, watched for changes
+    /// File or directory of objects, watched for changes [default: objects come from the Kubernetes API]
     #[arg(long, value_name = "PATH", env = "SELVAGE_OBJECTS")]
     pub objects: Option<PathBuf>,
+    /// How to reach the Kubernetes API [default: KUBECONFIG, else the service account of the pod that this is]
+    #[arg(long, value_name = "FILE", env = "SELVAGE_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// API servers, tried in turn, for clusters whose service address works only with us [default: the one that the
+    /// credentials name]
+    #[arg(
+        long,
+        value_name = "HOST:PORT,…",
+        value_delimiter = ',',
+        env = "SELVAGE_KUBE_API"
+    )]
+    pub kube_api: Option<Vec<String>>,
     /// What runs [default: bgp,kernel,cni,policy]
     #[arg(
         long,
@@ -210,6 +305,8 @@ pub struct AgentArgs {
 struct File {
     node: Option<String>,
     objects: Option<PathBuf>,
+    kubeconfig: Option<PathBuf>,
+    kube_api: Option<Vec<String>>,
     features: Option<Vec<String>>,
     run_dir: Option<PathBuf>,
     state_dir: Option<PathBuf>,
@@ -231,6 +328,7 @@ impl AgentConfig {
             .map(read)
             .transpose()?
             .unwrap_or_default();
+        let source = SourceConfig::load(&args, &file, |name| std::env::var_os(name))?;
         let node = args
             .node
             .or(file.node)
@@ -246,26 +344,30 @@ impl AgentConfig {
             ));
         }
         Ok(AgentConfig {
-            node: node.ok_or_else(|| ConfigError::new("the node has no name", "give one with --node"))?,
-            objects: args.objects.or(file.objects).ok_or_else(|| {
-                ConfigError::new(
-                    "no source of objects",
-                    "name a file or directory with --objects; the Kubernetes API is not read in this version",
-                )
-            })?,
+            node: node
+                .ok_or_else(|| ConfigError::new("the node has no name", "give one with --node"))?,
+            source,
             features: match &features {
                 Some(names) => Features::parse(names.iter().map(String::as_str))?,
                 None => Features::ALL,
             },
-            run_dir: run_dir.or(file.run_dir).unwrap_or_else(|| DEFAULT_RUN_DIR.into()),
-            state_dir: args.state_dir.or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
+            run_dir: run_dir
+                .or(file.run_dir)
+                .unwrap_or_else(|| DEFAULT_RUN_DIR.into()),
+            state_dir: args
+                .state_dir
+                .or(file.state_dir)
+                .unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
             metrics_listen: listen(metrics.as_deref().unwrap_or(DEFAULT_METRICS_LISTEN))?,
             bgp_port,
             cni_conf: args.cni_conf.or(file.cni_conf).filter(|path| path != Path::new("off")),
             masquerade: args.masquerade.or(file.masquerade).unwrap_or(true),
             routable: prefixes(&args.routable.or(file.routable).unwrap_or_default())?,
             log_format: args.log_format.or(file.log_format).unwrap_or_default(),
-            log_level: args.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
+            log_level: args
+                .log_level
+                .or(file.log_level)
+                .unwrap_or_else(|| "info".into()),
         })
     }
 }
@@ -352,6 +454,63 @@ mod tests {
         assert_eq!(config.run_dir, Path::new("/run/selvage"));
         assert_eq!(config.state_dir, Path::new("/var/lib/selvage"));
         assert_eq!(config.metrics_listen, DEFAULT_METRICS_LISTEN.parse().ok());
+    }
+
+    #[test]
+    fn where_objects_come_from() {
+        let in_cluster =
+            |name: &str| (name == "KUBERNETES_SERVICE_HOST").then(|| OsString::from("10.96.0.1"));
+        let by_variable = |name: &str| (name == "KUBECONFIG").then(|| OsString::from("/a:/b"));
+        let nothing = |_: &str| None;
+        let load = |args: AgentArgs, environment: &dyn Fn(&str) -> Option<OsString>| {
+            let args = AgentArgs {
+                objects: None,
+                ..args
+            };
+            SourceConfig::load(&args, &File::default(), environment)
+        };
+        let api = |kubeconfig: &[&str], servers: &[&str]| {
+            Ok(SourceConfig::Api(ApiConfig {
+                kubeconfig: kubeconfig.iter().map(PathBuf::from).collect(),
+                servers: servers.iter().map(ToString::to_string).collect(),
+            }))
+        };
+        let kubeconfig = Some(PathBuf::from("/c"));
+        let servers = |list: &[&str]| AgentArgs {
+            kube_api: Some(list.iter().map(ToString::to_string).collect()),
+            ..args()
+        };
+        assert_eq!(load(args(), &in_cluster), api(&[], &[]));
+        assert_eq!(load(args(), &by_variable), api(&["/a", "/b"], &[]));
+        let given = AgentArgs {
+            kubeconfig,
+            ..args()
+        };
+        assert_eq!(load(given.clone(), &by_variable), api(&["/c"], &[]));
+        let two = ["10.0.0.1:6443", "[fd00::1]:6443", "api.example.org:443"];
+        assert_eq!(load(servers(&two), &nothing), api(&[], &two));
+        let refused = |args, environment| load(args, environment).unwrap_err().message;
+        assert_eq!(refused(args(), &nothing), "no source of objects");
+        for bad in [
+            "10.0.0.1",
+            "fd00::1",
+            ":6443",
+            "https://a:1",
+            "a:0",
+            "a:65536",
+            "",
+        ] {
+            assert_eq!(
+                refused(servers(&[bad]), &nothing),
+                format!("`{bad}` is no API server")
+            );
+        }
+        let both = AgentArgs {
+            objects: Some("objects".into()),
+            ..given
+        };
+        let error = SourceConfig::load(&both, &File::default(), nothing).unwrap_err();
+        assert!(error.message.contains("not from both"), "{error}");
     }
 
     #[test]

@@ -33,12 +33,14 @@ use tracing::{info, warn};
 use crate::{
     api,
     bgp::Bgp,
-    config::AgentConfig,
+    config::{AgentConfig, SourceConfig},
     control::{self, Ask, lock::Lock},
     desired::Local,
     inbox::{Inbox, Sender},
     kernel::{Shutdown, conntrack, masquerade, nft, routes, watch},
-    source, web,
+    source,
+    store::Observed,
+    web,
     world::{Found, Outlets, Setup, Work, World},
 };
 
@@ -78,8 +80,10 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         to_world.send(Work::Objects(events));
         true
     });
-    let source = source::watch::spawn(&config.objects, sink)
-        .with_context(|| format!("cannot watch {}", config.objects.display()))?;
+    let source = Source::start(&config, &world, sink)?;
+    if let Source::Api(api) = &source {
+        local.secret_namespaces = vec![api.namespace().to_owned()];
+    }
 
     let out = Outlets {
         bgp: features
@@ -100,7 +104,7 @@ pub fn agent(config: AgentConfig) -> Result<()> {
     let setup = Setup {
         local,
         features,
-        from: config.objects.display().to_string(),
+        from: source_name(&config.source),
         run_dir: config.run_dir.clone(),
         state_dir: config.state_dir.clone(),
         cni_conf: config.cni_conf.clone(),
@@ -124,6 +128,59 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         let _ = fs::remove_file(config.run_dir.join(socket));
     }
     Ok(())
+}
+
+/// Where objects come from.
+enum Source {
+    Directory(source::watch::Watcher),
+    Api(source::api::Api),
+}
+
+impl Source {
+    fn start(
+        config: &AgentConfig,
+        world: &Sender<Work>,
+        sink: source::watch::Sink,
+    ) -> Result<Source> {
+        let api = match &config.source {
+            SourceConfig::Objects(path) => {
+                let watcher = source::watch::spawn(path, sink)
+                    .with_context(|| format!("cannot watch {}", path.display()))?;
+                return Ok(Source::Directory(watcher));
+            }
+            SourceConfig::Api(api) => api.clone(),
+        };
+        let settings = source::api::Settings {
+            api,
+            account: source::api::SERVICE_ACCOUNT.into(),
+            node: config.node.clone(),
+            state_dir: config.state_dir.clone(),
+            all_pods: config.features.policy,
+        };
+        let world = world.clone();
+        let tell = Box::new(move |name, text: Option<String>| {
+            world.send(Work::Observed(match text {
+                Some(text) => Observed::Lacking(name, text),
+                None => Observed::NotLacking(name),
+            }));
+        });
+        Ok(Source::Api(source::api::spawn(&settings, sink, tell)?))
+    }
+
+    fn reach(&self, mark: u64) {
+        match self {
+            Source::Directory(watcher) => watcher.reach(mark),
+            Source::Api(api) => api.reach(mark),
+        }
+    }
+}
+
+/// For people.
+fn source_name(source: &SourceConfig) -> String {
+    match source {
+        SourceConfig::Objects(path) => path.display().to_string(),
+        SourceConfig::Api(_) => "the Kubernetes API".into(),
+    }
 }
 
 /// A thread that panics takes the process with it: half an agent would look alive. Routes and rules stay, neighbours keep

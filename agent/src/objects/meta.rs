@@ -1,9 +1,12 @@
 //! Object metadata: the part that every kind shares.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use selvage_policy::model::Labels;
-use serde::Deserialize;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::decode::Mode;
 use super::fault::closest;
@@ -18,12 +21,10 @@ pub struct Meta {
     pub uid: String,
     /// Labels.
     pub labels: Labels,
-    /// Annotations, without those that tools keep whole objects in.
+    /// Annotations, without those that tools keep whole objects in; of pods only those that we read.
     pub annotations: BTreeMap<String, String>,
     /// When it was made, as far as known.
     pub created: Option<Timestamp>,
-    /// Opaque version of the API server.
-    pub resource_version: String,
     /// Counts changes of the spec; 0 where nobody counts.
     pub generation: i64,
 }
@@ -47,7 +48,18 @@ const KNOWN: [&str; 14] = [
 ];
 
 /// Written by `kubectl apply`: a second copy of the object.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// A static pod's own UID, as the runtime passes it; the API server gives its mirror another one.
+pub const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// Every pod has many, and there are many pods.
+fn is_kept(kind: Kind, annotation: &str) -> bool {
+    match kind {
+        Kind::Pod => annotation == CONFIG_MIRROR,
+        _ => annotation != LAST_APPLIED,
+    }
+}
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
@@ -58,8 +70,68 @@ pub(super) struct RawMeta {
     labels: Option<BTreeMap<String, String>>,
     annotations: Option<BTreeMap<String, Option<String>>>,
     creation_timestamp: Option<String>,
-    resource_version: Option<String>,
     generation: Option<i64>,
+}
+
+/// The same of a pod: nothing is taken up of annotations that we do not read.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct PodMeta {
+    name: Option<String>,
+    namespace: Option<String>,
+    uid: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
+    annotations: Option<PodAnnotations>,
+    creation_timestamp: Option<String>,
+    generation: Option<i64>,
+}
+
+struct PodAnnotations(BTreeMap<String, Option<String>>);
+
+impl<'de> Deserialize<'de> for PodAnnotations {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(PodAnnotationsVisitor)
+    }
+}
+
+struct PodAnnotationsVisitor;
+
+impl<'de> Visitor<'de> for PodAnnotationsVisitor {
+    type Value = PodAnnotations;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<PodAnnotations, A::Error> {
+        let mut kept = BTreeMap::new();
+        while let Some(name) = map.next_key::<Name<'de>>()? {
+            if is_kept(Kind::Pod, &name.0) {
+                kept.insert(name.0.into_owned(), map.next_value()?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(PodAnnotations(kept))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl From<PodMeta> for RawMeta {
+    fn from(meta: PodMeta) -> RawMeta {
+        RawMeta {
+            name: meta.name,
+            namespace: meta.namespace,
+            uid: meta.uid,
+            labels: meta.labels,
+            annotations: meta.annotations.map(|kept| kept.0),
+            creation_timestamp: meta.creation_timestamp,
+            generation: meta.generation,
+        }
+    }
 }
 
 /// Reports fields of `metadata` that do not exist.
@@ -124,11 +196,10 @@ pub(super) fn lower(kind: Kind, raw: RawMeta, mode: Mode, faults: &mut Faults) -
         uid: raw.uid.unwrap_or_default(),
         labels: labels.into(),
         annotations: annotations
-            .filter(|(name, _)| name != LAST_APPLIED)
+            .filter(|(name, _)| is_kept(kind, name))
             .map(|(name, value)| (name, value.unwrap_or_default()))
             .collect(),
         created,
-        resource_version: raw.resource_version.unwrap_or_default(),
         generation: raw.generation.unwrap_or_default(),
     })
 }

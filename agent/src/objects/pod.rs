@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Meta;
-use super::decode::Context;
+use super::decode::{Context, Mode};
+use super::meta::{self, PodMeta};
+use super::{Faults, Kind, Meta};
 
 /// A pod.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,7 +67,18 @@ pub enum Phase {
     Unknown,
 }
 
+/// A pod as the API server writes it, without what we do not read.
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawPod {
+    api_version: Option<String>,
+    kind: Option<String>,
+    metadata: PodMeta,
+    spec: Option<RawSpec>,
+    status: Option<RawStatus>,
+}
+
+#[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase")]
 struct RawSpec {
     node_name: Option<String>,
@@ -90,7 +102,7 @@ struct RawPort {
     container_port: u16,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase")]
 struct RawStatus {
     phase: Option<Phase>,
@@ -106,6 +118,20 @@ struct RawIp {
 }
 
 impl Pod {
+    /// Reads a pod of the API server without a detour. `None`: whatever is wrong with it, [`super::parse`] tells.
+    pub fn from_json(text: &str) -> Option<Pod> {
+        let raw: RawPod = serde_json::from_str(text).ok()?;
+        let named = raw.kind.is_none_or(|kind| kind == "Pod");
+        if !named || raw.api_version.is_some_and(|version| version != "v1") {
+            return None;
+        }
+        let mut faults = Faults::default();
+        let meta = meta::lower(Kind::Pod, raw.metadata.into(), Mode::Api, &mut faults)?;
+        let (spec, status) = (raw.spec.unwrap_or_default(), raw.status.unwrap_or_default());
+        let pod = Pod::of(meta, spec, status, &mut faults);
+        faults.is_empty().then_some(pod)
+    }
+
     pub(super) fn lower(
         meta: Meta,
         spec: &Value,
@@ -114,6 +140,10 @@ impl Pod {
     ) -> Option<Pod> {
         let spec: RawSpec = context.decode("spec", spec)?;
         let status: RawStatus = context.decode("status", status)?;
+        Some(Pod::of(meta, spec, status, &mut context.faults))
+    }
+
+    fn of(meta: Meta, spec: RawSpec, status: RawStatus, faults: &mut Faults) -> Pod {
         let sidecars = spec.init_containers.unwrap_or_default();
         let sidecars = sidecars
             .into_iter()
@@ -135,26 +165,22 @@ impl Pod {
         match (listed, single) {
             (Some(list), _) => {
                 for (i, raw) in list.iter().enumerate() {
-                    ips.extend(context.faults.take(
-                        &format!("status.podIPs[{i}].ip"),
-                        super::node::address(&raw.ip),
-                    ));
+                    let path = format!("status.podIPs[{i}].ip");
+                    ips.extend(faults.take(&path, super::node::address(&raw.ip)));
                 }
             }
-            (None, Some(text)) => ips.extend(
-                context
-                    .faults
-                    .take("status.podIP", super::node::address(&text)),
-            ),
+            (None, Some(text)) => {
+                ips.extend(faults.take("status.podIP", super::node::address(&text)));
+            }
             (None, None) => {}
         }
-        Some(Pod {
+        Pod {
             meta,
             node: spec.node_name.unwrap_or_default(),
             host_network: spec.host_network.unwrap_or_default(),
             ports: ports.collect(),
             phase: status.phase.unwrap_or_default(),
             ips,
-        })
+        }
     }
 }

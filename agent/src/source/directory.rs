@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::yaml::{self, Contents};
-use super::{At, ObjectEvent, Origin, Problem};
+use super::{At, ObjectEvent, Origin, Problem, closed};
 use crate::objects::{Key, Kind, Object};
 
 type Id = (Kind, Key);
@@ -173,7 +173,7 @@ impl Directory {
             if fresh.contains_key(&id) || old.get(&id).is_some_and(|held| !held.stands_in) {
                 continue;
             }
-            problems.push(closed(&id, &at));
+            problems.push(closed(id.0, &id.1, at.clone()));
             self.holders
                 .entry(id.clone())
                 .or_default()
@@ -235,21 +235,6 @@ impl Directory {
             }
         }
         problems
-    }
-}
-
-/// What a refused policy means for its pods.
-fn closed(id: &Id, at: &At) -> Problem {
-    Problem {
-        at: at.clone(),
-        kind: id.0.to_string(),
-        key: id.1.clone(),
-        path: String::new(),
-        reason:
-            "refused, and no earlier form of it is known: the pods that it selects are closed in \
-                 the directions that it names"
-                .into(),
-        hint: Some("correct it, or remove it to open them".into()),
     }
 }
 

@@ -3,6 +3,7 @@
 //! A source sends batches in an order that may be applied as it comes: problems of an origin are cleared before
 //! they are named anew, and a kind is `Synced` after all that the source held at its start was sent.
 
+pub mod api;
 pub mod directory;
 pub mod tree;
 pub mod watch;
@@ -68,6 +69,21 @@ pub enum At {
         /// The version that was refused.
         resource_version: String,
     },
+}
+
+/// What a refused policy means for its pods, of which no earlier form is known.
+fn closed(kind: Kind, key: &Key, at: At) -> Problem {
+    Problem {
+        at,
+        kind: kind.to_string(),
+        key: key.clone(),
+        path: String::new(),
+        reason:
+            "refused, and no earlier form of it is known: the pods that it selects are closed in \
+                 the directions that it names"
+                .into(),
+        hint: Some("correct it, or remove it to open them".into()),
+    }
 }
 
 /// What problems are grouped by.

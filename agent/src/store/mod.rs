@@ -15,14 +15,12 @@ use selvage_policy::model::{NamedPort, NamespaceFact, Phase, PodFact, PodKey, Po
 
 pub use observed::{Link, Observed, PeerState, PolicyState, RouteCounts, SessionState};
 
+use crate::objects::meta::CONFIG_MIRROR;
 use crate::objects::{
     BgpConfiguration, BgpPeer, Key, Kind, NetworkPolicy, Node, Object, Pod, Secret, Shown, pod,
 };
 use crate::source::{ObjectEvent, Origin, Problem};
 use sweep::Sweep;
-
-/// A static pod's own UID, as the runtime passes it; the API server gives its mirror another one.
-const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// The world.
 #[derive(Debug, Default)]

@@ -1,5 +1,6 @@
 //! The agent against real files, sockets and kernels.
 
+mod api;
 mod control;
 mod desired;
 mod kernel;

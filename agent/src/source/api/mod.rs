@@ -1,0 +1,166 @@
+//! The Kubernetes API as a source of objects: the same events as the directory's, in the same order.
+//!
+//! ```text
+//!   API servers ◄── connection ◄── watcher (one per kind) ──► read ──► hub ──► sink (events), tell (how we stand)
+//! ```
+//! All of it runs on one thread with a runtime of its own; whoever writes to the API server may share it. While the API is
+//! away nothing is sent: what it said last stays in force.
+
+mod backoff;
+mod connection;
+mod endpoints;
+mod fault;
+mod hub;
+mod lines;
+mod read;
+mod resource;
+mod servers;
+mod standing;
+mod watcher;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use kube::Client;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::{oneshot, watch};
+
+pub use connection::{NoWay, SERVICE_ACCOUNT};
+pub use hub::Tell;
+
+use self::hub::Hub;
+use self::resource::Resource;
+use self::watcher::{Version, Watcher};
+use super::watch::Sink;
+use crate::config::ApiConfig;
+use crate::objects::Kind;
+
+/// What has to be known before anything can be asked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How the API server is reached.
+    pub api: ApiConfig,
+    /// Where the credentials of the service account are; see [`SERVICE_ACCOUNT`].
+    pub account: PathBuf,
+    /// This node.
+    pub node: String,
+    /// What outlives a restart.
+    pub state_dir: PathBuf,
+    /// Pods of other nodes matter, too: they may be peers of a policy.
+    pub all_pods: bool,
+}
+
+/// A running source; dropping it stops it.
+pub struct Api {
+    client: Client,
+    handle: Handle,
+    namespace: String,
+    asked: watch::Sender<u64>,
+    end: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Why the source does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum NoSource {
+    /// There is no way to the API server.
+    #[error(transparent)]
+    NoWay(#[from] NoWay),
+    /// No runtime or no thread.
+    #[error("cannot start a thread for the Kubernetes API: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Starts to follow all kinds. That the API server cannot be reached is no error: it is tried again, and told.
+pub fn spawn(settings: &Settings, sink: Sink, tell: Tell) -> Result<Api, NoSource> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let connection = runtime.block_on(connection::open(
+        &settings.api,
+        &settings.account,
+        &settings.state_dir,
+        &settings.node,
+    ))?;
+    let node = (!settings.all_pods).then_some(settings.node.as_str());
+    let resources = Kind::ALL.map(|kind| Resource::new(kind, &connection.namespace, node));
+    let hub = Arc::new(Hub::new(&resources, sink, tell));
+    let asked = watch::Sender::new(0);
+    let streams = Arc::new(AtomicBool::new(true));
+    for resource in resources {
+        let watcher = Watcher {
+            resource,
+            client: connection.client.clone(),
+            servers: Arc::clone(&connection.servers),
+            hub: Arc::clone(&hub),
+            streams: Arc::clone(&streams),
+            asked: asked.subscribe(),
+            revived: hub.revived(),
+            version: Version::default(),
+            cut: 0,
+        };
+        runtime.spawn(watcher.run());
+    }
+    if let Some(path) = connection.remembered {
+        let (client, servers) = (connection.client.clone(), connection.servers);
+        runtime.spawn(endpoints::follow(client, servers, path, hub.revived()));
+    }
+    let handle = runtime.handle().clone();
+    let (end, ended) = oneshot::channel();
+    let thread = std::thread::Builder::new()
+        .name("kubernetes".into())
+        .spawn(move || run(runtime, ended))?;
+    Ok(Api {
+        client: connection.client,
+        handle,
+        namespace: connection.namespace,
+        asked,
+        end: Some(end),
+        thread: Some(thread),
+    })
+}
+
+fn run(runtime: Runtime, ended: oneshot::Receiver<()>) {
+    // A sender that is gone is an end as well.
+    let _ = runtime.block_on(ended);
+    runtime.shutdown_timeout(Duration::from_millis(200));
+}
+
+impl Api {
+    /// Asks for [`super::ObjectEvent::Reached`] after everything that the API holds now.
+    pub fn reach(&self, mark: u64) {
+        self.asked.send_modify(|asked| *asked = (*asked).max(mark));
+    }
+
+    /// For other requests. Tokens are current and servers are tried in turn as for ours; nothing is tried again.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// The runtime of this source, for tasks (not for `block_on`). They end with it.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// The agent's own namespace, from which Secrets are read.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+}
+
+impl fmt::Debug for Api {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Api").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! From the bytes of the API server to events: one object at a time, so that a bad one never spoils others.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::super::{At, Problem};
+use crate::objects::decode::identity;
+use crate::objects::{self, Key, Kind, Mode, Object, Parsed, Pod, Rejected, network_policy};
+
+/// One line of a watch.
+#[derive(Deserialize)]
+pub(super) struct Line<'a> {
+    /// `ADDED`, `MODIFIED`, `DELETED`, `BOOKMARK` or `ERROR`.
+    #[serde(rename = "type", borrow)]
+    pub(super) kind: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(super) object: &'a RawValue,
+}
+
+/// One page of a list.
+#[derive(Deserialize)]
+pub(super) struct Page<'a> {
+    #[serde(default)]
+    pub(super) metadata: PageMeta,
+    #[serde(borrow, default)]
+    pub(super) items: Option<Vec<&'a RawValue>>,
+}
+
+/// `metadata` of a list.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct PageMeta {
+    pub(super) resource_version: String,
+    #[serde(rename = "continue")]
+    pub(super) next: Option<String>,
+}
+
+/// `v1 Status`: why something was refused.
+#[derive(Deserialize, Default, Debug)]
+#[serde(default)]
+pub(super) struct Status {
+    pub(super) code: u16,
+    pub(super) reason: String,
+    pub(super) message: String,
+}
+
+/// What every object has.
+#[derive(Deserialize, Default)]
+pub(super) struct Head<'a> {
+    #[serde(borrow, default)]
+    metadata: HeadMeta<'a>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct HeadMeta<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    #[serde(borrow)]
+    namespace: Cow<'a, str>,
+    #[serde(borrow)]
+    resource_version: Cow<'a, str>,
+    #[serde(borrow)]
+    annotations: Option<Initial<'a>>,
+}
+
+/// The one annotation of a bookmark that matters.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Initial<'a> {
+    #[serde(rename = "k8s.io/initial-events-end", borrow)]
+    end: Cow<'a, str>,
+}
+
+impl<'a> Head<'a> {
+    /// Reads it; what is no object has an empty one.
+    pub(super) fn of(raw: &'a RawValue) -> Head<'a> {
+        serde_json::from_str(raw.get()).unwrap_or_default()
+    }
+
+    pub(super) fn version(&self) -> &str {
+        &self.metadata.resource_version
+    }
+
+    /// A bookmark that ends the objects with which a stream begins.
+    pub(super) fn ends_initial(&self) -> bool {
+        self.metadata
+            .annotations
+            .as_ref()
+            .is_some_and(|a| a.end == "true")
+    }
+
+    pub(super) fn key(&self, kind: Kind) -> Key {
+        let namespace = match kind.namespaced() {
+            true => self.metadata.namespace.as_ref(),
+            false => "",
+        };
+        Key::new(namespace, self.metadata.name.as_ref())
+    }
+}
+
+/// An object of the API server, as far as it can be used.
+pub(super) enum Read {
+    /// It can.
+    Good {
+        object: Object,
+        /// Fields that this version does not know.
+        ignored: Vec<Problem>,
+        /// The same again for the snapshot, without what is not read; not of pods.
+        kept: Option<Box<str>>,
+    },
+    /// It cannot.
+    Bad {
+        key: Key,
+        problems: Vec<Problem>,
+        /// What is in force instead if no earlier form is known.
+        stand_in: Option<Object>,
+        kept: Option<Box<str>>,
+    },
+}
+
+/// Reads one object of a kind.
+pub(super) fn object(kind: Kind, raw: &RawValue) -> Read {
+    if kind == Kind::Pod
+        && let Some(pod) = Pod::from_json(raw.get())
+    {
+        return Read::Good {
+            object: Object::Pod(Arc::new(pod)),
+            ignored: Vec::new(),
+            kept: None,
+        };
+    }
+    match serde_json::from_str::<Value>(raw.get()) {
+        Ok(value) => value_of(kind, value),
+        Err(error) => {
+            let (key, version) = (Head::of(raw).key(kind), String::new());
+            let reason = format!("not readable: {error}");
+            Read::Bad {
+                problems: vec![problem(kind, &key, &version, "", reason, None)],
+                key,
+                stand_in: None,
+                kept: None,
+            }
+        }
+    }
+}
+
+fn value_of(kind: Kind, mut value: Value) -> Read {
+    let version = value
+        .pointer("/metadata/resourceVersion")
+        .and_then(Value::as_str);
+    let version = version.unwrap_or_default().to_owned();
+    prune(kind, &mut value);
+    let kept = (kind != Kind::Pod).then(|| value.to_string().into_boxed_str());
+    let (key, faults) = match objects::parse(&value, Mode::Api) {
+        Ok(Some(Parsed { object, ignored })) if object.kind() == kind => {
+            let key = object.key().clone();
+            let hint = "a newer version of Selvage may know it";
+            let ignored = ignored.into_iter().map(|path| {
+                problem(
+                    kind,
+                    &key,
+                    &version,
+                    &path,
+                    "unknown field, ignored".into(),
+                    Some(hint.into()),
+                )
+            });
+            let ignored = match kind.strict() {
+                true => ignored.collect(),
+                false => Vec::new(),
+            };
+            return Read::Good {
+                object,
+                ignored,
+                kept,
+            };
+        }
+        Ok(_) => {
+            let (named, key) = identity(&value);
+            let reason = format!("the API server calls this object a {named:?}");
+            (
+                key,
+                vec![problem(
+                    kind,
+                    &Key::default(),
+                    &version,
+                    "kind",
+                    reason,
+                    None,
+                )],
+            )
+        }
+        Err(Rejected { key, faults, .. }) => {
+            let faults = faults.into_iter();
+            let problems = faults.map(|f| problem(kind, &key, &version, &f.path, f.reason, f.hint));
+            (key.clone(), problems.collect())
+        }
+    };
+    let problems: Vec<Problem> = faults
+        .into_iter()
+        .map(|p| Problem {
+            key: key.clone(),
+            ..p
+        })
+        .collect();
+    Read::Bad {
+        stand_in: network_policy::stand_in(&value).filter(|_| kind == Kind::NetworkPolicy),
+        key,
+        problems,
+        kept,
+    }
+}
+
+fn problem(
+    kind: Kind,
+    key: &Key,
+    version: &str,
+    path: &str,
+    reason: String,
+    hint: Option<String>,
+) -> Problem {
+    Problem {
+        at: At::Api {
+            resource_version: version.to_owned(),
+        },
+        kind: kind.name().to_owned(),
+        key: key.clone(),
+        path: path.to_owned(),
+        reason,
+        hint,
+    }
+}
+
+/// Takes away what is not read and changes often, and names what lists leave out.
+fn prune(kind: Kind, value: &mut Value) {
+    let Value::Object(fields) = value else { return };
+    for (field, text) in [("kind", kind.name()), ("apiVersion", kind.api_version())] {
+        let entry = fields.entry(field).or_insert(Value::Null);
+        if entry.as_str().is_none_or(str::is_empty) {
+            *entry = text.into();
+        }
+    }
+    match fields.get_mut("status") {
+        Some(Value::Object(status)) if kind == Kind::Node => {
+            status.retain(|field, _| field == "addresses");
+        }
+        _ if kind != Kind::Pod => {
+            fields.remove("status");
+        }
+        _ => {}
+    }
+    let Some(Value::Object(meta)) = fields.get_mut("metadata") else {
+        return;
+    };
+    for field in ["managedFields", "resourceVersion", "ownerReferences"] {
+        meta.remove(field);
+    }
+    if let Some(Value::Object(annotations)) = meta.get_mut("annotations") {
+        annotations.remove(crate::objects::meta::LAST_APPLIED);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(text: &str) -> Box<RawValue> {
+        RawValue::from_string(text.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn heads() {
+        let text = raw(
+            r#"{"metadata":{"name":"n","namespace":"a","resourceVersion":"7","annotations":{"k8s.io/initial-events-end":"true"}}}"#,
+        );
+        let head = Head::of(&text);
+        assert_eq!((head.version(), head.ends_initial()), ("7", true));
+        assert_eq!(head.key(Kind::Pod), Key::new("a", "n"));
+        assert_eq!(head.key(Kind::Node), Key::new("", "n"));
+        assert_eq!(Head::of(&raw("[1]")).version(), "");
+    }
+
+    #[test]
+    fn lists_leave_out_what_a_thing_is() {
+        let item = raw(
+            r#"{"metadata":{"name":"n","managedFields":[{}],"resourceVersion":"7"},"spec":{"podCIDR":"10.0.0.0/24"},"status":{"addresses":[],"images":[]}}"#,
+        );
+        let Read::Good { object, kept, .. } = object(Kind::Node, &item) else {
+            panic!("refused")
+        };
+        assert_eq!(object.key(), &Key::new("", "n"));
+        let kept = kept.unwrap();
+        assert!(
+            !kept.contains("managedFields") && !kept.contains("images"),
+            "{kept}"
+        );
+        assert!(kept.contains(r#""kind":"Node""#), "{kept}");
+    }
+
+    #[test]
+    fn what_cannot_be_used_says_why() {
+        for (kind, text, reason) in [
+            (
+                Kind::Node,
+                r#"{"metadata":{"name":"n"},"spec":{"podCIDRs":["x"]}}"#,
+                "spec.podCIDRs[0]",
+            ),
+            (
+                Kind::Node,
+                r#"{"apiVersion":"v2","kind":"Node","metadata":{"name":"n"}}"#,
+                "apiVersion",
+            ),
+            (
+                Kind::Pod,
+                r#"{"apiVersion":"meta.k8s.io/v1","kind":"Table","metadata":{"name":"n"}}"#,
+                "kind",
+            ),
+            (
+                Kind::Pod,
+                r#"{"metadata":{"name":"n","namespace":"a"},"status":{"podIPs":[{"ip":"no"}]}}"#,
+                "status.podIPs[0].ip",
+            ),
+            (Kind::Pod, "17", ""),
+        ] {
+            let Read::Bad { problems, .. } = object(kind, &raw(text)) else {
+                panic!("{text}")
+            };
+            let paths: Vec<&str> = problems.iter().map(|p| p.path.as_str()).collect();
+            assert_eq!(paths, [reason], "{text}");
+        }
+    }
+}
