@@ -360,7 +360,10 @@ impl AgentConfig {
                 .unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
             metrics_listen: listen(metrics.as_deref().unwrap_or(DEFAULT_METRICS_LISTEN))?,
             bgp_port,
-            cni_conf: args.cni_conf.or(file.cni_conf).filter(|path| path != Path::new("off")),
+            cni_conf: args
+                .cni_conf
+                .or(file.cni_conf)
+                .filter(|path| path != Path::new("off")),
             masquerade: args.masquerade.or(file.masquerade).unwrap_or(true),
             routable: prefixes(&args.routable.or(file.routable).unwrap_or_default())?,
             log_format: args.log_format.or(file.log_format).unwrap_or_default(),

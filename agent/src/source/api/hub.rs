@@ -119,6 +119,7 @@ impl Known {
             Read::Good {
                 object,
                 ignored,
+                shown,
                 kept,
             } => {
                 let key = object.key().clone();
@@ -128,11 +129,13 @@ impl Known {
                 }
                 self.settle(key, ignored, events);
                 events.push(ObjectEvent::Applied(object));
+                events.extend(shown.map(ObjectEvent::Shown));
             }
             Read::Bad {
                 key,
                 mut problems,
                 stand_in,
+                shown,
                 kept,
             } => {
                 self.see(&key);
@@ -149,6 +152,7 @@ impl Known {
                     events.push(ObjectEvent::Applied(stand_in));
                 }
                 self.settle(key, problems, events);
+                events.extend(shown.map(ObjectEvent::Shown));
             }
         }
     }

@@ -9,7 +9,10 @@ use serde_json::value::RawValue;
 
 use super::super::{At, Problem};
 use crate::objects::decode::identity;
-use crate::objects::{self, Key, Kind, Mode, Object, Parsed, Pod, Rejected, network_policy};
+use crate::objects::meta::LAST_APPLIED;
+use crate::objects::{
+    self, Key, Kind, Mode, Object, Parsed, Pod, Rejected, Shown, network_policy, status,
+};
 
 /// One line of a watch.
 #[derive(Deserialize)]
@@ -110,6 +113,8 @@ pub(super) enum Read {
         object: Object,
         /// Fields that this version does not know.
         ignored: Vec<Problem>,
+        /// Its status, if it is ours to write.
+        shown: Option<Box<Shown>>,
         /// The same again for the snapshot, without what is not read; not of pods.
         kept: Option<Box<str>>,
     },
@@ -119,6 +124,7 @@ pub(super) enum Read {
         problems: Vec<Problem>,
         /// What is in force instead if no earlier form is known.
         stand_in: Option<Object>,
+        shown: Option<Box<Shown>>,
         kept: Option<Box<str>>,
     },
 }
@@ -131,6 +137,7 @@ pub(super) fn object(kind: Kind, raw: &RawValue) -> Read {
         return Read::Good {
             object: Object::Pod(Arc::new(pod)),
             ignored: Vec::new(),
+            shown: None,
             kept: None,
         };
     }
@@ -143,6 +150,7 @@ pub(super) fn object(kind: Kind, raw: &RawValue) -> Read {
                 problems: vec![problem(kind, &key, &version, "", reason, None)],
                 key,
                 stand_in: None,
+                shown: None,
                 kept: None,
             }
         }
@@ -150,68 +158,54 @@ pub(super) fn object(kind: Kind, raw: &RawValue) -> Read {
 }
 
 fn value_of(kind: Kind, mut value: Value) -> Read {
+    name(kind, &mut value);
     let version = value
         .pointer("/metadata/resourceVersion")
         .and_then(Value::as_str);
     let version = version.unwrap_or_default().to_owned();
+    let parsed = objects::parse(&value, Mode::Api);
+    let ignored = match &parsed {
+        Ok(Some(parsed)) if kind.strict() => parsed.ignored.clone(),
+        _ => Vec::new(),
+    };
+    let shown = status::read(&value, ignored.clone()).map(Box::new);
     prune(kind, &mut value);
     let kept = (kind != Kind::Pod).then(|| value.to_string().into_boxed_str());
-    let (key, faults) = match objects::parse(&value, Mode::Api) {
-        Ok(Some(Parsed { object, ignored })) if object.kind() == kind => {
-            let key = object.key().clone();
+    let (key, problems) = match parsed {
+        Ok(Some(Parsed { object, .. })) if object.kind() == kind => {
+            let key = object.key();
+            // Where there is a status of ours, it is said there.
+            let ignored = ignored.into_iter().filter(|_| shown.is_none());
             let hint = "a newer version of Selvage may know it";
-            let ignored = ignored.into_iter().map(|path| {
-                problem(
-                    kind,
-                    &key,
-                    &version,
-                    &path,
-                    "unknown field, ignored".into(),
-                    Some(hint.into()),
-                )
+            let ignored = ignored.map(|path| {
+                let reason = "unknown field, ignored".into();
+                problem(kind, key, &version, &path, reason, Some(hint.into()))
             });
-            let ignored = match kind.strict() {
-                true => ignored.collect(),
-                false => Vec::new(),
-            };
             return Read::Good {
+                ignored: ignored.collect(),
                 object,
-                ignored,
+                shown,
                 kept,
             };
         }
         Ok(_) => {
             let (named, key) = identity(&value);
             let reason = format!("the API server calls this object a {named:?}");
-            (
-                key,
-                vec![problem(
-                    kind,
-                    &Key::default(),
-                    &version,
-                    "kind",
-                    reason,
-                    None,
-                )],
-            )
+            let problem = problem(kind, &key, &version, "kind", reason, None);
+            (key, vec![problem])
         }
         Err(Rejected { key, faults, .. }) => {
             let faults = faults.into_iter();
             let problems = faults.map(|f| problem(kind, &key, &version, &f.path, f.reason, f.hint));
-            (key.clone(), problems.collect())
+            let problems = problems.collect();
+            (key, problems)
         }
     };
-    let problems: Vec<Problem> = faults
-        .into_iter()
-        .map(|p| Problem {
-            key: key.clone(),
-            ..p
-        })
-        .collect();
     Read::Bad {
         stand_in: network_policy::stand_in(&value).filter(|_| kind == Kind::NetworkPolicy),
         key,
         problems,
+        shown,
         kept,
     }
 }
@@ -236,8 +230,8 @@ fn problem(
     }
 }
 
-/// Takes away what is not read and changes often, and names what lists leave out.
-fn prune(kind: Kind, value: &mut Value) {
+/// Says what a thing is where lists leave it out.
+fn name(kind: Kind, value: &mut Value) {
     let Value::Object(fields) = value else { return };
     for (field, text) in [("kind", kind.name()), ("apiVersion", kind.api_version())] {
         let entry = fields.entry(field).or_insert(Value::Null);
@@ -245,14 +239,18 @@ fn prune(kind: Kind, value: &mut Value) {
             *entry = text.into();
         }
     }
+}
+
+/// Takes away what is not read or changes often.
+fn prune(kind: Kind, value: &mut Value) {
+    let Value::Object(fields) = value else { return };
     match fields.get_mut("status") {
         Some(Value::Object(status)) if kind == Kind::Node => {
             status.retain(|field, _| field == "addresses");
         }
-        _ if kind != Kind::Pod => {
+        _ => {
             fields.remove("status");
         }
-        _ => {}
     }
     let Some(Value::Object(meta)) = fields.get_mut("metadata") else {
         return;
@@ -261,7 +259,7 @@ fn prune(kind: Kind, value: &mut Value) {
         meta.remove(field);
     }
     if let Some(Value::Object(annotations)) = meta.get_mut("annotations") {
-        annotations.remove(crate::objects::meta::LAST_APPLIED);
+        annotations.remove(LAST_APPLIED);
     }
 }
 
