@@ -9,7 +9,7 @@ PROFILE = --profile ci --locked
 BIN = $(or $(CARGO_TARGET_DIR),target)
 export RUST_BACKTRACE ?= 1
 
-.PHONY: all install build lint test shim unit system demo bench crds
+.PHONY: all install build lint test shim unit cluster-programs system demo bench crds
 all: build
 
 install:
@@ -24,7 +24,8 @@ lint:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --workspace --no-deps
 	$(CARGO) deny --locked --log-level error check licenses bans sources
 
-test: install lint build shim unit system
+# The programs of a Kubernetes cluster come after cargo: their linker wants 2 GB.
+test: install lint build shim unit cluster-programs system
 
 # The plugin as it is shipped.
 shim:
@@ -32,6 +33,10 @@ shim:
 
 unit:
 	$(CARGO) test $(PROFILE) --workspace --exclude selvage-tests
+
+# etcd, Kubernetes and containerd, once, into a folder outside the tree.
+cluster-programs:
+	@tests/cluster/build.sh >/dev/null
 
 system:
 	$(CARGO) test $(PROFILE) -p selvage-tests

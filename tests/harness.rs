@@ -6,6 +6,7 @@ use std::fs;
 use anyhow::Result;
 use libtest_mimic::{Completion, Failed, Trial};
 use selvage_lab::daemon::{Kind, find_program};
+use selvage_lab::kubernetes::Programs;
 use selvage_lab::probe::flow::machine_drops;
 use selvage_lab::process::tail_of;
 use selvage_lab::{Lab, programs};
@@ -19,6 +20,8 @@ pub enum Need {
     Own(&'static str),
     /// A program of the system, and the Debian package that has it.
     System(&'static str, &'static str),
+    /// The programs of a Kubernetes control plane.
+    ControlPlane,
 }
 
 impl Need {
@@ -32,6 +35,9 @@ impl Need {
             )),
             Need::Own(name) => programs::find(name).err().map(|error| error.to_string()),
             Need::System(name, _) if find_program(name).is_some() => None,
+            Need::ControlPlane => Programs::of_control_plane()
+                .err()
+                .map(|error| error.to_string()),
             Need::System(name, package) => Some(format!(
                 "{name} is not installed: apt-get install {package}"
             )),

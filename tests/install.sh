@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Installs what `make test` and `make demo` need beyond make, a C compiler and Rust: Debian packages, the musl target,
-# cargo-deny. Does nothing when all is there; says at the end what is missing and what that means.
+# Installs what `make test` and the demos need beyond make, a C compiler and Rust: Debian packages, the musl target,
+# cargo-deny, Go. Does nothing when all is there; says at the end what is missing and what that means.
 #
-#   tests/install.sh          everything
-#   tests/install.sh demo     only what `make demo` is nicer with
+#   tests/install.sh              everything
+#   tests/install.sh demo         only what `make demo` is nicer with
+#   tests/install.sh kubernetes   only what a Kubernetes cluster in namespaces needs
 set -euo pipefail
 
 scope=${1:-test}
@@ -15,14 +16,20 @@ skip() { skipped+=("$*"); }
 demo_packages=(
   bird2:bird
 )
+kubernetes_packages=(
+  runc:runc
+  openssl:openssl
+  nftables:nft
+  iptables:iptables-restore
+  ca-certificates:/etc/ssl/certs/ca-certificates.crt
+)
 test_packages=(
+  "${kubernetes_packages[@]}"
   bird2:bird
   frr:/usr/lib/frr/bgpd
   gobgpd:gobgpd
-  nftables:nft
   iproute2:ip
   containernetworking-plugins:/usr/lib/cni/host-local
-  ca-certificates:/etc/ssl/certs/ca-certificates.crt
 )
 
 has() {
@@ -129,6 +136,50 @@ install_deny() {
   env -u CARGO_TARGET_DIR cargo install --quiet --locked cargo-deny || skip "cargo-deny: could not be built; licences and advisories are not checked"
 }
 
+# The Go toolchain as Go itself fetches it: a zip from the module proxy, by a sum of our own since no Go is there to check it.
+go_version=1.26.8
+go_sums=(
+  x86_64:amd64:30c2b1bf7dcc88d3eb0a1364e47ddd9128edb3110a30e8a0ef61cd5856b31de7
+)
+cache=${SELVAGE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/selvage}
+
+install_go() {
+  local entry arch sum
+  if [ -x "$(dirname "$0")/cluster/build.sh" ] && "$(dirname "$0")/cluster/build.sh" go >/dev/null 2>&1; then
+    return 0
+  fi
+  for entry in "${go_sums[@]}"; do
+    if [ "${entry%%:*}" = "$(uname -m)" ]; then
+      entry=${entry#*:}
+      arch=${entry%%:*}
+      sum=${entry#*:}
+    fi
+  done
+  if [ -z "${sum:-}" ]; then
+    skip "Go: put version $go_version or newer into PATH; this script has it for ${go_sums[*]%%:*} only"
+    return 0
+  fi
+  install_packages curl:curl unzip:unzip
+  local proxy=${GOPROXY:-https://proxy.golang.org} module="golang.org/toolchain@v0.0.1-go$go_version.linux-$arch"
+  proxy=${proxy%%[,|]*}
+  local new="$cache/.go-$go_version.$$"
+  say "Go $go_version from ${proxy#*//}"
+  rm -rf "$new"
+  mkdir -p "$new"
+  if curl -fsSL --retry 3 -o "$new/go.zip" "$proxy/${module%@*}/@v/${module#*@}.zip" &&
+    echo "$sum  $new/go.zip" | sha256sum --check --status; then
+    unzip -q "$new/go.zip" -d "$new"
+    # A module has no executables.
+    chmod -R u+x "$new/$module/bin" "$new/$module/pkg/tool"
+    rm -rf "$cache/go-$go_version"
+    mv "$new/$module" "$cache/go-$go_version"
+    ln -sfn "go-$go_version" "$cache/go"
+  else
+    skip "Go $go_version: not to be had from $proxy, or not what it should be; the programs of a cluster cannot be built"
+  fi
+  rm -rf "$new"
+}
+
 if ! command -v cargo >/dev/null; then
   say "no cargo in PATH: install Rust from https://rustup.rs first"
   exit 1
@@ -142,14 +193,19 @@ case $scope in
   demo)
     install_packages "${demo_packages[@]}"
     ;;
+  kubernetes)
+    install_packages "${kubernetes_packages[@]}"
+    install_go
+    ;;
   test)
     install_packages "${test_packages[@]}"
+    install_go
     install_components
     install_musl
     install_deny
     ;;
   *)
-    say "usage: tests/install.sh [demo|test]"
+    say "usage: tests/install.sh [demo|kubernetes|test]"
     exit 2
     ;;
 esac

@@ -13,6 +13,7 @@ mod e2e;
 mod faults;
 mod harness;
 mod interop;
+mod kubernetes;
 mod scene;
 
 fn main() -> ExitCode {
@@ -44,6 +45,7 @@ fn all() -> Vec<harness::Case> {
         interop::cases(),
         faults::cases(),
         conformance::cases(),
+        kubernetes::cases(),
     ]
     .concat()
 }

@@ -9,6 +9,7 @@
 //!        ├─ Process      a daemon in a namespace: its output, its end, its resource use
 //!        ├─ Agent        our own agent;  Kubelet: what a plugin sees of kubelet and runtime
 //!        ├─ Cluster      a topology file that runs
+//!        ├─ kubernetes::* a real control plane, a real cluster
 //!        ├─ daemon::*    BIRD, FRR, GoBGP: configuration from one description, state as values
 //!        └─ probe::*     TCP, UDP, ICMP echo and counted flows, spoken by ourselves
 //! ```
@@ -21,6 +22,7 @@ pub mod cluster;
 pub mod daemon;
 pub mod deadline;
 pub mod kubelet;
+pub mod kubernetes;
 pub mod lab;
 pub mod netns;
 pub mod network;
