@@ -2,6 +2,8 @@
 
 use std::env;
 use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
 use libtest_mimic::{Completion, Failed, Trial};
@@ -20,8 +22,12 @@ pub enum Need {
     Own(&'static str),
     /// A program of the system, and the Debian package that has it.
     System(&'static str, &'static str),
+    /// A file of the system, and the Debian package that has it.
+    File(&'static str, &'static str),
     /// The programs of a Kubernetes control plane.
     ControlPlane,
+    /// The programs of a Kubernetes cluster, and root, for a kubelet is nothing without.
+    Cluster,
 }
 
 impl Need {
@@ -34,6 +40,12 @@ impl Need {
                 kind.package()
             )),
             Need::Own(name) => programs::find(name).err().map(|error| error.to_string()),
+            Need::Cluster if !rustix::process::geteuid().is_root() || in_user_namespace() => {
+                Some("a kubelet needs root".to_owned())
+            }
+            Need::Cluster => Programs::of_cluster().err().map(|error| error.to_string()),
+            Need::File(path, _) if Path::new(path).exists() => None,
+            Need::File(path, package) => Some(format!("no {path}: apt-get install {package}")),
             Need::System(name, _) if find_program(name).is_some() => None,
             Need::ControlPlane => Programs::of_control_plane()
                 .err()
@@ -51,17 +63,42 @@ pub struct Case {
     name: &'static str,
     needs: &'static [Need],
     run: fn(&Lab) -> Result<()>,
+    /// Not beside another of its kind.
+    alone: bool,
 }
 
 impl Case {
+    /// A trial that is too heavy to run beside another such.
+    pub const fn alone(
+        name: &'static str,
+        needs: &'static [Need],
+        run: fn(&Lab) -> Result<()>,
+    ) -> Case {
+        Case {
+            alone: true,
+            ..Case::new(name, needs, run)
+        }
+    }
+
     /// A trial called `area::what_it_shows`.
     pub const fn new(
         name: &'static str,
         needs: &'static [Need],
         run: fn(&Lab) -> Result<()>,
     ) -> Case {
-        Case { name, needs, run }
+        Case {
+            name,
+            needs,
+            run,
+            alone: false,
+        }
     }
+}
+
+/// Whether somebody else is root here than the machine's own.
+fn in_user_namespace() -> bool {
+    let whole = |line: &str| line.split_whitespace().eq(["0", "0", "4294967295"]);
+    !fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.lines().any(whole))
 }
 
 /// Whether a missing part is a failure.
@@ -82,6 +119,10 @@ fn run(case: Case) -> Result<Completion, Failed> {
             false => Ok(Completion::ignored_with(missing)),
         };
     }
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = case
+        .alone
+        .then(|| ALONE.lock().unwrap_or_else(PoisonError::into_inner));
     let mut attempt = 1;
     loop {
         let drops = machine_drops();

@@ -21,6 +21,7 @@ pub mod agent;
 pub mod cluster;
 pub mod daemon;
 pub mod deadline;
+pub mod image;
 pub mod kubelet;
 pub mod kubernetes;
 pub mod lab;

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
+use rustix::mount::mount_bind;
 use selvage_netlink::{Protocol, Socket, link, netns};
 
 use crate::lab::Lab;
@@ -70,6 +71,26 @@ impl Netns {
             raise_loopback()
         })?;
         Ok(netns)
+    }
+
+    /// The namespace of a process, under a name of this lab. Nothing in it is changed.
+    pub(crate) fn of_process(lab: &Lab, name: &str, pid: u32) -> Result<Netns> {
+        // Asked for twice, it has two names.
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = Path::new("/run/netns").join(format!("{}-{name}.{number}", lab.name()));
+        fs::write(&path, "")?;
+        mount_bind(format!("/proc/{pid}/ns/net"), &path)
+            .with_context(|| format!("cannot name the namespace of process {pid}"))?;
+        let inner = Inner {
+            lab: lab.clone(),
+            name: name.to_owned(),
+            path,
+            interfaces: AtomicU32::new(0),
+        };
+        Ok(Netns {
+            inner: Arc::new(inner),
+        })
     }
 
     /// The lab that it belongs to.

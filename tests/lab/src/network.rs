@@ -331,7 +331,7 @@ pub fn add_route(netns: &Netns, to: IpNet, gateway: IpAddr) -> Result<()> {
 }
 
 /// The `number`-th address of a prefix, with its length; none when the prefix is too small for it.
-fn host_address(prefix: &IpNet, number: u32) -> Option<IpNet> {
+pub(crate) fn host_address(prefix: &IpNet, number: u32) -> Option<IpNet> {
     let address: IpAddr = match prefix.network() {
         IpAddr::V4(base) => base
             .to_bits()

@@ -30,17 +30,29 @@ impl Process {
     ///
     /// # Errors
     /// When the program is not there or cannot be started.
-    pub fn spawn(netns: &Netns, name: &str, log: &Path, mut command: Command) -> Result<Process> {
+    pub fn spawn(netns: &Netns, name: &str, log: &Path, command: Command) -> Result<Process> {
+        Process::spawn_by(name, log, command, |mut command| {
+            netns.run(|| {
+                command.spawn().with_context(|| {
+                    format!("cannot start {}", command.get_program().to_string_lossy())
+                })
+            })
+        })
+    }
+
+    /// As [`Process::spawn`], where `start` knows the place.
+    pub(crate) fn spawn_by(
+        name: &str,
+        log: &Path,
+        mut command: Command,
+        start: impl FnOnce(Command) -> Result<Child>,
+    ) -> Result<Process> {
         let output = File::options().create(true).append(true).open(log)?;
         command
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output);
-        let child = netns.run(|| {
-            command.spawn().with_context(|| {
-                format!("cannot start {}", command.get_program().to_string_lossy())
-            })
-        })?;
+        let child = start(command)?;
         Ok(Process {
             name: name.to_owned(),
             child,

@@ -26,8 +26,13 @@ use rustix::process::{
 };
 use rustix::thread::UnshareFlags;
 
+use crate::kubernetes::cgroup;
+
 /// Names the process outside, for process 1 inside. It means nothing to any other process.
 const MARK: &str = "SELVAGE_SANDBOX";
+
+/// Names the control group, for everything inside.
+const GROUP: &str = "SELVAGE_SANDBOX_CGROUP";
 
 /// Where this process is after [`enter`].
 #[derive(Debug)]
@@ -65,19 +70,31 @@ pub fn is_inside() -> bool {
     env::var_os(MARK).is_some() && Path::new(SETTLED).exists()
 }
 
+/// The control group of everything inside that has groups, below the root of each hierarchy.
+pub(crate) fn control_group() -> Option<String> {
+    env::var(GROUP).ok().filter(|_| is_inside())
+}
+
 /// Exists once the sandbox's own `/run` is mounted.
 const SETTLED: &str = "/run/lab/.sandbox";
 
 /// Outside: makes the namespaces, starts process 1 and waits for it.
 fn leave() -> Result<Place> {
     let signals = Interrupts::new()?;
+    let outer = outer_pid()?;
+    let group = cgroup::name(outer)?;
+    cgroup::sweep();
     unshare_all()?;
     let mut child = Command::new(env::current_exe().context("this program has no path")?)
         .args(env::args_os().skip(1))
-        .env(MARK, outer_pid()?.to_string())
+        .env(MARK, outer.to_string())
+        .env(GROUP, &group)
         .spawn()
         .context("cannot start the first process of the sandbox")?;
-    wait(&mut child, &signals)
+    let place = wait(&mut child, &signals);
+    // All that the namespaces do not take with them: nobody is in them any more.
+    cgroup::remove(&group);
+    place
 }
 
 fn unshare_all() -> Result<()> {

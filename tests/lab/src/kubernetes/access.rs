@@ -5,6 +5,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 use base64::Engine;
@@ -85,7 +86,13 @@ pub(super) fn write_kubeconfig(
         "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
         "current-context": "lab",
     }))?;
-    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+    // Whole for whoever reads it meanwhile.
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let draft = file.with_extension(format!("draft{number}"));
+    fs::write(&draft, text)
+        .and_then(|()| fs::rename(&draft, file))
+        .with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// `kubectl` in a namespace, with a user's kubeconfig. A plain value: threads may have one each.

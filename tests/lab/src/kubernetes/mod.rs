@@ -31,12 +31,20 @@
 //! ```
 
 mod access;
+pub(crate) mod cgroup;
+mod cluster;
 mod control_plane;
+mod images;
+mod node;
 mod pki;
 mod programs;
 mod proxy;
+mod space;
 
 pub use access::{Kubectl, User};
+pub use cluster::{ClusterSettings, KubernetesCluster, PATIENCE, Pod};
 pub use control_plane::{ControlPlane, Settings};
+pub use images::AGNHOST;
+pub use node::{KubeProxy, Node};
 pub use programs::Programs;
 pub use proxy::Proxy;

@@ -5,6 +5,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 
@@ -14,6 +15,8 @@ use super::access::User;
 #[derive(Clone, Debug)]
 pub(super) struct Pki {
     folder: PathBuf,
+    /// Nodes that start side by side may ask for the same one.
+    signing: Arc<Mutex<()>>,
 }
 
 /// A certificate and its key, as PEM files.
@@ -25,7 +28,10 @@ pub(super) struct Identity {
 
 impl Pki {
     pub(super) fn create(folder: PathBuf) -> Result<Pki> {
-        let pki = Pki { folder };
+        let pki = Pki {
+            folder,
+            signing: Arc::default(),
+        };
         let extensions = "basicConstraints = critical,CA:TRUE\nkeyUsage = critical,keyCertSign\n";
         pki.request("ca", "CN = selvage-lab\n", extensions, &[])?;
         pki.request("service-accounts", "CN = service-accounts\n", LEAF, &[])?;
@@ -63,6 +69,7 @@ impl Pki {
     pub(super) fn client(&self, user: &User) -> Result<Identity> {
         let name = user.file_name();
         let known = self.identity(&name);
+        let _alone = self.signing.lock().unwrap_or_else(PoisonError::into_inner);
         if known.certificate.exists() {
             return Ok(known);
         }
