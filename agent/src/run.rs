@@ -156,6 +156,15 @@ impl Source {
             node: config.node.clone(),
             state_dir: config.state_dir.clone(),
             all_pods: config.features.policy,
+            pods: Some(Arc::new({
+                let world = world.clone();
+                move |after| {
+                    let (reply, answer) = oneshot::channel();
+                    world.send(Work::Pods(after, reply));
+                    answer
+                }
+            })),
+            patience: source::api::Patience::default(),
         };
         let world = world.clone();
         let tell = Box::new(move |name, text: Option<String>| {

@@ -1,13 +1,14 @@
 //! `networking.k8s.io/v1 NetworkPolicy`: the spec is the policy compiler's; here is only the envelope.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use selvage_policy::api::{LabelSelector, NetworkPolicySpec};
+use selvage_policy::api::{LabelSelector, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec};
 use selvage_policy::lower;
 use selvage_policy::model::{Policy, PolicyKey, Requirement, Selector};
 use serde_json::Value;
 
-use super::decode::{Context, identity};
+use super::decode::{Context, Mode, identity};
 use super::meta::valid_label;
 use super::{Faults, Kind, Meta, Object};
 
@@ -22,7 +23,10 @@ pub struct NetworkPolicy {
 
 impl NetworkPolicy {
     pub(super) fn lower(meta: Meta, spec: &Value, context: &mut Context) -> Option<NetworkPolicy> {
-        let raw: NetworkPolicySpec = context.decode("spec", spec)?;
+        let mut raw: NetworkPolicySpec = context.decode("spec", spec)?;
+        if context.mode == Mode::Api {
+            narrow(&mut raw, context);
+        }
         let key = PolicyKey::new(meta.key.namespace.as_str(), meta.key.name.as_str());
         match lower(key, &raw) {
             Ok(policy) => Some(NetworkPolicy {
@@ -34,6 +38,106 @@ impl NetworkPolicy {
                 None
             }
         }
+    }
+}
+
+/// A field that we do not know, of a newer Kubernetes, says something that we do not do. Somewhere in a rule it can only
+/// restrict it further: that part of the rule matches nothing then, for without the field it might match too much.
+/// Outside of rules nobody knows what it means: the policy is refused.
+fn narrow(spec: &mut NetworkPolicySpec, context: &mut Context) {
+    let inside = |path: &String| path.starts_with("spec.");
+    let unknown: Vec<String> = context
+        .ignored
+        .extract_if(.., |path| inside(path))
+        .collect();
+    if unknown.is_empty() {
+        return;
+    }
+    // Rules that go must not change what is isolated.
+    let isolates_egress = spec.egress.as_ref().is_some_and(|rules| !rules.is_empty());
+    if spec.policy_types.as_ref().is_none_or(Vec::is_empty) {
+        let egress = isolates_egress.then(|| "Egress".to_owned());
+        spec.policy_types = Some(["Ingress".to_owned()].into_iter().chain(egress).collect());
+    }
+    let mut narrowing = Narrowing::default();
+    for path in unknown {
+        // `spec.ingress[0].from[1].x` and what lies deeper, `spec.ingress[0].x`, `spec.x`.
+        let steps: Vec<&str> = path.split('.').skip(1).collect();
+        match steps.as_slice() {
+            [rule, part, _, ..] if is_rule(rule) && part.contains('[') => {
+                narrowing
+                    .parts
+                    .insert(((*rule).to_owned(), (*part).to_owned()));
+            }
+            [rule, _, ..] if is_rule(rule) => {
+                narrowing.rules.insert((*rule).to_owned());
+            }
+            _ => {
+                context.faults.hinted(
+                    path.as_str(),
+                    "unknown field, of which nobody can tell what it means for whom the policy protects",
+                    "a newer version of Selvage may know it",
+                );
+                continue;
+            }
+        }
+        context.ignored.push(path);
+    }
+    if let Some(rules) = &mut spec.ingress {
+        narrowing.apply("ingress", rules, |rule| {
+            (&mut rule.from, "from", &mut rule.ports)
+        });
+    }
+    if let Some(rules) = &mut spec.egress {
+        narrowing.apply("egress", rules, |rule| {
+            (&mut rule.to, "to", &mut rule.ports)
+        });
+    }
+}
+
+fn is_rule(step: &str) -> bool {
+    step.starts_with("ingress[") || step.starts_with("egress[")
+}
+
+/// Rules, and parts of rules, that are to match nothing.
+#[derive(Default)]
+struct Narrowing {
+    rules: BTreeSet<String>,
+    parts: BTreeSet<(String, String)>,
+}
+
+/// Peers, how they are called there, and ports.
+type Parts<'a> = (
+    &'a mut Option<Vec<NetworkPolicyPeer>>,
+    &'static str,
+    &'a mut Option<Vec<NetworkPolicyPort>>,
+);
+
+impl Narrowing {
+    fn apply<R>(&self, direction: &str, rules: &mut Vec<R>, parts: impl Fn(&mut R) -> Parts<'_>) {
+        let mut number = 0;
+        rules.retain_mut(|rule| {
+            let name = format!("{direction}[{number}]");
+            number += 1;
+            let (peers, list, ports) = parts(rule);
+            let peers_left = self.keep(&name, list, peers);
+            let ports_left = self.keep(&name, "ports", ports);
+            peers_left && ports_left && !self.rules.contains(&name)
+        });
+    }
+
+    /// Takes parts away; false if none is left, which would mean all.
+    fn keep<T>(&self, rule: &str, list: &str, parts: &mut Option<Vec<T>>) -> bool {
+        let Some(parts) = parts.as_mut().filter(|parts| !parts.is_empty()) else {
+            return true;
+        };
+        let mut number = 0;
+        parts.retain(|_| {
+            let part = (rule.to_owned(), format!("{list}[{number}]"));
+            number += 1;
+            !self.parts.contains(&part)
+        });
+        !parts.is_empty()
     }
 }
 
@@ -127,4 +231,91 @@ pub(super) fn selector(path: &str, raw: &LabelSelector, faults: &mut Faults) -> 
         });
     }
     Some(Selector::new(requirements))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::objects::parse;
+
+    /// The policy as the API server might have it with fields of a newer version, and the same without what they are in.
+    #[test]
+    fn unknown_fields_never_widen() {
+        let policy = |mut spec: Value| {
+            spec["podSelector"] = json!({"matchLabels": {"app": "a"}});
+            json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "spec": spec,
+                "metadata": {"name": "p", "namespace": "default"}})
+        };
+        let read = |spec: Value| parse(&policy(spec), Mode::Api).unwrap().unwrap();
+        let pods = json!({"podSelector": {}});
+        let strange = json!({"podSelector": {}, "x": {}});
+        let port = json!({"port": 80});
+        for (with, without) in [
+            // A peer among others goes; the last one takes the rule with it.
+            (
+                json!({"ingress": [{"from": [strange, pods]}]}),
+                json!({"ingress": [{"from": [pods]}]}),
+            ),
+            (
+                json!({"ingress": [{"from": [strange]}]}),
+                json!({"ingress": []}),
+            ),
+            (
+                json!({"ingress": [{"from": [strange], "ports": [port]}, {}]}),
+                json!({"ingress": [{}]}),
+            ),
+            // However deep.
+            (
+                json!({"ingress": [{"from": [{"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "x": 1}]}}]}]}),
+                json!({"ingress": []}),
+            ),
+            (
+                json!({"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8", "x": 1}}, pods]}], "policyTypes": ["Egress"]}),
+                json!({"egress": [{"to": [pods]}], "policyTypes": ["Egress"]}),
+            ),
+            // Ports alike.
+            (
+                json!({"ingress": [{"ports": [{"port": 80, "x": 1}, {"port": 81}]}]}),
+                json!({"ingress": [{"ports": [{"port": 81}]}]}),
+            ),
+            (
+                json!({"ingress": [{"ports": [{"port": 80, "x": 1}]}]}),
+                json!({"ingress": []}),
+            ),
+            // A rule as a whole.
+            (
+                json!({"ingress": [{"x": 1}, {"from": [pods]}]}),
+                json!({"ingress": [{"from": [pods]}]}),
+            ),
+            // What is isolated stays so.
+            (
+                json!({"egress": [{"to": [strange]}]}),
+                json!({"egress": [], "policyTypes": ["Ingress", "Egress"]}),
+            ),
+        ] {
+            let (got, expected) = (read(with.clone()), read(without));
+            assert_eq!(got.object, expected.object, "{with}");
+            assert!(
+                !got.ignored.is_empty() && expected.ignored.is_empty(),
+                "{with}"
+            );
+        }
+    }
+
+    #[test]
+    fn unknown_fields_outside_of_rules_are_refused() {
+        for spec in [
+            json!({"podSelector": {}, "x": 1}),
+            json!({"podSelector": {"x": 1}}),
+            json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "x": 1}]}}),
+        ] {
+            let value = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "spec": spec,
+                "metadata": {"name": "p", "namespace": "default"}});
+            let refused = parse(&value, Mode::Api).unwrap_err();
+            assert!(refused.faults[0].path.ends_with("x"), "{refused:?}");
+            assert!(stand_in(&value).is_some());
+        }
+    }
 }

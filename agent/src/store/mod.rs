@@ -8,6 +8,7 @@ mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use selvage_cni::link::Attachment;
@@ -381,6 +382,13 @@ impl Store {
     /// All pods, by key.
     pub fn pods(&self) -> impl Iterator<Item = &Arc<PodFact>> {
         self.pods.values()
+    }
+
+    /// The pods that come after a key.
+    pub fn pods_after(&self, key: Option<&PodKey>) -> impl Iterator<Item = &Arc<PodFact>> {
+        let after = key.map_or(Bound::Unbounded, Bound::Excluded);
+        let pods = self.pods.range::<PodKey, _>((after, Bound::Unbounded));
+        pods.map(|(_, pod)| pod)
     }
 
     /// A pod.

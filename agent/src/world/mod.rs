@@ -21,6 +21,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -29,7 +30,11 @@ use selvage_bgp::core::{
     prefix::Prefix,
 };
 use selvage_cni::link;
-use selvage_policy::{Compiler, plan::Gen};
+use selvage_policy::{
+    Compiler,
+    model::{PodFact, PodKey},
+    plan::Gen,
+};
 use tokio::sync::oneshot;
 use tracing::error;
 
@@ -74,6 +79,8 @@ pub enum Work {
     Ask(Query),
     /// By the plugin.
     Link(LinkQuery),
+    /// By the source, for its snapshot: some pods after this one.
+    Pods(Option<PodKey>, oneshot::Sender<Vec<Arc<PodFact>>>),
     /// End.
     Stop(Shutdown),
 }
@@ -326,6 +333,12 @@ impl World {
                 Dirty::default()
             }
             Work::Link(query) => self.link(query),
+            Work::Pods(after, reply) => {
+                // Not so many that anybody would notice the pause.
+                let some = self.store.pods_after(after.as_ref()).take(4096);
+                let _ = reply.send(some.cloned().collect());
+                Dirty::default()
+            }
             Work::Stop(_) => Dirty::default(),
         }
     }

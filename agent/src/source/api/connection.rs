@@ -33,8 +33,6 @@ const SERVERS: &str = "api-servers";
 
 /// A server that does not take a connection for so long is not there.
 const CONNECT: Duration = Duration::from_secs(3);
-/// A server that does not begin to answer for so long does not serve.
-const ANSWER: Duration = Duration::from_secs(20);
 /// A connection without traffic is probed after this, this often, so many times.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 3);
 /// What is sent and not acknowledged for so long is lost, and so is the connection.
@@ -75,6 +73,7 @@ pub(super) async fn open(
     account: &Path,
     state_dir: &Path,
     node: &str,
+    patience: Duration,
 ) -> Result<Connection, NoWay> {
     let mut config = match api.kubeconfig.as_slice() {
         [] => service_account(account)?,
@@ -87,13 +86,11 @@ pub(super) async fn open(
     let namespace = namespace
         .map(|text| text.trim().to_owned())
         .filter(|text| !text.is_empty());
-    let mut list: Vec<Server> = api
-        .servers
-        .iter()
-        .filter_map(|text| Server::at(text))
-        .collect();
+    let named = Server::of(&config.cluster_url).ok_or(NoWay::NoServer)?;
+    let given = api.servers.iter();
+    let mut list: Vec<Server> = given.filter_map(|text| named.elsewhere(text)).collect();
     if list.is_empty() {
-        list.extend(Server::of(&config.cluster_url));
+        list.push(named);
     }
     let servers = Servers::new(list);
     let remembered = api.kubeconfig.is_empty().then(|| state_dir.join(SERVERS));
@@ -104,7 +101,7 @@ pub(super) async fn open(
     config.cluster_url = first.uri().ok_or(NoWay::NoServer)?;
     let servers = Arc::new(servers);
     Ok(Connection {
-        client: client(config, Arc::clone(&servers), node)?,
+        client: client(config, Arc::clone(&servers), node, patience)?,
         servers,
         namespace: namespace.unwrap_or_else(|| SYSTEM_NAMESPACE.into()),
         remembered,
@@ -156,7 +153,12 @@ fn service_account(folder: &Path) -> Result<Config, NoWay> {
     Ok(config)
 }
 
-fn client(mut config: Config, servers: Arc<Servers>, node: &str) -> Result<Client, NoWay> {
+fn client(
+    mut config: Config,
+    servers: Arc<Servers>,
+    node: &str,
+    patience: Duration,
+) -> Result<Client, NoWay> {
     // Inline tokens go first, as everywhere.
     let token = match config.auth_info.token {
         Some(_) => None,
@@ -169,6 +171,7 @@ fn client(mut config: Config, servers: Arc<Servers>, node: &str) -> Result<Clien
         servers,
         token,
         agent,
+        patience,
     };
     let headers = config.extra_headers_layer()?;
     let namespace = config.default_namespace.clone();
@@ -215,6 +218,8 @@ struct Door {
     servers: Arc<Servers>,
     token: Option<PathBuf>,
     agent: HeaderValue,
+    /// A server that does not begin to answer for so long does not serve.
+    patience: Duration,
 }
 
 impl Service<Request<Body>> for Door {
@@ -249,7 +254,7 @@ impl Door {
             let mut parts = parts.clone();
             parts.uri = server.rebase(&wanted).ok_or("not a path of the API")?;
             let answer = (self.send)(Request::from_parts(parts, body));
-            let error = match tokio::time::timeout(ANSWER, answer).await {
+            let error = match tokio::time::timeout(self.patience, answer).await {
                 Ok(Ok(mut response)) => {
                     response.extensions_mut().insert(via);
                     return Ok(response);
@@ -262,7 +267,10 @@ impl Door {
                     }
                     error
                 }
-                Err(_) => Unanswered(format!("{server}: no answer within {} s", ANSWER.as_secs())),
+                Err(_) => Unanswered(format!(
+                    "{server}: no answer within {} s",
+                    self.patience.as_secs()
+                )),
             };
             self.servers.leave(via);
             body = match again {

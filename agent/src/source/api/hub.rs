@@ -4,8 +4,9 @@
 //! earlier form of a refused object is in force. Pods are too many for that.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -13,16 +14,14 @@ use tracing::{info, warn};
 use super::super::watch::Sink;
 use super::super::{At, ObjectEvent, Origin, Problem};
 use super::fault::Fault;
-use super::read::Read;
+use super::read::{self, Read};
 use super::resource::Resource;
+use super::snapshot::{self, Snapshot};
 use super::standing::{self, Basis, Phase};
 use crate::objects::{Key, Kind, Timestamp};
 
 /// Told when something about the API server begins to be wrong (why), or is well again (`None`), by a stable name.
 pub type Tell = Box<dyn Fn(&'static str, Option<String>) + Send>;
-
-/// What the API server has to say for so long before objects that we know are taken for gone with their kind.
-const ABSENT: i64 = 30;
 
 /// One step of a watcher.
 pub(super) enum Change {
@@ -40,6 +39,14 @@ pub(super) struct Hub {
     inner: Mutex<Inner>,
     /// Counts how often the API server came back: nobody sleeps on then.
     revived: watch::Sender<u64>,
+    /// Counts changes of what the snapshot has, but pods.
+    objects: watch::Sender<u64>,
+    /// Counts changes of pods.
+    pods: watch::Sender<u64>,
+    /// Where the snapshot is.
+    folder: PathBuf,
+    /// What the API server has to say for so long before objects that we know are taken for gone with their kind.
+    absent: Duration,
 }
 
 struct Inner {
@@ -58,7 +65,7 @@ struct Known {
     phase: Phase,
     basis: Basis,
     /// Since when the API server says that there is no such kind.
-    absent_since: Option<Timestamp>,
+    absent_since: Option<Instant>,
     /// Not of pods.
     objects: BTreeMap<Key, Held>,
     /// What has a problem that was told.
@@ -68,10 +75,13 @@ struct Known {
     pods: usize,
     /// All that was there when this mark was asked for was sent.
     proved: u64,
+    /// Something that the snapshot has was changed.
+    changed: bool,
+    /// There is nothing to be had from a snapshot any more.
+    remembered: bool,
 }
 
 struct Held {
-    #[allow(dead_code, reason = "for the snapshot")]
     text: Box<str>,
     /// It is in force as it stands; if not, something else is in its place.
     good: bool,
@@ -89,7 +99,26 @@ impl Known {
             unseen: None,
             pods: 0,
             proved: 0,
+            changed: false,
+            remembered: false,
         }
+    }
+
+    /// Until when what is known was true.
+    fn true_until(&self, now: Timestamp) -> Timestamp {
+        match (self.basis, &self.phase) {
+            (Basis::Snapshot(time), _) => time,
+            (_, Phase::Away(since, _)) => *since,
+            _ => now,
+        }
+    }
+
+    fn keep(&mut self, key: &Key, text: Option<Box<str>>, good: bool) {
+        let Some(text) = text else { return };
+        let held = Held { text, good };
+        let before = self.objects.insert(key.clone(), held);
+        let now = self.objects.get(key);
+        self.changed |= before.as_ref().map(|held| &held.text) != now.map(|held| &held.text);
     }
 
     fn see(&mut self, key: &Key) {
@@ -107,7 +136,7 @@ impl Known {
             Change::Deleted(key) => {
                 self.see(&key);
                 self.pods = self.pods.saturating_sub(1);
-                self.objects.remove(&key);
+                self.changed |= self.objects.remove(&key).is_some();
                 self.settle(key.clone(), Vec::new(), events);
                 events.push(ObjectEvent::Deleted(self.resource.kind, key));
             }
@@ -124,9 +153,7 @@ impl Known {
             } => {
                 let key = object.key().clone();
                 self.see(&key);
-                if let Some(text) = kept {
-                    self.objects.insert(key.clone(), Held { text, good: true });
-                }
+                self.keep(&key, kept, true);
                 self.settle(key, ignored, events);
                 events.push(ObjectEvent::Applied(object));
                 events.extend(shown.map(ObjectEvent::Shown));
@@ -141,9 +168,7 @@ impl Known {
                 self.see(&key);
                 let good = self.objects.get(&key).is_some_and(|held| held.good);
                 if let Some(stand_in) = stand_in.filter(|_| !good) {
-                    if let Some(text) = kept {
-                        self.objects.insert(key.clone(), Held { text, good: false });
-                    }
+                    self.keep(&key, kept, false);
                     problems.push(super::super::closed(
                         self.resource.kind,
                         &key,
@@ -177,12 +202,45 @@ impl Known {
         events.push(ObjectEvent::Relist(self.resource.kind));
     }
 
+    /// Takes what an earlier run has kept for what the API server would say.
+    fn remember(&mut self, folder: &Path, events: &mut Vec<ObjectEvent>) {
+        let name = match self.resource.kind {
+            Kind::Pod => snapshot::PODS,
+            _ => snapshot::OBJECTS,
+        };
+        let snapshot = match Snapshot::read(folder, name) {
+            Ok(Some(snapshot)) => snapshot,
+            Ok(None) => return,
+            Err(error) => {
+                let path = folder.join(name);
+                warn!(path = %path.display(), %error, "the snapshot of objects is not usable");
+                return;
+            }
+        };
+        for text in snapshot.objects() {
+            let Some(mut read) = read::kept(self.resource.kind, text) else {
+                continue;
+            };
+            // What the API server has said meanwhile is newer.
+            if !self.objects.contains_key(read.key()) {
+                read.forget_status();
+                self.pods += usize::from(self.resource.kind == Kind::Pod);
+                self.read(read, events);
+            }
+        }
+        // It is what was there before.
+        self.changed = false;
+        self.basis = Basis::Snapshot(snapshot.time);
+        events.push(ObjectEvent::Synced(self.resource.kind));
+    }
+
     fn finish(&mut self, events: &mut Vec<ObjectEvent>) {
         for key in self.unseen.take().unwrap_or_default() {
-            self.objects.remove(&key);
+            self.changed |= self.objects.remove(&key).is_some();
             self.settle(key, Vec::new(), events);
         }
         self.basis = Basis::Heard;
+        self.remembered = true;
         events.push(ObjectEvent::Synced(self.resource.kind));
     }
 }
@@ -195,7 +253,13 @@ fn at(problems: &[Problem]) -> At {
 }
 
 impl Hub {
-    pub(super) fn new(resources: &[Resource], sink: Sink, tell: Tell) -> Hub {
+    pub(super) fn new(
+        resources: &[Resource],
+        folder: &Path,
+        absent: Duration,
+        sink: Sink,
+        tell: Tell,
+    ) -> Hub {
         let kinds = resources
             .iter()
             .map(|resource| (resource.kind, Known::new(resource.clone())))
@@ -210,7 +274,46 @@ impl Hub {
                 over: false,
             }),
             revived: watch::Sender::new(0),
+            objects: watch::Sender::new(0),
+            pods: watch::Sender::new(0),
+            folder: folder.to_owned(),
+            absent,
         }
+    }
+
+    /// Told when something has changed that the snapshot has, but pods.
+    pub(super) fn objects_changed(&self) -> watch::Receiver<u64> {
+        self.objects.subscribe()
+    }
+
+    /// Told when pods have changed.
+    pub(super) fn pods_changed(&self) -> watch::Receiver<u64> {
+        self.pods.subscribe()
+    }
+
+    /// Until when what is known was true; `None` while something is missing.
+    pub(super) fn true_until(&self) -> Option<Timestamp> {
+        let inner = self.lock();
+        let now = now();
+        let missing = |known: &Known| {
+            let forbidden = matches!(known.phase, Phase::Forbidden(_));
+            known.basis == Basis::Nothing && !forbidden || known.unseen.is_some()
+        };
+        if inner.kinds.values().any(missing) {
+            return None;
+        }
+        let times = inner.kinds.values().map(|known| known.true_until(now));
+        times.min()
+    }
+
+    /// What the snapshot has to have, but pods.
+    pub(super) fn texts(&self) -> Vec<String> {
+        let inner = self.lock();
+        let held = inner
+            .kinds
+            .values()
+            .flat_map(|known| known.objects.values());
+        held.map(|held| held.text.to_string()).collect()
     }
 
     /// Told whenever the API server came back.
@@ -276,6 +379,7 @@ impl Hub {
     /// A kind could not be read. `mark`: the newest one that had been asked for before.
     pub(super) fn failed(&self, kind: Kind, fault: &Fault, mark: u64) {
         let now = now();
+        let folder = &self.folder;
         self.with(kind, |known, events| {
             let since = match &known.phase {
                 Phase::Away(since, _) => *since,
@@ -291,18 +395,22 @@ impl Hub {
                     known.proved = known.proved.max(mark);
                 }
                 Fault::Absent => {
-                    let since = *known.absent_since.get_or_insert(now);
+                    let since = known.absent_since.get_or_insert_with(Instant::now);
                     known.phase = Phase::Absent;
                     known.proved = known.proved.max(mark);
                     // An API server that has just started may not know of it yet.
                     let expected = !known.objects.is_empty();
-                    let sure = !expected || now.0 - since.0 >= ABSENT;
+                    let sure = !expected || since.elapsed() >= self.absent;
                     if sure && (expected || known.basis != Basis::Heard) {
                         known.begin(events);
                         known.finish(events);
                     }
                 }
                 Fault::Gone | Fault::NoStreams => {}
+            }
+            let unheard = matches!(fault, Fault::Away(_) | Fault::Forbidden(_));
+            if unheard && !std::mem::replace(&mut known.remembered, true) {
+                known.remember(folder, events);
             }
         });
         self.lock().tell();
@@ -322,10 +430,20 @@ impl Hub {
     fn with(&self, kind: Kind, step: impl FnOnce(&mut Known, &mut Vec<ObjectEvent>)) {
         let mut inner = self.lock();
         let mut events = Vec::new();
+        let mut changed = false;
         if let Some(known) = inner.kinds.get_mut(&kind) {
             step(known, &mut events);
+            changed = std::mem::take(&mut known.changed);
         }
+        let pods = kind == Kind::Pod && !events.is_empty();
         inner.send(events);
+        drop(inner);
+        if changed {
+            self.objects.send_modify(|count| *count += 1);
+        }
+        if pods {
+            self.pods.send_modify(|count| *count += 1);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -363,7 +481,8 @@ impl Inner {
     }
 }
 
-fn now() -> Timestamp {
+/// The time of day.
+pub(super) fn now() -> Timestamp {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -11,10 +11,12 @@ mod connection;
 mod endpoints;
 mod fault;
 mod hub;
+mod keeper;
 mod lines;
 mod read;
 mod resource;
 mod servers;
+mod snapshot;
 mod standing;
 mod watcher;
 
@@ -31,6 +33,7 @@ use tokio::sync::{oneshot, watch};
 
 pub use connection::{NoWay, SERVICE_ACCOUNT};
 pub use hub::Tell;
+pub use keeper::PodsAfter;
 
 use self::hub::Hub;
 use self::resource::Resource;
@@ -40,7 +43,7 @@ use crate::config::ApiConfig;
 use crate::objects::Kind;
 
 /// What has to be known before anything can be asked.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
     /// How the API server is reached.
     pub api: ApiConfig,
@@ -52,6 +55,40 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Pods of other nodes matter, too: they may be peers of a policy.
     pub all_pods: bool,
+    /// Where the snapshot gets its pods: they are kept once only. `None`: it has none.
+    pub pods: Option<PodsAfter>,
+    /// When things are given up.
+    pub patience: Patience,
+}
+
+/// How long something may last before it is taken for broken, and how long changes are collected.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// A server that does not begin to answer for so long does not serve.
+    pub answer: Duration,
+    /// Bookmarks come about once a minute: a watch that is silent for so long leads nowhere.
+    pub silence: Duration,
+    /// A list that does not go on for so long leads nowhere.
+    pub stall: Duration,
+    /// What the API server has to say for so long before objects that we know are taken for gone with their kind.
+    pub absent: Duration,
+    /// Changes of objects are collected for so long before the snapshot is written.
+    pub objects: Duration,
+    /// The same of pods.
+    pub pods: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience {
+            answer: Duration::from_secs(20),
+            silence: Duration::from_secs(150),
+            stall: Duration::from_secs(30),
+            absent: Duration::from_secs(30),
+            objects: Duration::from_secs(3),
+            pods: Duration::from_secs(30),
+        }
+    }
 }
 
 /// A running source; dropping it stops it.
@@ -83,10 +120,13 @@ pub fn spawn(settings: &Settings, sink: Sink, tell: Tell) -> Result<Api, NoSourc
         &settings.account,
         &settings.state_dir,
         &settings.node,
+        settings.patience.answer,
     ))?;
     let node = (!settings.all_pods).then_some(settings.node.as_str());
     let resources = Kind::ALL.map(|kind| Resource::new(kind, &connection.namespace, node));
-    let hub = Arc::new(Hub::new(&resources, sink, tell));
+    let patience = settings.patience;
+    let hub = Hub::new(&resources, &settings.state_dir, patience.absent, sink, tell);
+    let hub = Arc::new(hub);
     let asked = watch::Sender::new(0);
     let streams = Arc::new(AtomicBool::new(true));
     for resource in resources {
@@ -99,7 +139,9 @@ pub fn spawn(settings: &Settings, sink: Sink, tell: Tell) -> Result<Api, NoSourc
             asked: asked.subscribe(),
             revived: hub.revived(),
             version: Version::default(),
+            proved: 0,
             cut: 0,
+            patience,
         };
         runtime.spawn(watcher.run());
     }
@@ -107,11 +149,21 @@ pub fn spawn(settings: &Settings, sink: Sink, tell: Tell) -> Result<Api, NoSourc
         let (client, servers) = (connection.client.clone(), connection.servers);
         runtime.spawn(endpoints::follow(client, servers, path, hub.revived()));
     }
+    let folder = settings.state_dir.clone();
+    let keeper = keeper::keep_objects(Arc::clone(&hub), folder.clone(), patience.objects);
+    runtime.spawn(keeper);
+    if let Some(pods) = settings.pods.clone() {
+        let keeper = keeper::keep_pods(Arc::clone(&hub), folder.clone(), patience.pods, pods);
+        runtime.spawn(keeper);
+    }
     let handle = runtime.handle().clone();
     let (end, ended) = oneshot::channel();
     let thread = std::thread::Builder::new()
         .name("kubernetes".into())
-        .spawn(move || run(runtime, ended))?;
+        .spawn(move || {
+            run(runtime, ended);
+            keeper::last_words(&hub, &folder);
+        })?;
     Ok(Api {
         client: connection.client,
         handle,

@@ -129,6 +129,34 @@ pub(super) enum Read {
     },
 }
 
+impl Read {
+    pub(super) fn key(&self) -> &Key {
+        match self {
+            Read::Good { object, .. } => object.key(),
+            Read::Bad { key, .. } => key,
+        }
+    }
+
+    /// A status that is not the API server's says nothing.
+    pub(super) fn forget_status(&mut self) {
+        match self {
+            Read::Good { shown, .. } | Read::Bad { shown, .. } => *shown = None,
+        }
+    }
+}
+
+/// Reads an object of a snapshot; `None` if it is of another kind.
+pub(super) fn kept(kind: Kind, text: &str) -> Option<Read> {
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow)]
+        kind: Cow<'a, str>,
+    }
+    let raw = serde_json::from_str::<&RawValue>(text).ok()?;
+    let named = serde_json::from_str::<Named<'_>>(text).ok()?;
+    (named.kind == kind.name()).then(|| object(kind, raw))
+}
+
 /// Reads one object of a kind.
 pub(super) fn object(kind: Kind, raw: &RawValue) -> Read {
     if kind == Kind::Pod
@@ -178,8 +206,11 @@ fn value_of(kind: Kind, mut value: Value) -> Read {
             let ignored = ignored.into_iter().filter(|_| shown.is_none());
             let hint = "a newer version of Selvage may know it";
             let ignored = ignored.map(|path| {
-                let reason = "unknown field, ignored".into();
-                problem(kind, key, &version, &path, reason, Some(hint.into()))
+                let reason = match path.starts_with("spec.") {
+                    true => "unknown field: this part of the rule matches nothing",
+                    false => "unknown field, ignored",
+                };
+                problem(kind, key, &version, &path, reason.into(), Some(hint.into()))
             });
             return Read::Good {
                 ignored: ignored.collect(),

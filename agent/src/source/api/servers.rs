@@ -40,6 +40,15 @@ impl Server {
         })
     }
 
+    /// The same at another `HOST:PORT`.
+    pub(super) fn elsewhere(&self, text: &str) -> Option<Server> {
+        let authority = text.parse().ok()?;
+        Some(Server {
+            authority,
+            ..self.clone()
+        })
+    }
+
     /// Its address.
     pub(super) fn uri(&self) -> Option<Uri> {
         self.rebase(&Uri::from_static("/"))

@@ -26,7 +26,6 @@ pub(super) enum Phase {
 pub(super) enum Basis {
     Nothing,
     /// Of an earlier run, of this time.
-    #[allow(dead_code, reason = "for the snapshot")]
     Snapshot(Timestamp),
     /// The API server has said it to us.
     Heard,

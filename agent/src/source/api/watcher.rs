@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
+use super::Patience;
 use super::backoff::{Backoff, dice};
 use super::connection::reason;
 use super::fault::Fault;
@@ -38,10 +39,6 @@ use super::servers::{Servers, Via};
 const WATCH: (u64, f64) = (300, 120.0);
 /// A watch that is to end with a bookmark soon.
 const SHORT_WATCH: u64 = 3;
-/// Bookmarks come about once a minute: a watch that is silent for so long leads nowhere.
-const SILENCE: Duration = Duration::from_secs(150);
-/// A list that does not go on for so long leads nowhere.
-const STALLED: Duration = Duration::from_secs(30);
 /// A page is not larger.
 const LARGEST: usize = 512 << 20;
 /// What ends sooner was no success.
@@ -63,8 +60,11 @@ pub(super) struct Watcher {
     pub(super) asked: watch::Receiver<u64>,
     pub(super) revived: watch::Receiver<u64>,
     pub(super) version: Version,
+    /// The newest mark for which all was sent.
+    pub(super) proved: u64,
     /// How often in a row a list that came as a stream was cut.
     pub(super) cut: u32,
+    pub(super) patience: Patience,
 }
 
 /// How far we are.
@@ -131,20 +131,20 @@ impl Watcher {
         let mut aim = Aim::Follow;
         while !self.hub.is_over() {
             let mark = *self.asked.borrow_and_update();
+            if self.version.is_known() && mark > self.proved {
+                match self.hub.count(self.resource.kind) <= PAGE {
+                    true => self.version.forget(),
+                    false => aim = Aim::Prove(mark),
+                }
+            }
             let began = Instant::now();
-            let done = match (self.version.is_known(), aim) {
-                (false, _) => self.fill(mark).await,
-                (true, aim) => self.follow(aim).await,
+            let done = match self.version.is_known() {
+                false => self.fill(mark).await,
+                true => self.follow(aim).await,
             };
             aim = Aim::Follow;
             match done {
-                Ok(End::Asked) => {
-                    let mark = *self.asked.borrow();
-                    match self.hub.count(self.resource.kind) <= PAGE {
-                        true => self.version.forget(),
-                        false => aim = Aim::Prove(mark),
-                    }
-                }
+                Ok(End::Asked) => {}
                 Ok(End::Closed) if began.elapsed() > BRIEF => backoff.reset(),
                 Ok(End::Closed) => self.pause(&mut backoff, false).await,
                 Err(fault) => self.fail(&fault, mark, &mut backoff).await,
@@ -211,8 +211,7 @@ impl Watcher {
             after = metadata.next.filter(|next| !next.is_empty());
             if after.is_none() {
                 self.version.set(&metadata.resource_version);
-                self.cut = 0;
-                self.hub.finish(self.resource.kind, mark);
+                self.finish(mark);
                 return self.follow(Aim::Follow).await;
             }
         }
@@ -227,7 +226,7 @@ impl Watcher {
         let end = self.watch(query, aim).await?;
         if let Aim::Prove(mark) = aim {
             // Without a bookmark it was silent for as long as it could be.
-            self.hub.prove(self.resource.kind, mark);
+            self.prove(mark);
         }
         Ok(end)
     }
@@ -243,7 +242,7 @@ impl Watcher {
         let mut lines = Lines::default();
         loop {
             let frame = tokio::select! {
-                frame = timeout(SILENCE, body.frame()) => frame,
+                frame = timeout(self.patience.silence, body.frame()) => frame,
                 asked = self.asked.changed(), if aim == Aim::Follow => {
                     // Without anybody who could ask there is nobody to follow for.
                     return asked.map(|()| End::Asked).map_err(|_| Fault::Gone);
@@ -335,9 +334,8 @@ impl Watcher {
                     Aim::Fill(mark) if head.ends_initial() => {
                         self.hub.take(kind, std::mem::take(changes));
                         self.version.set(head.version());
-                        self.cut = 0;
                         self.hub.live(kind);
-                        self.hub.finish(kind, mark);
+                        self.finish(mark);
                         *aim = Aim::Follow;
                     }
                     // It does not know what it was asked for.
@@ -348,7 +346,7 @@ impl Watcher {
                     Aim::Prove(mark) => {
                         self.version.advance(head.version());
                         self.hub.take(kind, std::mem::take(changes));
-                        self.hub.prove(kind, mark);
+                        self.prove(mark);
                         return Ok(true);
                     }
                 }
@@ -360,6 +358,17 @@ impl Watcher {
             other => debug!(%kind, event = other, "an event that this version does not know"),
         }
         Ok(false)
+    }
+
+    fn finish(&mut self, mark: u64) {
+        self.cut = 0;
+        self.proved = self.proved.max(mark);
+        self.hub.finish(self.resource.kind, mark);
+    }
+
+    fn prove(&mut self, mark: u64) {
+        self.proved = self.proved.max(mark);
+        self.hub.prove(self.resource.kind, mark);
     }
 
     /// Whether an event is one that we have not seen. The objects with which a stream begins come in any order.
@@ -387,7 +396,7 @@ impl Watcher {
             return Ok(response);
         }
         let via = response.extensions().get::<Via>().copied();
-        let fault = timeout(STALLED, Fault::of(response)).await;
+        let fault = timeout(self.patience.stall, Fault::of(response)).await;
         let fault = fault.unwrap_or_else(|_| Fault::Away("an answer has no end".into()));
         if let Fault::Away(_) = fault {
             self.leave(via);
@@ -399,7 +408,7 @@ impl Watcher {
         let mut body = response.into_body();
         let mut bytes = Vec::new();
         loop {
-            let frame = match timeout(STALLED, body.frame()).await {
+            let frame = match timeout(self.patience.stall, body.frame()).await {
                 Ok(Some(Ok(frame))) => frame,
                 Ok(None) => return Ok(bytes),
                 Ok(Some(Err(error))) => return Err(Fault::Away(reason(&error))),

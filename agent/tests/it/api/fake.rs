@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,8 @@ pub struct State {
     pub bookmarks: Option<Duration>,
     /// Answers instead of what was asked, for paths that contain a text.
     pub refuse: Vec<(&'static str, u16, String)>,
+    /// The newest version in a bookmark, by kind.
+    pub bookmarked: BTreeMap<String, u64>,
     /// No byte is sent on any watch.
     pub stalled: bool,
     /// Only this token is accepted.
@@ -44,8 +46,12 @@ pub struct State {
     raws: u64,
     /// Watches that were begun before this was counted on are cut.
     cut: u64,
-    /// Lists answer so many objects at most, whatever is asked for.
+    /// Lists answer so many objects, whatever is asked for.
     pub page: usize,
+    /// Says so once when the second page of a list is asked for: 410.
+    pub forget_page: bool,
+    /// Does not know how to begin with all objects, and does not say so either.
+    pub oblivious: bool,
     /// Runs; if not, it is to end.
     up: bool,
     sockets: Vec<TcpStream>,
@@ -92,6 +98,7 @@ impl Fake {
             streams: true,
             bookmarks: None,
             refuse: Vec::new(),
+            bookmarked: BTreeMap::new(),
             stalled: false,
             token: None,
             requests: Vec::new(),
@@ -99,6 +106,8 @@ impl Fake {
             raws: 0,
             cut: 0,
             page: 500,
+            forget_page: false,
+            oblivious: false,
             up: true,
             sockets: Vec::new(),
         };
@@ -170,7 +179,12 @@ impl Fake {
                 "{what}: never; asked was {:#?}",
                 state.requests
             );
-            state = self.shared.changed.wait_timeout(state, left).unwrap().0;
+            state = self
+                .shared
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 
@@ -208,7 +222,7 @@ impl Drop for Fake {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -253,11 +267,10 @@ impl State {
         log.push(event);
     }
 
-    /// Forgets what has happened so far: who watches from before is told 410.
-    pub fn compact(&mut self) {
-        self.version += 1;
+    /// Forgets what has happened before a version: who watches from before is told 410.
+    pub fn compact(&mut self, version: u64) {
         for resource in self.resources.values_mut() {
-            resource.compacted = self.version;
+            resource.compacted = version;
         }
     }
 
@@ -329,7 +342,7 @@ fn answer(
         .filter_map(|pair| pair.split_once('='))
         .collect();
     let plural = collection.rsplit('/').next().unwrap_or_default().to_owned();
-    let state = shared.lock();
+    let mut state = shared.lock();
     let refused = state.refuse.iter().find(|(part, ..)| path.contains(part));
     let mut refused = refused.map(|(_, code, message)| (*code, message.clone()));
     if state.token.is_some() && state.token != token {
@@ -355,13 +368,17 @@ fn answer(
         .resources
         .get(&plural)
         .map_or(0, |resource| resource.compacted);
+    if start_of(&query) > 0 && std::mem::take(&mut state.forget_page) {
+        refused = Some((410, "The provided continue parameter is too old".into()));
+    }
+    let oblivious = state.oblivious;
     if let Some((code, message)) = refused {
         drop(state);
         return respond(stream, code, &status(code, &message)).map(|()| true);
     }
     if watching {
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")?;
-        if !initial && from < compacted {
+        if !initial && from < compacted && from > 0 {
             drop(state);
             let error = json!({"type": "ERROR", "object": status(410, "too old resource version")});
             chunk(stream, format!("{error}\n").as_bytes())?;
@@ -383,17 +400,10 @@ fn answer(
             raws,
             deadline,
         };
-        return watch.run(initial);
+        return watch.run(initial && !oblivious);
     }
-    let start: usize = query
-        .get("continue")
-        .and_then(|text| text.parse().ok())
-        .unwrap_or_default();
-    let limit = query
-        .get("limit")
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(usize::MAX)
-        .min(state.page);
+    let start = start_of(&query);
+    let limit = state.page;
     let resource = &state.resources[&plural];
     let kind = KINDS.iter().find(|(name, ..)| *name == plural).unwrap().2;
     let items: Vec<Value> = resource
@@ -404,7 +414,7 @@ fn answer(
         .cloned()
         .map(|mut item| {
             // As the real one does for its own kinds.
-            if item["kind"] == kind {
+            if item["kind"] == kind && item["apiVersion"] != "v2" {
                 item.as_object_mut().unwrap().remove("kind");
                 item.as_object_mut().unwrap().remove("apiVersion");
             }
@@ -420,6 +430,11 @@ fn answer(
     });
     drop(state);
     respond(stream, 200, &list).map(|()| true)
+}
+
+fn start_of(query: &BTreeMap<&str, &str>) -> usize {
+    let start = query.get("continue").and_then(|text| text.parse().ok());
+    start.unwrap_or_default()
 }
 
 struct Watch<'a> {
@@ -464,7 +479,12 @@ impl Watch<'_> {
                     .unwrap_or(self.deadline)
                     .min(self.deadline);
                 let wait = next.saturating_duration_since(now);
-                state = self.shared.changed.wait_timeout(state, wait).unwrap().0;
+                state = self
+                    .shared
+                    .changed
+                    .wait_timeout(state, wait)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
             }
             let Some(resource) = state.resources.get(&self.plural) else {
                 return end(self.stream).map(|()| true);
@@ -489,6 +509,11 @@ impl Watch<'_> {
             }
             if !text.is_empty() {
                 chunk(self.stream, text.as_bytes())?;
+            }
+            if text.contains("BOOKMARK") {
+                let mut state = self.shared.lock();
+                state.bookmarked.insert(self.plural.clone(), version);
+                self.shared.changed.notify_all();
             }
             if let Some((number, bytes)) = raw {
                 self.raws = number;

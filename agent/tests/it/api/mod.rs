@@ -1,10 +1,9 @@
 //! The Kubernetes source against an API server that misbehaves on demand. Every wait ends with an event.
 
-#[allow(dead_code, reason = "more trials follow")]
 mod fake;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -19,7 +18,7 @@ use serde_json::{Value, json};
 
 /// A source, and the store behind it.
 struct Bench {
-    _folder: Folder,
+    folder: Folder,
     settings: Settings,
     api: Option<Api>,
     told: Receiver<Told>,
@@ -84,9 +83,15 @@ impl Bench {
             node: "n1".into(),
             state_dir: folder.0.clone(),
             all_pods: true,
+            pods: None,
+            patience: api::Patience {
+                objects: Duration::from_millis(50),
+                pods: Duration::from_millis(50),
+                ..api::Patience::default()
+            },
         };
         Bench {
-            _folder: folder,
+            folder,
             settings,
             api: None,
             told,
@@ -119,8 +124,8 @@ impl Bench {
     fn until(&mut self, what: &str, is: impl Fn(&Bench) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(30);
         while !is(self) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.told.recv_timeout(left) {
+            // What is waited for may be on the other side, too.
+            match self.told.recv_timeout(Duration::from_millis(20)) {
                 Ok(Told::Events(events)) => {
                     self.events.extend(events.iter().cloned());
                     self.store.apply(events);
@@ -131,7 +136,12 @@ impl Bench {
                 Ok(Told::Standing(name, None)) => {
                     self.lacking.remove(name);
                 }
-                Err(_) => panic!("{what}: never; {:?}; {:?}", self.lacking, self.nodes()),
+                Err(_) => assert!(
+                    Instant::now() < deadline,
+                    "{what}: never; {:?}; {:?}",
+                    self.lacking,
+                    self.nodes()
+                ),
             }
         }
     }
@@ -150,6 +160,17 @@ impl Bench {
 
     fn problems(&self) -> Vec<String> {
         self.store.problems().map(ToString::to_string).collect()
+    }
+}
+
+impl Bench {
+    /// What is told under a name.
+    fn lacks(&self, name: &str) -> &str {
+        self.lacking.get(name).map_or("", String::as_str)
+    }
+
+    fn state_dir(&self) -> &Path {
+        &self.folder.0
     }
 }
 
@@ -230,4 +251,616 @@ fn lists_come_in_pages() {
     assert_eq!(bench.store.count(Kind::Node), 10);
     let pages = fake.with(|state| state.asked(&["/nodes?limit=500", "continue="]));
     assert!(pages >= 3, "{pages}");
+}
+
+/// The names of the kinds whose lists or streams have been asked for since the counter was set back.
+fn read_anew(fake: &Fake) -> Vec<String> {
+    let lists = fake.with(|state| kinds_asked(state, "limit="));
+    let streams = fake.with(|state| kinds_asked(state, "sendInitialEvents"));
+    lists.union(&streams).cloned().collect()
+}
+
+#[test]
+fn a_cut_watch_goes_on_where_it_was() {
+    both_ways(|fake| {
+        fake.put("nodes", node("n1", "10.0.1.0/24"));
+        let mut bench = Bench::settled(fake);
+        for round in 0..3 {
+            fake.with(|state| state.requests.clear());
+            // In the middle of a line.
+            fake.raw(
+                "nodes",
+                &br#"{"type":"ADDED","object":{"metadata":{"name":"#[..],
+            );
+            fake.cut();
+            let name = format!("r{round}");
+            fake.put("nodes", node(&name, "10.0.2.0/24"));
+            bench.until("what came meanwhile is told", |bench| {
+                bench.store.node(&name).is_some()
+            });
+            assert_eq!(read_anew(fake), Vec::<String>::new());
+        }
+        assert_eq!(bench.store.count(Kind::Node), 4);
+        assert!(
+            !bench
+                .events
+                .iter()
+                .any(|event| matches!(event, ObjectEvent::Deleted(..)))
+        );
+    });
+}
+
+#[test]
+fn bookmarks_say_where_we_are() {
+    both_ways(|fake| {
+        let mut bench = Bench::settled(fake);
+        fake.with(|state| state.bookmarks = Some(Duration::from_millis(20)));
+        // The short ones are from before: cut them, so that new ones have bookmarks.
+        fake.cut();
+        for i in 0..5 {
+            fake.put("pods", pod(&format!("p{i}"), "10.0.1.2"));
+        }
+        bench.until("the pods are there", |bench| {
+            bench.store.count(Kind::Pod) == 5
+        });
+        let now = fake.with(|state| state.version);
+        fake.with(|state| state.requests.clear());
+        // Nodes have not changed; a bookmark tells that nothing before it is missing.
+        let resumed = format!("resourceVersion={now}&");
+        fake.until("there is a bookmark", |state| {
+            state
+                .bookmarked
+                .get("nodes")
+                .is_some_and(|version| *version >= now)
+        });
+        fake.cut();
+        fake.until("it is used", |state| {
+            state.asked(&["/nodes?watch", &resumed]) > 0
+        });
+        fake.with(|state| state.compact(now));
+        fake.cut();
+        fake.put("nodes", node("n1", "10.0.1.0/24"));
+        bench.until("the node is told", |bench| !bench.nodes().is_empty());
+    });
+}
+
+#[test]
+fn gone_versions_are_a_mark_and_sweep() {
+    both_ways(|fake| {
+        for name in ["n1", "n2", "n3"] {
+            fake.put("nodes", node(name, "10.0.1.0/24"));
+        }
+        let mut bench = Bench::settled(fake);
+        // While nobody listens, one goes, one changes, one comes; and all that is forgotten.
+        fake.stop();
+        fake.delete("nodes", "", "n1");
+        fake.put("nodes", node("n2", "10.0.9.0/24"));
+        fake.put("nodes", node("n4", "10.0.4.0/24"));
+        fake.with(|state| state.compact(state.version));
+        bench.events.clear();
+        fake.resume();
+        bench.until("the world is as it is", |bench| {
+            bench.nodes() == ["n2 10.0.9.0/24", "n3 10.0.1.0/24", "n4 10.0.4.0/24"]
+        });
+        let relisted = |event: &ObjectEvent| *event == ObjectEvent::Relist(Kind::Node);
+        assert!(bench.events.iter().any(relisted));
+        let deleted = |event: &ObjectEvent| matches!(event, ObjectEvent::Deleted(..));
+        assert!(!bench.events.iter().any(deleted), "the store sweeps");
+    });
+}
+
+#[test]
+fn a_page_that_is_gone_begins_the_list_again() {
+    let fake = Fake::start();
+    fake.with(|state| (state.streams, state.page, state.forget_page) = (false, 2, true));
+    for i in 0..7 {
+        fake.put("nodes", node(&format!("n{i}"), "10.0.1.0/24"));
+    }
+    let bench = Bench::settled(&fake);
+    assert_eq!(bench.store.count(Kind::Node), 7);
+    assert!(!fake.with(|state| state.forget_page));
+}
+
+#[test]
+fn a_server_that_does_not_know_streams_and_does_not_say_so() {
+    let fake = Fake::start();
+    fake.with(|state| {
+        state.oblivious = true;
+        state.bookmarks = Some(Duration::from_millis(20));
+    });
+    fake.put("nodes", node("n1", "10.0.1.0/24"));
+    let bench = Bench::settled(&fake);
+    assert_eq!(bench.nodes(), ["n1 10.0.1.0/24"]);
+    assert!(fake.with(|state| state.asked(&["/nodes?limit="])) > 0);
+}
+
+#[test]
+fn duplicates_and_stale_events_change_nothing() {
+    both_ways(|fake| {
+        let mut bench = Bench::settled(fake);
+        fake.with(|state| {
+            state.put("nodes", node("n1", "10.0.1.0/24"));
+            state.put("nodes", node("n1", "10.0.2.0/24"));
+            state.put("nodes", node("n2", "10.0.3.0/24"));
+            state.delete("nodes", "", "n2");
+            // The deletion again, n2 as it was, n1 as it was first.
+            state.again("nodes", 0);
+            state.again("nodes", 2);
+            state.again("nodes", 5);
+            state.put("nodes", node("end", "10.0.9.0/24"));
+        });
+        bench.until("all of it was told", |bench| {
+            bench.store.node("end").is_some()
+        });
+        assert_eq!(bench.nodes(), ["end 10.0.9.0/24", "n1 10.0.2.0/24"]);
+    });
+}
+
+#[test]
+fn a_bad_object_spoils_no_other() {
+    both_ways(|fake| {
+        fake.put("nodes", node("good", "10.0.1.0/24"));
+        fake.put("nodes", node("bad", "10.0.1.0/99"));
+        fake.put(
+            "nodes",
+            json!({"apiVersion": "v2", "kind": "Node", "metadata": {"name": "new"}}),
+        );
+        fake.put("pods", json!({"metadata": {"namespace": "x", "name": "bad"}, "status": {"podIPs": [{"ip": "?"}]}}));
+        fake.put("pods", pod("good", "10.0.1.2"));
+        let mut bench = Bench::settled(fake);
+        assert_eq!(bench.nodes(), ["good 10.0.1.0/24"]);
+        assert_eq!(bench.pods(), ["default/good 10.0.1.2"]);
+        let problems = bench.problems();
+        for part in [
+            ": Node bad: spec.podCIDRs[0]: ",
+            ": Node new: apiVersion: ",
+            ": Pod x/bad: status.podIPs[0].ip: ",
+        ] {
+            assert!(
+                problems.iter().any(|problem| problem.contains(part)),
+                "{part} {problems:?}"
+            );
+        }
+        // The last good form stays, in a list that is read again, too.
+        fake.put("nodes", node("good", "nonsense"));
+        bench.settle();
+        assert_eq!(bench.nodes(), ["good 10.0.1.0/24"]);
+        fake.put("nodes", node("bad", "10.0.2.0/24"));
+        fake.put("nodes", node("good", "10.0.3.0/24"));
+        fake.delete("nodes", "", "new");
+        fake.delete("pods", "x", "bad");
+        bench.settle();
+        assert_eq!(bench.nodes(), ["bad 10.0.2.0/24", "good 10.0.3.0/24"]);
+        assert_eq!(bench.problems(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_policy_refused_at_first_sight_closes_its_pods() {
+    both_ways(|fake| {
+        let policy = |cidr: &str| {
+            json!({"metadata": {"namespace": "default", "name": "p"},
+                "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"ipBlock": {"cidr": cidr}}]}]}})
+        };
+        let rules = |bench: &Bench| {
+            let policy = bench.store.policies().next().unwrap();
+            policy.policy.ingress.as_ref().map(Vec::len)
+        };
+        fake.put("networkpolicies", policy("nonsense"));
+        let mut bench = Bench::settled(fake);
+        assert_eq!(rules(&bench), Some(0));
+        assert!(
+            bench
+                .problems()
+                .iter()
+                .any(|problem| problem.contains("are closed in"))
+        );
+        fake.put("networkpolicies", policy("10.0.0.0/8"));
+        bench.settle();
+        assert_eq!((rules(&bench), bench.problems()), (Some(1), Vec::new()));
+        fake.put("networkpolicies", policy("nonsense again"));
+        bench.settle();
+        assert_eq!(rules(&bench), Some(1));
+        assert!(
+            !bench
+                .problems()
+                .iter()
+                .any(|problem| problem.contains("are closed in"))
+        );
+        fake.delete("networkpolicies", "default", "p");
+        bench.settle();
+        assert_eq!(
+            (bench.store.count(Kind::NetworkPolicy), bench.problems()),
+            (0, Vec::new())
+        );
+    });
+}
+
+#[test]
+fn garbage_on_a_watch_is_no_end() {
+    both_ways(|fake| {
+        fake.put("nodes", node("n1", "10.0.1.0/24"));
+        let mut bench = Bench::settled(fake);
+        for garbage in ["garbage\n", "{\"type\":\"ADDED\"}\n", "\u{0}\n", "[]\n"] {
+            let seen = fake.with(|state| state.asked(&["/nodes?"]));
+            fake.raw("nodes", garbage);
+            fake.until("it is read anew", |state| state.asked(&["/nodes?"]) > seen);
+            fake.put("nodes", node("n1", "10.0.2.0/24"));
+            fake.put("nodes", node("n1", "10.0.1.0/24"));
+            bench.settle();
+            assert_eq!(bench.nodes(), ["n1 10.0.1.0/24"]);
+        }
+        // An event of a kind that nobody knows is not garbage.
+        fake.with(|state| state.requests.clear());
+        fake.raw("nodes", "{\"type\":\"MOVED\",\"object\":{}}\n");
+        fake.put("nodes", node("n2", "10.0.2.0/24"));
+        bench.until("the next one is told", |bench| {
+            bench.store.node("n2").is_some()
+        });
+        assert!(!read_anew(fake).contains(&"nodes".to_owned()));
+    });
+}
+
+#[test]
+fn a_silent_watch_leads_nowhere() {
+    let fake = Fake::start();
+    let mut bench = Bench::idle(&kubeconfig_of(&fake));
+    bench.settings.patience.silence = Duration::from_millis(200);
+    bench.start();
+    bench.settle();
+    fake.with(|state| state.stalled = true);
+    fake.put("nodes", node("n1", "10.0.1.0/24"));
+    let seen = fake.with(|state| state.asked(&["/nodes?watch"]));
+    fake.until("it is given up", |state| {
+        state.asked(&["/nodes?watch"]) > seen
+    });
+    fake.with(|state| state.stalled = false);
+    bench.until("another one tells", |bench| !bench.nodes().is_empty());
+}
+
+#[test]
+fn ten_thousand_pods_in_one_list() {
+    both_ways(|fake| {
+        fake.with(|state| {
+            state.page = usize::MAX;
+            for i in 0..10_000 {
+                state.put(
+                    "pods",
+                    pod(&format!("p{i}"), &format!("10.{}.{}.1", i / 250, i % 250)),
+                );
+            }
+        });
+        let mut bench = Bench::settled(fake);
+        assert_eq!(bench.store.count(Kind::Pod), 10_000);
+        // So many are not listed again for a mark; the watch is asked for a bookmark.
+        fake.with(|state| state.requests.clear());
+        fake.put("pods", pod("last", "10.200.0.1"));
+        bench.settle();
+        assert_eq!(bench.store.count(Kind::Pod), 10_001);
+        assert!(!read_anew(fake).contains(&"pods".to_owned()));
+    });
+}
+
+#[test]
+fn a_token_on_disk_is_read_for_each_request() {
+    let fake = Fake::start();
+    fake.with(|state| state.token = Some("first".into()));
+    let folder = Folder::new();
+    let token = folder.0.join("token");
+    std::fs::write(&token, "first\n").unwrap();
+    let user = format!("{{tokenFile: {}}}", token.display());
+    let mut bench = Bench::idle(&kubeconfig(&format!("http://{}", fake.addr), &user));
+    bench.start();
+    bench.settle();
+    fake.with(|state| state.token = Some("second".into()));
+    std::fs::write(&token, "second\n").unwrap();
+    fake.cut();
+    fake.put("nodes", node("n1", "10.0.1.0/24"));
+    bench.until("the new token opens", |bench| !bench.nodes().is_empty());
+    assert_eq!(bench.lacking, BTreeMap::new());
+    // An old one does not, and that is told.
+    fake.with(|state| state.token = Some("third".into()));
+    fake.cut();
+    bench.until("it is told", |bench| {
+        bench
+            .lacks("api")
+            .contains("does not accept our credentials")
+    });
+    std::fs::write(&token, "third\n").unwrap();
+    bench.until("it is well again", |bench| bench.lacking.is_empty());
+}
+
+#[test]
+fn what_is_forbidden_is_told_and_comes_when_it_is_granted() {
+    both_ways(|fake| {
+        let message = "secrets is forbidden: User \"u\" cannot list resource \"secrets\" in API group \"\" in the namespace \"selvage-system\"";
+        fake.with(|state| state.refuse.push(("/secrets", 403, message.into())));
+        fake.put("nodes", node("n1", "10.0.1.0/24"));
+        let mut bench = Bench::new(fake);
+        bench.until("it is told", |bench| {
+            bench.lacks("api-rights").contains(message)
+        });
+        bench.until("the others are read", |bench| !bench.nodes().is_empty());
+        assert!(!bench.store.synced());
+        fake.with(|state| state.refuse.clear());
+        bench.settle();
+        assert!(bench.store.synced());
+        bench.until("it is told no longer", |bench| bench.lacking.is_empty());
+    });
+}
+
+#[test]
+fn kinds_that_are_not_installed_are_empty_until_they_are() {
+    both_ways(|fake| {
+        fake.with(|state| state.uninstall("bgppeers"));
+        let mut bench = Bench::settled(fake);
+        assert!(bench.store.synced());
+        bench.until("it is told", |bench| {
+            bench.lacks("api-kinds").contains("does not know BGPPeer")
+        });
+        fake.with(|state| state.install("bgppeers"));
+        let peer = json!({"metadata": {"name": "tor", "uid": "u", "generation": 2}, "spec": {"address": "192.0.2.1", "asn": 65001},
+            "status": {"observedGeneration": 1}});
+        fake.put("bgppeers", peer);
+        bench.settle();
+        assert_eq!(bench.store.count(Kind::BgpPeer), 1);
+        let shown: Vec<i64> = bench
+            .store
+            .shown()
+            .map(|shown| shown.observed_generation)
+            .collect();
+        assert_eq!(shown, [1]);
+        bench.until("it is told no longer", |bench| bench.lacking.is_empty());
+    });
+}
+
+/// An API server that has just started may say that it does not know a kind.
+#[test]
+fn a_kind_with_objects_is_not_believed_to_be_gone_at_once() {
+    for absent in [Duration::from_secs(600), Duration::ZERO] {
+        let fake = Fake::start();
+        fake.put(
+            "bgppeers",
+            json!({"metadata": {"name": "tor"}, "spec": {"address": "192.0.2.1", "asn": 65001}}),
+        );
+        let mut bench = Bench::idle(&kubeconfig_of(&fake));
+        bench.settings.patience.absent = absent;
+        bench.start();
+        bench.settle();
+        fake.with(|state| state.refuse.push(("/bgppeers", 404, String::new())));
+        fake.cut();
+        bench.until("it is told", |bench| {
+            bench.lacks("api-kinds").contains("BGPPeer")
+        });
+        bench.settle();
+        assert_eq!(
+            bench.store.count(Kind::BgpPeer),
+            usize::from(!absent.is_zero())
+        );
+        fake.with(|state| state.refuse.clear());
+        bench.settle();
+        assert_eq!(bench.store.count(Kind::BgpPeer), 1);
+    }
+}
+
+#[test]
+fn while_the_api_is_away_nothing_goes() {
+    both_ways(|fake| {
+        fake.put("nodes", node("n1", "10.0.1.0/24"));
+        let mut bench = Bench::settled(fake);
+        bench.events.clear();
+        fake.stop();
+        bench.until("it is told", |bench| {
+            bench
+                .lacks("api")
+                .contains("the Kubernetes API is away since")
+        });
+        assert!(
+            bench
+                .lacks("api")
+                .ends_with("; what it said last stays in force"),
+            "{:?}",
+            bench.lacking
+        );
+        assert_eq!(bench.events, []);
+        assert_eq!(bench.nodes(), ["n1 10.0.1.0/24"]);
+        fake.put("nodes", node("n2", "10.0.2.0/24"));
+        fake.with(|state| state.requests.clear());
+        fake.resume();
+        bench.until("it goes on", |bench| {
+            bench.nodes().len() == 2 && bench.lacking.is_empty()
+        });
+        assert_eq!(read_anew(fake), Vec::<String>::new());
+    });
+}
+
+/// Whoever sleeps long before the next attempt is woken by the first who gets through.
+#[test]
+fn everybody_comes_back_with_the_first() {
+    let fake = Fake::start();
+    let mut bench = Bench::settled(&fake);
+    fake.with(|state| state.refuse.push(("/", 503, "starting".into())));
+    fake.cut();
+    bench.until("it is told", |bench| {
+        bench
+            .lacks("api")
+            .contains("503 Service Unavailable: starting")
+    });
+    fake.with(|state| state.refuse.clear());
+    bench.until("all are back", |bench| bench.lacking.is_empty());
+}
+
+/// What the store has, for the snapshot.
+fn pods_of(bench: &mut Bench) -> api::PodsAfter {
+    let pods: Vec<_> = bench.store.pods().cloned().collect();
+    std::sync::Arc::new(move |after| {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let rest = pods
+            .iter()
+            .filter(|pod| after.as_ref().is_none_or(|after| pod.key > *after));
+        let _ = sender.send(rest.take(2).cloned().collect());
+        receiver
+    })
+}
+
+#[test]
+fn a_start_without_the_api_works_from_the_snapshot() {
+    both_ways(|fake| {
+        fake.put("nodes", node("n1", "10.0.1.0/24"));
+        fake.put(
+            "namespaces",
+            json!({"metadata": {"name": "default", "labels": {"a": "b"}}}),
+        );
+        fake.put(
+            "bgppeers",
+            json!({"metadata": {"name": "tor"}, "spec": {"address": "192.0.2.1", "asn": 65001}}),
+        );
+        fake.put("secrets", json!({"metadata": {"name": "s", "namespace": "selvage-system"}, "data": {"password": "aHVudGVyMg=="}}));
+        fake.put(
+            "networkpolicies",
+            json!({"metadata": {"name": "p", "namespace": "default"}, "spec": {"podSelector": {}}}),
+        );
+        fake.put("networkpolicies", json!({"metadata": {"name": "bad", "namespace": "default"}, "spec": {"podSelector": 7}}));
+        for i in 0..5 {
+            fake.put("pods", pod(&format!("p{i}"), "10.0.1.2"));
+        }
+        let mut bench = Bench::settled(fake);
+        // Once more with pods for the snapshot, as the daemon gives them.
+        let pods = pods_of(&mut bench);
+        drop(bench.api.take());
+        bench.settings.pods = Some(pods);
+        bench.store = Store::default();
+        bench.start();
+        bench.settle();
+        let file = bench.state_dir().join("snapshot.pods");
+        bench.until("the pods are written", |_| file.exists());
+        drop(bench.api.take());
+
+        fake.stop();
+        let before = std::mem::take(&mut bench.store);
+        bench.start();
+        bench.until("the snapshot is in force", |bench| bench.store.synced());
+        bench.until("that is told", |bench| {
+            bench
+                .lacks("api")
+                .contains("; working from the snapshot of 2")
+        });
+        let facts = |store: &Store| {
+            let keys = Kind::ALL.map(|kind| (kind, store.count(kind)));
+            let pods: Vec<_> = store.pods().cloned().collect();
+            let policies: Vec<_> = store
+                .policies()
+                .map(|policy| policy.policy.clone())
+                .collect();
+            let nodes: Vec<_> = store.nodes().cloned().collect();
+            let secrets: Vec<_> = store.secrets().cloned().collect();
+            let peers: Vec<_> = store.peers().cloned().collect();
+            (
+                keys,
+                pods,
+                policies,
+                nodes,
+                secrets,
+                peers,
+                store.problems().count(),
+            )
+        };
+        assert_eq!(facts(&bench.store), facts(&before));
+        assert_eq!(
+            bench.store.shown().count(),
+            0,
+            "what a status is only the API server knows"
+        );
+
+        // What has gone since is swept when the API is there again.
+        fake.delete("pods", "default", "p0");
+        fake.delete("networkpolicies", "default", "bad");
+        fake.resume();
+        bench.settle();
+        assert_eq!(
+            (
+                bench.store.count(Kind::Pod),
+                bench.store.count(Kind::NetworkPolicy)
+            ),
+            (4, 1)
+        );
+        assert_eq!(bench.problems(), Vec::<String>::new());
+        bench.until("it is told no longer", |bench| bench.lacking.is_empty());
+    });
+}
+
+#[test]
+fn a_start_without_the_api_and_without_a_snapshot_waits() {
+    for snapshot in [
+        None,
+        Some("selvage snapshot 1 2026-01-01T00:00:00Z\n{}\nend 1 0\n"),
+    ] {
+        let fake = Fake::start();
+        fake.put("nodes", node("n1", "10.0.1.0/24"));
+        fake.stop();
+        let mut bench = Bench::idle(&kubeconfig_of(&fake));
+        if let Some(text) = snapshot {
+            std::fs::write(bench.state_dir().join("snapshot"), text).unwrap();
+        }
+        bench.start();
+        bench.until("it is told", |bench| {
+            bench.lacks("api").contains("this node waits")
+        });
+        assert!(!bench.store.synced());
+        assert_eq!(bench.events, []);
+        fake.resume();
+        bench.settle();
+        assert!(bench.store.synced());
+        assert_eq!(bench.nodes(), ["n1 10.0.1.0/24"]);
+    }
+}
+
+#[test]
+fn servers_are_tried_in_turn() {
+    let (first, second) = (Fake::start(), Fake::start());
+    for fake in [&first, &second] {
+        fake.put("nodes", node("n1", "10.0.1.0/24"));
+    }
+    first.stop();
+    // The path and the credentials are the kubeconfig's; plain HTTP is what the servers speak.
+    let mut bench = Bench::idle(&kubeconfig(&format!("http://{}", second.addr), "{}"));
+    bench.settings.api.servers = vec![first.addr.to_string(), second.addr.to_string()];
+    bench.start();
+    bench.settle();
+    assert_eq!(bench.nodes(), ["n1 10.0.1.0/24"]);
+    assert_eq!(bench.lacking, BTreeMap::new());
+    first.resume();
+    second.stop();
+    bench.until("the other one is asked", |_| {
+        first.with(|state| state.asked(&["/nodes?"])) > 0
+    });
+    first.put("nodes", node("n2", "10.0.2.0/24"));
+    bench.settle();
+    assert_eq!(bench.store.count(Kind::Node), 2);
+}
+
+/// A mark is passed after everything that was there when it was asked for, however quiet a kind is.
+#[test]
+fn marks_are_exact() {
+    both_ways(|fake| {
+        fake.with(|state| {
+            for i in 0..700 {
+                state.put(
+                    "namespaces",
+                    json!({"metadata": {"name": format!("ns{i}")}}),
+                );
+            }
+        });
+        let mut bench = Bench::settled(fake);
+        for i in 0..3 {
+            fake.put("nodes", node(&format!("n{i}"), "10.0.1.0/24"));
+            fake.put(
+                "namespaces",
+                json!({"metadata": {"name": format!("more{i}")}}),
+            );
+            bench.settle();
+            assert_eq!(bench.store.count(Kind::Node), i + 1);
+            assert_eq!(bench.store.count(Kind::Namespace), 700 + i + 1);
+        }
+    });
 }
