@@ -1,6 +1,7 @@
 # make demo   three nodes, a top-of-rack router, pods and a policy, in network namespaces (ARGS=--check: without asking)
 # make test   everything that CI runs
 # make bench  figures beside those of other daemons, in the same run
+# make image  the container image, as an archive (no container engine needed)
 # make lint   formatting, lints, licences
 
 CARGO ?= cargo
@@ -9,7 +10,7 @@ PROFILE = --profile ci --locked
 BIN = $(or $(CARGO_TARGET_DIR),target)
 export RUST_BACKTRACE ?= 1
 
-.PHONY: all install build lint test shim unit cluster-programs system demo bench crds
+.PHONY: all install build lint test shim image unit cluster-programs system demo bench crds
 all: build
 
 install:
@@ -30,6 +31,10 @@ test: install lint build shim unit cluster-programs system
 # The plugin as it is shipped.
 shim:
 	@tests/shim.sh
+
+# The container image, from static programs and nothing else: IMAGE=NAME:TAG names it.
+image:
+	@tests/image.sh
 
 unit:
 	$(CARGO) test $(PROFILE) --workspace --exclude selvage-tests

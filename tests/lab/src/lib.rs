@@ -11,6 +11,7 @@
 //!        ├─ Cluster      a topology file that runs
 //!        ├─ kubernetes::* a real control plane, a real cluster
 //!        ├─ daemon::*    BIRD, FRR, GoBGP: configuration from one description, state as values
+//!        ├─ image::Image a container image from nothing
 //!        └─ probe::*     TCP, UDP, ICMP echo and counted flows, spoken by ourselves
 //! ```
 //!

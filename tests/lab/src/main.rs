@@ -2,12 +2,13 @@
 
 mod up;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use selvage_lab::Cut;
+use selvage_lab::image::Image;
 use selvage_lab::sandbox::{self, Place};
 use selvage_lab::topology::Topology;
 
@@ -38,6 +39,8 @@ enum Action {
         #[arg(required = true, trailing_var_arg = true)]
         command: Vec<String>,
     },
+    /// Writes a container image: an archive that ctr, podman and docker import.
+    Image(ImageArguments),
     /// In the shell of `up`: runs a command on a node, router or pod.
     On {
         /// Its name; a pod's is NAMESPACE/NAME.
@@ -61,6 +64,43 @@ enum Action {
     },
 }
 
+/// The same files give the same archive, byte for byte.
+#[derive(clap::Args)]
+struct ImageArguments {
+    /// What it is called: NAME:TAG.
+    #[arg(long)]
+    name: String,
+    /// The archive.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// A static program.
+    #[arg(long = "program", value_name = "PATH=FILE")]
+    programs: Vec<String>,
+    /// A file of any kind.
+    #[arg(long = "add", value_name = "PATH=FILE")]
+    files: Vec<String>,
+    /// What a container runs; repeat it for arguments.
+    #[arg(long, value_name = "PATH")]
+    entrypoint: Vec<String>,
+    /// As in `org.opencontainers.image.version=0.1.0`.
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<String>,
+    /// Programs may be dynamic: their loader and libraries are taken from this machine. For tests.
+    #[arg(long)]
+    libraries: bool,
+    /// The layer is not compressed: quicker to write and to import.
+    #[arg(long)]
+    plain: bool,
+    /// When everything in it was made: seconds since 1970.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "SOURCE_DATE_EPOCH",
+        default_value_t = 0
+    )]
+    epoch: u64,
+}
+
 fn main() -> ExitCode {
     act(&Arguments::parse().action).unwrap_or_else(|error| {
         eprintln!("selvage-lab: {error:#}");
@@ -80,6 +120,7 @@ fn act(action: &Action) -> Result<ExitCode> {
             inside(|| up::up(file, *check, *no_color))
         }
         Action::Run { command } => inside(|| run(command)),
+        Action::Image(arguments) => image(arguments),
         Action::On { member, command } => up::on(member, command),
         Action::Cut { link, drop } => up::cut(link, if *drop { Cut::Drop } else { Cut::Carrier }),
         Action::Repair { link } => up::repair(link),
@@ -97,6 +138,42 @@ fn inside(work: impl FnOnce() -> Result<ExitCode>) -> Result<ExitCode> {
             Ok(code)
         }
     }
+}
+
+fn image(arguments: &ImageArguments) -> Result<ExitCode> {
+    let mut image = Image::new(&arguments.name)?;
+    image.epoch = arguments.epoch;
+    image.compressed = !arguments.plain;
+    image.entrypoint.clone_from(&arguments.entrypoint);
+    for label in &arguments.labels {
+        let (key, value) = pair(label)?;
+        image.labels.insert(key.to_owned(), value.to_owned());
+    }
+    for program in &arguments.programs {
+        let (path, file) = pair(program)?;
+        match arguments.libraries {
+            true => image.add_with_libraries(path, Path::new(file))?,
+            false => image.add_static(path, Path::new(file))?,
+        }
+    }
+    for file in &arguments.files {
+        let (path, file) = pair(file)?;
+        image.add(path, Path::new(file))?;
+    }
+    let written = image.write(&arguments.output)?;
+    let megabytes = written.size as f64 / 1e6;
+    println!(
+        "{}: {} {} ({megabytes:.1} MB)",
+        arguments.output.display(),
+        arguments.name,
+        written.digest
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn pair(text: &str) -> Result<(&str, &str)> {
+    text.split_once('=')
+        .with_context(|| format!("{text:?} has no `=`"))
 }
 
 fn run(command: &[String]) -> Result<ExitCode> {
