@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
+use selvage_cni::conflist;
 use selvage_cni::link::{DEFAULT_RUN_DIR, DEFAULT_STATE_DIR};
 use serde::Deserialize;
 
-/// Where metrics, health and the page are, unless told otherwise.
-pub const DEFAULT_METRICS_LISTEN: &str = "127.0.0.1:9179";
+/// Where health, the page and metrics are, unless told otherwise.
+pub const DEFAULT_HEALTH_LISTEN: &str = "127.0.0.1:9179";
 
 /// The daemon's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +28,9 @@ pub struct AgentConfig {
     pub run_dir: PathBuf,
     /// What outlives a reboot.
     pub state_dir: PathBuf,
-    /// Where metrics, health and the page are; `None`: nowhere.
+    /// Where health, the page and metrics are; `None`: nowhere.
+    pub health_listen: Option<SocketAddr>,
+    /// Where metrics are, too, and nothing else; `None`: nowhere.
     pub metrics_listen: Option<SocketAddr>,
     /// TCP port of BGP, if not the BGPConfiguration's.
     pub bgp_port: Option<u16>,
@@ -163,7 +166,9 @@ impl Features {
     }
 
     /// From names; those that this version does not have are refused.
-    fn parse<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Features, ConfigError> {
+    pub(crate) fn parse<'a>(
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Features, ConfigError> {
         let mut features = Features {
             bgp: false,
             kernel: false,
@@ -271,13 +276,17 @@ pub struct AgentArgs {
     /// State that outlives a reboot [default: /var/lib/selvage]
     #[arg(long, value_name = "DIR", env = "SELVAGE_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Where metrics, health and the page are, or `off` [default: 127.0.0.1:9179]
+    /// Where health, the page and metrics are, or `off` [default: 127.0.0.1:9179]
+    #[arg(long, value_name = "ADDRESS:PORT", env = "SELVAGE_HEALTH_LISTEN")]
+    pub health_listen: Option<String>,
+    /// Where metrics are, too, for who asks from elsewhere [default: off]
     #[arg(long, value_name = "ADDRESS:PORT", env = "SELVAGE_METRICS_LISTEN")]
     pub metrics_listen: Option<String>,
     /// TCP port of BGP [default: the BGPConfiguration's, 179]
     #[arg(long, value_name = "PORT", env = "SELVAGE_BGP_PORT")]
     pub bgp_port: Option<u16>,
-    /// Where the CNI configuration is written when the node can have pods, or `off` [default: off]
+    /// Where the CNI configuration is written when the node can have pods, or `off` [default: off with --objects, else
+    /// /etc/cni/net.d/10-selvage.conflist]
     #[arg(long, value_name = "FILE", env = "SELVAGE_CNI_CONF")]
     pub cni_conf: Option<PathBuf>,
     /// Whether pods take the node's address towards what is outside of the cluster [default: true]
@@ -310,6 +319,7 @@ struct File {
     features: Option<Vec<String>>,
     run_dir: Option<PathBuf>,
     state_dir: Option<PathBuf>,
+    health_listen: Option<String>,
     metrics_listen: Option<String>,
     bgp_port: Option<u16>,
     cni_conf: Option<PathBuf>,
@@ -335,6 +345,7 @@ impl AgentConfig {
             .or_else(host_name)
             .filter(|name| !name.is_empty());
         let features = args.features.or(file.features);
+        let health = args.health_listen.or(file.health_listen);
         let metrics = args.metrics_listen.or(file.metrics_listen);
         let bgp_port = args.bgp_port.or(file.bgp_port);
         if bgp_port == Some(0) {
@@ -343,6 +354,9 @@ impl AgentConfig {
                 "leave out --bgp-port, or give 1 to 65535",
             ));
         }
+        // A directory of objects may describe a node whose runtime is another's.
+        let by_default =
+            matches!(source, SourceConfig::Api(_)).then(|| conflist::DEFAULT_PATH.into());
         Ok(AgentConfig {
             node: node
                 .ok_or_else(|| ConfigError::new("the node has no name", "give one with --node"))?,
@@ -358,11 +372,13 @@ impl AgentConfig {
                 .state_dir
                 .or(file.state_dir)
                 .unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
-            metrics_listen: listen(metrics.as_deref().unwrap_or(DEFAULT_METRICS_LISTEN))?,
+            health_listen: listen(health.as_deref().unwrap_or(DEFAULT_HEALTH_LISTEN))?,
+            metrics_listen: listen(metrics.as_deref().unwrap_or("off"))?,
             bgp_port,
             cni_conf: args
                 .cni_conf
                 .or(file.cni_conf)
+                .or(by_default)
                 .filter(|path| path != Path::new("off")),
             masquerade: args.masquerade.or(file.masquerade).unwrap_or(true),
             routable: prefixes(&args.routable.or(file.routable).unwrap_or_default())?,
@@ -430,7 +446,12 @@ fn listen(text: &str) -> Result<Option<SocketAddr>, ConfigError> {
     if matches!(text, "off" | "") {
         return Ok(None);
     }
-    text.parse().map(Some).map_err(|_| {
+    // Brackets around an IPv4 address, too: a manifest that puts in a node's address does not know its family.
+    let plain = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, port)) if !address.contains(':') => format!("{address}{port}"),
+        _ => text.to_owned(),
+    };
+    plain.parse().map(Some).map_err(|_| {
         ConfigError::new(
             format!("`{text}` is no address to listen at"),
             "write ADDRESS:PORT, [ADDRESS]:PORT or `off`",
@@ -456,7 +477,40 @@ mod tests {
         assert_eq!(config.features, Features::ALL);
         assert_eq!(config.run_dir, Path::new("/run/selvage"));
         assert_eq!(config.state_dir, Path::new("/var/lib/selvage"));
-        assert_eq!(config.metrics_listen, DEFAULT_METRICS_LISTEN.parse().ok());
+        assert_eq!(config.health_listen, DEFAULT_HEALTH_LISTEN.parse().ok());
+        assert_eq!(config.metrics_listen, None);
+        assert_eq!(config.cni_conf, None);
+    }
+
+    #[test]
+    fn with_the_api_the_runtime_is_told_of_us() {
+        let load = |cni_conf: Option<&str>| {
+            let args = AgentArgs {
+                objects: None,
+                kubeconfig: Some("/c".into()),
+                cni_conf: cni_conf.map(PathBuf::from),
+                ..args()
+            };
+            AgentConfig::load(args, None).unwrap().cni_conf
+        };
+        assert_eq!(load(None), Some(conflist::DEFAULT_PATH.into()));
+        assert_eq!(load(Some("/x")), Some("/x".into()));
+        assert_eq!(load(Some("off")), None);
+    }
+
+    #[test]
+    fn where_to_listen() {
+        for (text, addr) in [
+            ("192.0.2.1:9179", "192.0.2.1:9179"),
+            ("[192.0.2.1]:9179", "192.0.2.1:9179"),
+            ("[2001:db8::1]:9179", "[2001:db8::1]:9179"),
+        ] {
+            assert_eq!(listen(text).unwrap(), addr.parse().ok(), "{text}");
+        }
+        assert_eq!(listen("off").unwrap(), None);
+        for text in ["9179", "2001:db8::1:9179x", "[192.0.2.1", "[]:9179"] {
+            assert!(listen(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod config;
 pub mod control;
 pub mod desired;
 pub mod inbox;
+pub mod install;
 pub mod kernel;
 pub mod objects;
 pub mod publish;

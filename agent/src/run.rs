@@ -356,9 +356,16 @@ fn spawn_all(runtime: &Runtime, config: &AgentConfig, world: &Sender<Work>) -> R
             .with_context(|| format!("cannot listen on {}", path.display()))?;
         spawn(runtime, "plugin", control::cni::serve(listener, ask));
     }
-    if let Some(addr) = config.metrics_listen {
+    let metrics_only = config
+        .metrics_listen
+        .filter(|_| config.metrics_listen != config.health_listen);
+    for (addr, routes) in [
+        (config.health_listen, web::router(ask.clone())),
+        (metrics_only, web::metrics_router(ask)),
+    ] {
+        let Some(addr) = addr else { continue };
         match listen(addr) {
-            Ok(listener) => spawn(runtime, "web", web::serve(listener, ask)),
+            Ok(listener) => spawn(runtime, "web", web::serve(listener, routes)),
             // Not worth a node without network.
             Err(error) => warn!(%addr, %error, "no metrics and no health: cannot listen"),
         }

@@ -284,7 +284,7 @@ fn web(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
     wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     let node = cluster.netns("n1")?.clone();
-    for path in ["/healthz", "/readyz", "/"] {
+    for path in ["/livez", "/healthz", "/readyz", "/"] {
         let (line, body) = http(&node, path)?;
         ensure!(
             line.contains(" 200 ") && !body.is_empty(),
@@ -380,6 +380,8 @@ fn cleanup(lab: &Lab) -> Result<()> {
             state,
             "--cni-conf-dir",
             conf,
+            "--cni-bin-dir",
+            conf,
         ];
         cluster.node("n1")?.agent.command(&words)
     };
@@ -405,7 +407,7 @@ fn cleanup(lab: &Lab) -> Result<()> {
     );
     let second = clean(&mut cluster)?;
     let view: Value = serde_json::from_slice(&second.stdout).with_context(|| code(&second))?;
-    let nothing = json!({"routes": 0, "nexthops": 0, "tables": [], "interfaces": [], "leases": 0, "files": [], "kept": []});
+    let nothing = json!({"routes": 0, "nexthops": 0, "tables": [], "interfaces": [], "leases": 0, "files": [], "sysctls": [], "kept": []});
     ensure!(
         second.status.success() && view == nothing,
         "{}",

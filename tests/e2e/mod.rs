@@ -3,6 +3,7 @@
 mod closed;
 mod control;
 mod demo;
+mod install;
 mod lab;
 mod paths;
 mod plugin;
@@ -20,6 +21,7 @@ pub fn cases() -> Vec<Case> {
         policy::cases(),
         closed::cases(),
         control::cases(),
+        install::cases(),
         demo::cases(),
     ]
     .concat()

@@ -1,8 +1,9 @@
 //! `selvage cleanup`: every trace goes. A second run finds nothing and changes nothing.
 //!
-//! Only what carries our mark is touched: routes by protocol, nexthops by range and protocol, our two nftables
-//! tables, interfaces by group, and files by name. Pods that run keep what they stand on (interface, routes,
-//! attachment, lease) unless `--pods` is given: an address whose lease is gone would be given away again.
+//! Only what carries our mark is touched: routes by protocol, nexthops by range and protocol, our nftables
+//! tables, interfaces by group, files by name, and sysctls that are as `install` left them. Pods that run keep what they
+//! stand on (interface, routes, attachment, lease, plugin, sysctls) unless `--pods` is given: an address whose lease is
+//! gone would be given away again.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,10 +15,13 @@ use selvage_cni::ipam;
 use selvage_cni::ipam::lease::{Leases, Owner};
 use selvage_cni::link::{ATTACHMENTS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, READY, SOCKET};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::screen::Screen;
 use super::{Failure, Outcome, OutputArgs, print};
 use crate::control::lock::Lock;
+use crate::install::plugin;
+use crate::install::sysctl::{self, Record};
 use crate::kernel::open;
 
 /// What tells the container runtime about us.
@@ -34,6 +38,15 @@ pub(super) struct Args {
     /// Where the container runtime looks for network configurations
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     cni_conf_dir: PathBuf,
+    /// Where the container runtime looks for plugins
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    cni_bin_dir: PathBuf,
+    /// Sysctls stay as `selvage install` has set them
+    #[arg(long)]
+    keep_sysctls: bool,
+    /// Wait for a signal afterwards: in a DaemonSet, to be Ready is to be done
+    #[arg(long)]
+    stay: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -47,6 +60,8 @@ struct Removed {
     interfaces: Vec<String>,
     leases: usize,
     files: Vec<PathBuf>,
+    /// Put back to what they were.
+    sysctls: Vec<String>,
     /// Interfaces of pods that keep their network.
     kept: Vec<String>,
 }
@@ -68,11 +83,51 @@ pub(super) fn run(args: &Args, run_dir: Option<PathBuf>) -> Outcome {
         ..Removed::default()
     };
     attachments(args, &mut removed)?;
+    if removed.kept.is_empty() {
+        installed(args, &mut removed)?;
+    }
     files(args, &run_dir, &mut removed)?;
     print(args.output.output, &removed, |screen| {
         render(screen, &removed)
     })?;
+    if args.stay {
+        signalled()?;
+    }
     Ok(true)
+}
+
+/// What `selvage install` did.
+fn installed(args: &Args, removed: &mut Removed) -> Result<(), Failure> {
+    let own = super::install::own_plugin();
+    let gone = plugin::remove(Some(&own), &args.cni_bin_dir).map_err(Failure::new)?;
+    removed.files.extend(gone);
+    if args.keep_sysctls {
+        return Ok(());
+    }
+    removed.sysctls = Record::of(&args.state_dir)
+        .restore(Path::new(sysctl::ROOT))
+        .map_err(|(name, error)| {
+            Failure::new(format!("{}/{name}: {error}", sysctl::ROOT)).hint(
+                "in a container this takes `privileged: true`; --keep-sysctls leaves them as they are",
+            )
+        })?;
+    Ok(())
+}
+
+/// Waits until it is told to end. The first process of a container ends by no signal that it does not ask for.
+fn signalled() -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
 }
 
 fn files(args: &Args, run_dir: &Path, removed: &mut Removed) -> Result<(), Failure> {
@@ -83,10 +138,12 @@ fn files(args: &Args, run_dir: &Path, removed: &mut Removed) -> Result<(), Failu
         run_dir.join(crate::api::SOCKET),
         args.state_dir.join("snapshot"),
     ];
-    let attachments = args.state_dir.join(ATTACHMENTS);
-    let gone = gone
-        .into_iter()
-        .chain(removed.kept.is_empty().then_some(attachments));
+    let with_pods = [
+        args.state_dir.join(ATTACHMENTS),
+        args.state_dir.join(sysctl::RECORD),
+    ];
+    let with_pods = with_pods.into_iter().filter(|_| removed.kept.is_empty());
+    let gone: Vec<PathBuf> = gone.into_iter().chain(with_pods).collect();
     for path in gone {
         remove(
             &path,
@@ -191,6 +248,9 @@ fn render(screen: &Screen, removed: &Removed) -> String {
             "removed {}\n",
             screen.dim(&path.display().to_string())
         ));
+    }
+    for sysctl in &removed.sysctls {
+        text.push_str(&format!("put back {sysctl}\n"));
     }
     if text.is_empty() {
         text.push_str("Nothing of Selvage was left.\n");

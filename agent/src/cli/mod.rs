@@ -7,6 +7,7 @@ mod check;
 mod cleanup;
 mod completions;
 mod crds;
+mod install;
 mod lab;
 mod objects;
 mod peers;
@@ -80,6 +81,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Make this machine ready for an agent: the plugin, sysctls, a look at the kernel
+    Install(install::Args),
     /// Remove every trace of Selvage from this network namespace and this machine
     Cleanup(cleanup::Args),
     /// Print the version
@@ -200,6 +203,7 @@ fn run(cli: Cli, agent: Agent) -> Outcome {
         Command::Wait(args) => ask(wait::run(&client(), &args)),
         Command::Check(args) => check::run(&args),
         Command::Lab { args } => lab::run(&args),
+        Command::Install(args) => install::run(&args),
         Command::Cleanup(args) => cleanup::run(&args, cli.run_dir),
         Command::Version(args) => version::run(&args),
         Command::Completions(args) => completions::run(&args),

@@ -17,15 +17,23 @@ use crate::control::server::Asker;
 use crate::control::{Ask, Query};
 
 /// Serves until the runtime ends.
-pub async fn serve(listener: TcpListener, ask: Ask<Query>) -> io::Result<()> {
-    axum::serve(listener, router(ask)).await
+pub async fn serve(listener: TcpListener, routes: Router) -> io::Result<()> {
+    axum::serve(listener, routes).await
 }
 
-/// `/metrics`, `/healthz`, `/readyz`, `/`.
+/// `/metrics` alone.
+pub fn metrics_router(ask: Ask<Query>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .with_state(Asker(ask))
+}
+
+/// `/metrics`, `/livez` (also called `/healthz`), `/readyz`, `/`.
 pub fn router(ask: Ask<Query>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
-        .route("/healthz", get(healthz))
+        .route("/livez", get(livez))
+        .route("/healthz", get(livez))
         .route("/readyz", get(readyz))
         .route("/", get(front))
         .with_state(Asker(ask))
@@ -44,7 +52,7 @@ async fn metrics(State(asker): State<Asker>) -> Response {
 }
 
 /// The owner of the world answers: it is alive.
-async fn healthz(State(asker): State<Asker>) -> Response {
+async fn livez(State(asker): State<Asker>) -> Response {
     match asker.ask(Query::Status).await {
         Ok(_) => "ok\n".into_response(),
         Err(refusal) => (StatusCode::SERVICE_UNAVAILABLE, refusal.error).into_response(),
