@@ -4,6 +4,7 @@ mod api;
 mod control;
 mod desired;
 mod kernel;
+mod manifests;
 mod objects;
 mod screens;
 mod source;
