@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use rustix::process::{Signal, set_parent_process_death_signal};
 use selvage_lab::Cut;
 use selvage_lab::image::Image;
 use selvage_lab::sandbox::{self, Place};
@@ -32,6 +33,11 @@ enum Action {
         /// Plain text, as with NO_COLOR set.
         #[arg(long)]
         no_color: bool,
+    },
+    /// A real Kubernetes cluster: control plane, kubelets, containerd, in namespaces.
+    Kubernetes {
+        #[command(subcommand)]
+        action: Kubernetes,
     },
     /// Runs a program in an empty sandbox: its own mounts, processes and network.
     Run {
@@ -101,6 +107,15 @@ struct ImageArguments {
     epoch: u64,
 }
 
+#[derive(Subcommand)]
+enum Kubernetes {
+    /// Brings a cluster up, and leaves it until Ctrl-C.
+    Up(up::kubernetes::Arguments),
+    /// What `up` runs in a sandbox.
+    #[command(hide = true)]
+    Inside(up::kubernetes::Inside),
+}
+
 fn main() -> ExitCode {
     act(&Arguments::parse().action).unwrap_or_else(|error| {
         eprintln!("selvage-lab: {error:#}");
@@ -119,6 +134,14 @@ fn act(action: &Action) -> Result<ExitCode> {
             Topology::read(file)?;
             inside(|| up::up(file, *check, *no_color))
         }
+        Action::Kubernetes { action } => match action {
+            Kubernetes::Up(arguments) => up::kubernetes::up(arguments),
+            Kubernetes::Inside(arguments) => {
+                // Not without the process that passes connections on to it.
+                set_parent_process_death_signal(Some(Signal::TERM))?;
+                inside(|| up::kubernetes::inside(arguments))
+            }
+        },
         Action::Run { command } => inside(|| run(command)),
         Action::Image(arguments) => image(arguments),
         Action::On { member, command } => up::on(member, command),

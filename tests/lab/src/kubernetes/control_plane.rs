@@ -1,7 +1,7 @@
 //! etcd and the API server, and on request the controllers and the scheduler.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -132,6 +132,12 @@ impl ControlPlane {
         self.proxy.addresses()
     }
 
+    /// Where the API server itself is reached, from its own namespace.
+    #[must_use]
+    pub fn local(&self) -> SocketAddr {
+        SERVER
+    }
+
     /// What everybody outside goes through.
     #[must_use]
     pub fn proxy(&self) -> &Proxy {
@@ -171,6 +177,14 @@ impl ControlPlane {
         let server = *self.servers().first().context("no address")?;
         write_kubeconfig(&file, server, &self.pki, &Proof::Certificate(user))?;
         Ok(file)
+    }
+
+    /// Writes a kubeconfig of a user who reaches the API server at another address.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_kubeconfig(&self, file: &Path, server: SocketAddr, user: &User) -> Result<()> {
+        write_kubeconfig(file, server, &self.pki, &Proof::Certificate(user))
     }
 
     /// A kubeconfig file of a ServiceAccount, which must exist, with a fresh token.
@@ -279,7 +293,7 @@ impl ControlPlane {
     }
 }
 
-fn etcd(programs: &Programs, folder: &std::path::Path) -> Result<Command> {
+fn etcd(programs: &Programs, folder: &Path) -> Result<Command> {
     let mut command = programs.command("etcd")?;
     let (client, peer) = ("http://127.0.0.1:2379", "http://127.0.0.1:2380");
     command
@@ -352,7 +366,7 @@ fn apiserver_arguments(
     Ok(arguments)
 }
 
-fn option(name: &str, path: &std::path::Path) -> String {
+fn option(name: &str, path: &Path) -> String {
     format!("{name}={}", path.display())
 }
 

@@ -1,6 +1,8 @@
 //! `selvage-lab up`: brings a topology up, shows it, checks it, and leaves a shell in it.
 
 mod guide;
+pub mod kubernetes;
+mod outside;
 mod picture;
 mod shell;
 mod terminal;
