@@ -38,7 +38,7 @@ use crate::{
     desired::Local,
     inbox::{Inbox, Sender},
     kernel::{Shutdown, conntrack, masquerade, nft, routes, watch},
-    source,
+    publish, source,
     store::Observed,
     web,
     world::{Found, Outlets, Setup, Work, World},
@@ -97,7 +97,7 @@ pub fn agent(config: AgentConfig) -> Result<()> {
             .then(masquerade::Masquerade::open)
             .transpose()
             .context("cannot speak to nf_tables")?,
-        publisher: None,
+        publisher: source.publisher(&world),
         world: world.clone(),
         reach: Box::new(move |mark| source.reach(mark)),
     };
@@ -174,6 +174,21 @@ impl Source {
             }));
         });
         Ok(Source::Api(source::api::spawn(&settings, sink, tell)?))
+    }
+
+    /// Who writes to the API server, if that is where objects come from.
+    fn publisher(&self, world: &Sender<Work>) -> Option<publish::Publisher> {
+        let Source::Api(api) = self else {
+            return None;
+        };
+        let world = world.clone();
+        let trouble = Box::new(move |text: Option<String>| {
+            world.send(Work::Observed(match text {
+                Some(text) => Observed::Lacking("api-writes", text),
+                None => Observed::NotLacking("api-writes"),
+            }));
+        });
+        Some(publish::spawn(&api.handle(), api.client(), trouble))
     }
 
     fn reach(&self, mark: u64) {
