@@ -2,6 +2,13 @@
 
 mod cluster;
 mod control_plane;
+mod statuses;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use selvage_lab::kubernetes::Kubectl;
 
 use crate::harness::{Case, Need};
 
@@ -19,5 +26,26 @@ const CLUSTER: &[Need] = &[
 ];
 
 pub fn cases() -> Vec<Case> {
-    [control_plane::cases(), cluster::cases()].concat()
+    [control_plane::cases(), statuses::cases(), cluster::cases()].concat()
+}
+
+/// The definitions of our kinds, as the manifests have them.
+fn install_definitions(kubectl: &Kubectl) -> Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/crds");
+    for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        let text = fs::read_to_string(&path)?;
+        if text.contains("kind: CustomResourceDefinition") {
+            kubectl.apply(&text)?;
+        }
+    }
+    let all = [
+        "wait",
+        "--for=condition=Established",
+        "--timeout=30s",
+        "crd",
+        "--all",
+    ];
+    kubectl.run(&all)?;
+    Ok(())
 }

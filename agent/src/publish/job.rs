@@ -14,6 +14,8 @@ const REPORT_REST: Duration = Duration::from_secs(1);
 const SPREAD_PER_NODE: Duration = Duration::from_millis(5);
 /// but over no more than this.
 const SPREAD_MOST: Duration = Duration::from_secs(30);
+/// What was written is shown by the API server within this time; if it is not, somebody else has written since.
+const SHOWN_WITHIN: Duration = Duration::from_secs(3);
 /// The first pause after a failure; doubled each time.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// The longest pause after a failure.
@@ -48,38 +50,35 @@ struct Job {
 #[derive(Debug, Default)]
 pub(super) struct Jobs {
     due: BTreeMap<Place, Job>,
-    done: BTreeMap<Place, Text>,
-    /// The API server has shown the node's condition as we wrote it: if it shows another, somebody else wrote.
-    network_seen: bool,
+    done: BTreeMap<Place, (Text, Instant)>,
     last_report: Option<Instant>,
 }
 
 impl Jobs {
     /// Takes in what should stand there now. `dice` gives a number from 0 to 1.
     pub(super) fn want(&mut self, wanted: &Wanted, now: Instant, mut dice: impl FnMut() -> f64) {
-        let mut texts = texts(wanted);
-        if let Some(network) = &wanted.network {
-            let as_wanted = wanted.network_unavailable == Some(!network.available);
-            if self.network_seen && !as_wanted {
-                self.done.remove(&Place::Network);
-            }
-            self.network_seen = as_wanted && self.done.contains_key(&Place::Network);
-        }
+        let texts = texts(wanted);
         self.done.retain(|place, _| texts.contains_key(place));
+        // What became as it should be while it waited needs nobody.
         self.due.retain(|place, _| texts.contains_key(place));
-        texts.retain(|place, text| self.done.get(place) != Some(text));
         for (place, text) in texts {
+            let done = self.done.get(&place).filter(|(done, _)| *done == text);
+            let at = match done {
+                None => now + self.delay(&place, wanted.nodes, now, &mut dice),
+                Some((_, at)) if shows_otherwise(wanted, &place) => *at + SHOWN_WITHIN,
+                Some(_) => {
+                    self.due.remove(&place);
+                    continue;
+                }
+            };
             let job = self.due.remove(&place).filter(|job| job.text == text);
-            let job = job.unwrap_or_else(|| Job {
-                at: now + self.delay(&place, wanted.nodes, now, &mut dice),
+            let fresh = Job {
+                at,
                 failures: 0,
                 text,
-            });
-            self.due.insert(place, job);
+            };
+            self.due.insert(place, job.unwrap_or(fresh));
         }
-        let due = &self.due;
-        // What became as it should be while it waited needs nobody.
-        self.done.retain(|place, _| !due.contains_key(place));
     }
 
     fn delay(
@@ -121,12 +120,9 @@ impl Jobs {
         if place == Place::Report {
             self.last_report = Some(now);
         }
-        if place == Place::Network {
-            self.network_seen = false;
-        }
         self.due
             .retain(|other, job| *other != place || job.text != text);
-        self.done.insert(place, text);
+        self.done.insert(place, (text, now));
     }
 
     /// It could not be written, and is tried again later.
@@ -136,6 +132,19 @@ impl Jobs {
             job.failures += 1;
             job.at = now + pause.min(RETRY_MOST).mul_f64(0.5 + dice() / 2.0);
         }
+    }
+}
+
+/// Whether the API server shows something else than what is wanted there, as far as it shows it to us.
+fn shows_otherwise(wanted: &Wanted, place: &Place) -> bool {
+    match place {
+        Place::Network => {
+            let available = wanted.network.as_ref().map(|network| network.available);
+            wanted.network_unavailable != available.map(|available| !available)
+        }
+        // It would not be listed.
+        Place::Status(..) => true,
+        Place::Report | Place::Refused(..) => false,
     }
 }
 
@@ -213,17 +222,16 @@ mod tests {
         jobs.want(&wanted, now, || 1.0);
         let (place, text) = jobs.take(now).unwrap();
         jobs.succeeded(place, text, now);
-        // Until the API server shows it, what it shows is old.
-        jobs.want(&wanted, now, || 1.0);
-        assert_eq!(jobs.next(), None);
+        // Until the API server shows it, what it shows is old: for a while.
         for (shown, again) in [
-            (Some(false), false),
-            (Some(false), false),
-            (Some(true), true),
+            (None, Some(now + SHOWN_WITHIN)),
+            (Some(false), None),
+            (Some(true), Some(now + SHOWN_WITHIN)),
+            (Some(false), None),
         ] {
             wanted.network_unavailable = shown;
             jobs.want(&wanted, now, || 1.0);
-            assert_eq!(jobs.next().is_some(), again, "{shown:?}");
+            assert_eq!(jobs.next(), again, "{shown:?}");
         }
     }
 
@@ -257,7 +265,8 @@ mod tests {
             let (place, text) = jobs.take(now).unwrap();
             jobs.succeeded(place, text, now);
             jobs.want(&wanted, now, || 0.0);
-            assert_eq!(jobs.next(), None, "written, and not shown yet");
+            // Written, and not shown yet; or shown, and overwritten before we looked.
+            assert_eq!(jobs.next(), Some(now + SHOWN_WITHIN));
             wanted.statuses.clear();
             jobs.want(&wanted, now, || 0.0);
         }

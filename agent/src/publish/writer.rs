@@ -29,6 +29,7 @@ pub(super) struct Writer {
     trouble: Trouble,
     in_trouble: bool,
     jobs: Jobs,
+    wanted: Wanted,
     node: NodeRef,
     /// The neighbours of the last report, for events.
     neighbors: Option<Vec<NeighborStatus>>,
@@ -41,6 +42,7 @@ impl Writer {
             trouble,
             in_trouble: false,
             jobs: Jobs::default(),
+            wanted: Wanted::default(),
             node: NodeRef::default(),
             neighbors: None,
         }
@@ -60,9 +62,9 @@ impl Writer {
                     if changed.is_err() {
                         return;
                     }
-                    let wanted = told.borrow_and_update().clone();
-                    self.node = wanted.node.clone().unwrap_or_default();
-                    self.jobs.want(&wanted, Instant::now(), dice);
+                    self.wanted = told.borrow_and_update().clone();
+                    self.node = self.wanted.node.clone().unwrap_or_default();
+                    self.jobs.want(&self.wanted, Instant::now(), dice);
                 }
                 () = wake => self.work().await,
             }
@@ -84,6 +86,8 @@ impl Writer {
             None => self.jobs.succeeded(place, text, now),
             Some(_) => self.jobs.failed(&place, now, dice),
         }
+        // Whether it stays is looked at later.
+        self.jobs.want(&self.wanted, now, dice);
         if error.is_some() != self.in_trouble {
             self.in_trouble = error.is_some();
             match &error {

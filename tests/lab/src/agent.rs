@@ -32,16 +32,38 @@ impl Agent {
     /// # Errors
     /// When it is not built or cannot be started.
     pub fn start(netns: &Netns, node: &str, objects: &Path, more: &[&str]) -> Result<Agent> {
+        Agent::start_from(netns, node, ("--objects", objects), more)
+    }
+
+    /// As [`Agent::start`], with the objects of a Kubernetes API.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn start_on_api(
+        netns: &Netns,
+        node: &str,
+        kubeconfig: &Path,
+        more: &[&str],
+    ) -> Result<Agent> {
+        Agent::start_from(netns, node, ("--kubeconfig", kubeconfig), more)
+    }
+
+    fn start_from(
+        netns: &Netns,
+        node: &str,
+        (flag, source): (&str, &Path),
+        more: &[&str],
+    ) -> Result<Agent> {
         let lab = netns.lab();
         let run_dir = lab.subdirectory(&format!("{node}/run"))?;
         let state_dir = lab.subdirectory(&format!("{node}/state"))?;
         let program = programs::find("selvage")?;
-        let mut arguments: Vec<String> = ["agent", "--node", node, "--objects"]
+        let mut arguments: Vec<String> = ["agent", "--node", node, flag]
             .iter()
             .map(|word| (*word).to_owned())
             .collect();
         for path in [
-            objects,
+            source,
             Path::new("--run-dir"),
             &run_dir,
             Path::new("--state-dir"),
