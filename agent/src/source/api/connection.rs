@@ -147,8 +147,10 @@ fn service_account(folder: &Path) -> Result<Config, NoWay> {
         .parse()
         .map_err(|_| NoWay::NoServer)?;
     let mut config = Config::new(url);
-    // Read again when it changes, as the token is.
+    // Read again when it changes, as the token is. No others: without a list, however empty, the client asks the system for
+    // its own, and our image has none.
     config.root_cert_file = Some(ca);
+    config.root_cert = Some(Vec::new());
     config.auth_info.token_file = Some(token.display().to_string());
     Ok(config)
 }
