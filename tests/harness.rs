@@ -13,6 +13,8 @@ use selvage_lab::probe::flow::machine_drops;
 use selvage_lab::process::tail_of;
 use selvage_lab::{Lab, programs};
 
+use crate::scene::{Source, set_source};
+
 /// What has to be there for a trial.
 #[derive(Clone, Copy, Debug)]
 pub enum Need {
@@ -65,6 +67,7 @@ pub struct Case {
     run: fn(&Lab) -> Result<()>,
     /// Not beside another of its kind.
     alone: bool,
+    source: Source,
 }
 
 impl Case {
@@ -91,6 +94,19 @@ impl Case {
             needs,
             run,
             alone: false,
+            source: Source::Directory,
+        }
+    }
+
+    /// The same body under another name, with the objects of its clusters at a real API server.
+    pub const fn on_api(
+        name: &'static str,
+        needs: &'static [Need],
+        run: fn(&Lab) -> Result<()>,
+    ) -> Case {
+        Case {
+            source: Source::Api,
+            ..Case::new(name, needs, run)
         }
     }
 }
@@ -150,6 +166,7 @@ fn attempt_at(case: Case, attempt: u32) -> Result<(), String> {
         again => format!("{}_{again}", case.name.replace("::", "_")),
     };
     let lab = Lab::new(&name).map_err(|error| format!("{error:#}"))?;
+    set_source(case.source);
     (case.run)(&lab).map_err(|error| format!("{error:#}\n{}", logs(&lab)))
 }
 

@@ -1,5 +1,6 @@
 //! What many trials stand on: a cluster from a few lines of text, what is in a node's kernel, who reaches whom.
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -39,10 +40,33 @@ pods:
   - {name: client, namespace: default, node: n2, labels: {app: client}, ports: [80]}
 ";
 
+/// Where the agents of a trial have their objects from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// A directory of YAML.
+    #[default]
+    Directory,
+    /// A real API server.
+    Api,
+}
+
+thread_local! {
+    /// Of the trial that this thread runs: one body, two sources.
+    static SOURCE: Cell<Source> = const { Cell::new(Source::Directory) };
+}
+
+/// Says where the trial that this thread is about to run has its objects from.
+pub fn set_source(source: Source) {
+    SOURCE.set(source);
+}
+
 /// A cluster that does not run yet, from the text of a topology file.
 pub fn cluster(lab: &Lab, text: &str) -> Result<Cluster> {
     let topology = Topology::parse(text, Path::new("topology"))?;
-    Cluster::new(lab, topology)
+    match SOURCE.get() {
+        Source::Directory => Cluster::new(lab, topology),
+        Source::Api => Cluster::on_api(lab, topology),
+    }
 }
 
 /// Two nodes that mesh, a pod on each, everything up.

@@ -60,7 +60,7 @@ fn pod(cluster: &Cluster, name: &str, netns: &Netns) -> Result<RunningPod> {
         .context("shop/web")?
         .clone();
     pod.name.value = name.into();
-    let running = RunningPod {
+    let mut running = RunningPod {
         uid: format!("{}-{name}", netns.lab().name()),
         container_id: format!("{}-{name}", netns.lab().name()),
         netns: netns.clone(),
@@ -68,9 +68,10 @@ fn pod(cluster: &Cluster, name: &str, netns: &Netns) -> Result<RunningPod> {
         pod,
     };
     let object = objects::pod(&running.pod, &running.uid, &[]);
-    cluster
-        .objects()
-        .write(&format!("pod-shop-{name}"), &object)?;
+    let objects = cluster.objects();
+    if let Some(uid) = objects.put(&format!("pod-shop-{name}"), &object)? {
+        running.uid = uid;
+    }
     Ok(running)
 }
 
@@ -95,7 +96,7 @@ fn next(address: IpAddr) -> IpAddr {
 }
 
 /// Packets knock at an address from before its pod is made; with a policy none gets in, without one some do.
-fn first_packet(lab: &Lab) -> Result<()> {
+pub fn first_packet(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
     let client = cluster.netns("default/client")?.clone();
     let mut before = cluster.addresses("shop/web");

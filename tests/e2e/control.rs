@@ -449,7 +449,7 @@ fn left(netns: &Netns) -> Result<()> {
 }
 
 /// Both nodes read one Secret: when it changes, the session is there again with the new password.
-fn password(lab: &Lab) -> Result<()> {
+pub fn password(lab: &Lab) -> Result<()> {
     let text = TWO_NODES
         .replace("{name: n1,", "{name: n1, labels: {side: left},")
         .replace("{name: n2,", "{name: n2, labels: {side: right},");

@@ -1,14 +1,14 @@
 //! Whole ways, from the objects to the packets; first of all the lab's own primitives.
 
-mod closed;
-mod control;
+pub mod closed;
+pub mod control;
 mod demo;
 mod install;
 mod lab;
 mod paths;
 mod plugin;
-mod policy;
-mod routes;
+pub mod policy;
+pub mod routes;
 
 use crate::harness::Case;
 

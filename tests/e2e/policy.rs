@@ -51,7 +51,7 @@ fn allow_from(labels: Value) -> Value {
     )
 }
 
-fn blocks(lab: &Lab) -> Result<()> {
+pub fn blocks(lab: &Lab) -> Result<()> {
     let cluster = two_nodes(lab)?;
     wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     cluster.objects().write("deny", &default_deny())?;
@@ -72,7 +72,7 @@ fn blocks(lab: &Lab) -> Result<()> {
 }
 
 /// When ADD has returned, the policy is in force: there is no first open moment.
-fn starts_closed(lab: &Lab) -> Result<()> {
+pub fn starts_closed(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
     cluster.objects().write("deny", &default_deny())?;
     wait_blocked(&cluster, "default/client", "shop/web", Some(80))?;
@@ -85,7 +85,7 @@ fn starts_closed(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn labels(lab: &Lab) -> Result<()> {
+pub fn labels(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
     cluster.objects().write("deny", &default_deny())?;
     cluster
@@ -150,7 +150,7 @@ fn addresses(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn egress(lab: &Lab) -> Result<()> {
+pub fn egress(lab: &Lab) -> Result<()> {
     let cluster = two_nodes(lab)?;
     wait_reaches(&cluster, "shop/web", "default/client", Some(80))?;
     let none = policy(

@@ -35,7 +35,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-fn across(lab: &Lab) -> Result<()> {
+pub fn across(lab: &Lab) -> Result<()> {
     let cluster = two_nodes(lab)?;
     wait_reaches(&cluster, "default/client", "shop/web", None)?;
     wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
@@ -67,7 +67,7 @@ fn blackhole(lab: &Lab) -> Result<()> {
 }
 
 /// First by its object, then by its end.
-fn goes(lab: &Lab) -> Result<()> {
+pub fn goes(lab: &Lab) -> Result<()> {
     let text = TWO_NODES.replace(
         "pods:",
         "  - {name: n3, networks: [rack], podCIDRs: [10.244.3.0/24, 'fd00:10:244:3::/64']}\npods:",
@@ -112,7 +112,7 @@ fn from_outside(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn pod_goes(lab: &Lab) -> Result<()> {
+pub fn pod_goes(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
     wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     let before = cluster.addresses("shop/web");

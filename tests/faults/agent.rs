@@ -111,7 +111,7 @@ metadata: {name: default-deny, namespace: shop}
 spec: {podSelector: {}, policyTypes: [Ingress]}
 ";
 
-fn closed_without_agent(lab: &Lab) -> Result<()> {
+pub fn closed_without_agent(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
     cluster.objects().write_text("deny", DENY)?;
     wait_blocked(&cluster, "default/client", "shop/web", Some(80))?;

@@ -1,7 +1,7 @@
 //! What goes wrong in the world: agents that die, cables that are pulled, neighbours that misbehave, disks that are
 //! full, people who flush rulesets.
 
-mod agent;
+pub mod agent;
 mod flows;
 mod objects;
 mod peer;

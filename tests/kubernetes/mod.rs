@@ -2,6 +2,7 @@
 
 mod cluster;
 mod control_plane;
+mod source;
 mod statuses;
 
 use std::fs;
@@ -26,7 +27,13 @@ const CLUSTER: &[Need] = &[
 ];
 
 pub fn cases() -> Vec<Case> {
-    [control_plane::cases(), statuses::cases(), cluster::cases()].concat()
+    [
+        control_plane::cases(),
+        source::cases(),
+        statuses::cases(),
+        cluster::cases(),
+    ]
+    .concat()
 }
 
 /// The definitions of our kinds, as the manifests have them.

@@ -6,8 +6,9 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Meta;
-use super::decode::Context;
+use super::decode::{Context, Mode};
+use super::meta::{self, RawMeta};
+use super::{Faults, Kind, Meta};
 
 /// The condition by which network plugins say whether a node can have pods (`v1.NodeNetworkUnavailable`).
 pub const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
@@ -27,7 +28,18 @@ pub struct Node {
     pub network_unavailable: Option<bool>,
 }
 
+/// A node as the API server writes it, without what we do not read: it lists images, for one.
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawNode {
+    api_version: Option<String>,
+    kind: Option<String>,
+    metadata: RawMeta,
+    spec: Option<RawSpec>,
+    status: Option<RawStatus>,
+}
+
+#[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase")]
 struct RawSpec {
     #[serde(rename = "podCIDRs")]
@@ -36,7 +48,7 @@ struct RawSpec {
     pod_cidr: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 struct RawStatus {
     addresses: Option<Vec<RawAddress>>,
     conditions: Option<Vec<RawCondition>>,
@@ -65,6 +77,20 @@ impl Node {
             .find(|address| address.is_ipv6() == v6)
     }
 
+    /// Reads a node of the API server without a detour. `None`: whatever is wrong with it, [`super::parse`] tells.
+    pub fn from_json(text: &str) -> Option<Node> {
+        let raw: RawNode = serde_json::from_str(text).ok()?;
+        let named = raw.kind.is_none_or(|kind| kind == "Node");
+        if !named || raw.api_version.is_some_and(|version| version != "v1") {
+            return None;
+        }
+        let mut faults = Faults::default();
+        let meta = meta::lower(Kind::Node, raw.metadata, Mode::Api, &mut faults)?;
+        let (spec, status) = (raw.spec.unwrap_or_default(), raw.status.unwrap_or_default());
+        let node = Node::of(meta, spec, status, &mut faults);
+        faults.is_empty().then_some(node)
+    }
+
     pub(super) fn lower(
         meta: Meta,
         spec: &Value,
@@ -73,6 +99,10 @@ impl Node {
     ) -> Option<Node> {
         let spec: RawSpec = context.decode("spec", spec)?;
         let status: RawStatus = context.decode("status", status)?;
+        Some(Node::of(meta, spec, status, &mut context.faults))
+    }
+
+    fn of(meta: Meta, spec: RawSpec, status: RawStatus, faults: &mut Faults) -> Node {
         let mut pod_cidrs = Vec::new();
         let (field, texts) = match (spec.pod_cidrs, spec.pod_cidr) {
             (Some(many), _) => ("podCIDRs", many),
@@ -87,7 +117,7 @@ impl Node {
             } else {
                 "spec.podCIDR".into()
             };
-            if let Some(cidr) = context.faults.take(&path, cidr(text)) {
+            if let Some(cidr) = faults.take(&path, cidr(text)) {
                 pod_cidrs.push(cidr);
             }
         }
@@ -99,7 +129,7 @@ impl Node {
                 continue;
             }
             let path = format!("status.addresses[{i}].address");
-            let Some(address) = context.faults.take(&path, address(&raw.address)) else {
+            let Some(address) = faults.take(&path, address(&raw.address)) else {
                 continue;
             };
             if !addresses.contains(&address) {
@@ -117,13 +147,13 @@ impl Node {
         let network = conditions
             .iter()
             .find(|condition| condition.kind == NETWORK_UNAVAILABLE);
-        Some(Node {
+        Node {
             meta,
             internal_ips,
             addresses,
             pod_cidrs,
             network_unavailable: network.map(|condition| condition.status == "True"),
-        })
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::agent::Agent;
 use crate::daemon::{Kind, Neighbour, Router, Speaker};
 use crate::kubelet::{Kubelet, RunningPod};
+use crate::kubernetes::{ControlPlane, Rest, Settings, User};
 use crate::lab::Lab;
 use crate::netns::Netns;
 use crate::network::{Link, Network};
@@ -35,12 +36,14 @@ pub struct Cluster {
     topology: Topology,
     objects: Objects,
     asn: u32,
+    networks: BTreeMap<String, Network>,
     members: BTreeMap<String, Netns>,
     /// By `NETWORK/MEMBER`.
     links: BTreeMap<String, Link>,
     routers: BTreeMap<String, RunningRouter>,
     nodes: BTreeMap<String, RunningNode>,
     pods: BTreeMap<String, ServingPod>,
+    control: Option<ControlPlane>,
 }
 
 /// A router of the topology.
@@ -76,33 +79,76 @@ impl Cluster {
     /// # Errors
     /// When the kernel refuses or the objects cannot be read.
     pub fn new(lab: &Lab, topology: Topology) -> Result<Cluster> {
-        let objects = Objects::create(lab.directory().join("objects"))?;
-        if let Some(directory) = &topology.objects {
-            objects.copy_from(directory)?;
+        Cluster::wired(lab, topology)?.with_objects()
+    }
+
+    /// The same with a real API server, joined to the first network after everybody else; the agents read from it,
+    /// through its proxy, and the objects are written to it.
+    ///
+    /// # Errors
+    /// When it does not come up as well.
+    pub fn on_api(lab: &Lab, topology: Topology) -> Result<Cluster> {
+        let mut cluster = Cluster::wired(lab, topology)?;
+        let network = cluster.topology.networks.first().context("no network")?;
+        let network = &network.name.value;
+        let netns = lab.netns("control")?;
+        let link = cluster.networks.get(network).context("no network")?;
+        let link = link.join(&netns)?;
+        let control = ControlPlane::start(&netns, link.addresses(), &Settings::default())?;
+        let crds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests/crds");
+        control.kubectl().run(&["apply", "-f", crds])?;
+        control
+            .kubectl()
+            .run(&["wait", "--for=condition=Established", "crd", "--all"])?;
+        cluster.objects =
+            Objects::create_at(lab.directory().join("objects"), Rest::start(&control)?)?;
+        cluster.links.insert(format!("{network}/control"), link);
+        cluster.members.insert("control".into(), netns);
+        cluster.control = Some(control);
+        cluster.with_objects()
+    }
+
+    fn with_objects(mut self) -> Result<Cluster> {
+        self.write_objects()?;
+        if let Some(directory) = &self.topology.objects {
+            self.objects.copy_from(directory)?;
         }
+        self.asn = self.objects.asn()?;
+        Ok(self)
+    }
+
+    fn wired(lab: &Lab, topology: Topology) -> Result<Cluster> {
+        let objects = Objects::create(lab.directory().join("objects"))?;
         let mut cluster = Cluster {
             lab: lab.clone(),
-            asn: objects.asn()?,
+            asn: 0,
             objects,
+            networks: BTreeMap::new(),
             members: BTreeMap::new(),
             links: BTreeMap::new(),
             routers: BTreeMap::new(),
             nodes: BTreeMap::new(),
             pods: BTreeMap::new(),
             topology,
+            control: None,
         };
         cluster.wire()?;
-        cluster.write_objects()?;
         Ok(cluster)
     }
 
+    /// The control plane, if objects are at an API server.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub fn control(&mut self) -> Result<&mut ControlPlane> {
+        self.control.as_mut().context("there is no API server")
+    }
+
     fn wire(&mut self) -> Result<()> {
-        let mut networks: BTreeMap<&str, Network> = BTreeMap::new();
         for network in &self.topology.networks {
-            networks.insert(
-                &network.name.value,
-                self.lab.network(&network.name.value, &network.cidrs)?,
-            );
+            let name = &network.name.value;
+            let network = self.lab.network(name, &network.cidrs)?;
+            self.networks.insert(name.clone(), network);
         }
         let routers = self
             .topology
@@ -121,9 +167,8 @@ impl Cluster {
                 netns.set_sysctl(key, value)?;
             }
             for mention in mentions {
-                let network = networks
-                    .get(mention.value.as_str())
-                    .context("a network that was checked")?;
+                let network = self.networks.get(&mention.value);
+                let network = network.context("a network that was checked")?;
                 self.links
                     .insert(format!("{}/{name}", mention.value), network.join(&netns)?);
             }
@@ -479,7 +524,14 @@ impl Cluster {
             .find(|node| node.name.value == name);
         let node = node.with_context(|| format!("no node {name}"))?;
         let netns = self.netns(name)?;
-        let agent = Agent::start(netns, name, self.objects.directory(), &[])?;
+        let agent = match &self.control {
+            None => Agent::start(netns, name, self.objects.directory(), &[])?,
+            Some(control) => {
+                let kubeconfig = control.kubeconfig(&User::admin())?;
+                let kubeconfig = kubeconfig.to_str().context("a path that is not UTF-8")?;
+                Agent::start_with(netns, name, &["--kubeconfig", kubeconfig])?
+            }
+        };
         let kubelet = Kubelet::new(
             netns,
             &self.objects,

@@ -119,8 +119,8 @@ impl Kubelet {
             pod.namespace, pod.name.value
         ))?;
         let container_id = format!("{}-{number}", netns.lab().name());
-        self.objects
-            .write(&file_name(pod), &objects::pod(pod, &uid, &[]))?;
+        let object = objects::pod(pod, &uid, &[]);
+        let uid = self.objects.put(&file_name(pod), &object)?.unwrap_or(uid);
         let mut running = RunningPod {
             pod: pod.clone(),
             uid,
@@ -131,10 +131,7 @@ impl Kubelet {
         let result: CniResult =
             serde_json::from_str(&self.call("ADD", &running)?).context("the plugin's result")?;
         running.addresses = result.ips.iter().map(|ip| ip.address.addr()).collect();
-        self.objects.write(
-            &file_name(pod),
-            &objects::pod(pod, &running.uid, &running.addresses),
-        )?;
+        self.update(&running)?;
         Ok(running)
     }
 
@@ -148,15 +145,13 @@ impl Kubelet {
         self.objects.remove(&file_name(&pod.pod))
     }
 
-    /// Writes the Pod with other labels.
+    /// Writes the Pod as it is now, or with other labels.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn update(&self, pod: &RunningPod) -> Result<()> {
-        self.objects.write(
-            &file_name(&pod.pod),
-            &objects::pod(&pod.pod, &pod.uid, &pod.addresses),
-        )
+        let object = objects::pod(&pod.pod, &pod.uid, &pod.addresses);
+        self.objects.write(&file_name(&pod.pod), &object)
     }
 
     /// Runs the plugin for a pod, as a runtime does; what it printed.

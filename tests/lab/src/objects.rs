@@ -1,4 +1,4 @@
-//! A directory of Kubernetes objects in YAML, as the agents read it.
+//! Kubernetes objects as the agents read them: a directory of YAML, or a real API server beside it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -8,12 +8,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use crate::kubernetes::Rest;
 use crate::topology::{Node, Pod};
 
 /// The directory. A file is written beside its place and renamed, so that no reader sees half of it.
+///
+/// With an API server, what a file says is applied there as well, and goes with the file.
 #[derive(Clone, Debug)]
 pub struct Objects {
     directory: PathBuf,
+    api: Option<Rest>,
 }
 
 impl Objects {
@@ -24,7 +28,24 @@ impl Objects {
     pub fn create(directory: PathBuf) -> Result<Objects> {
         fs::create_dir_all(&directory)
             .with_context(|| format!("cannot create {}", directory.display()))?;
-        Ok(Objects { directory })
+        let api = None;
+        Ok(Objects { directory, api })
+    }
+
+    /// The same, and at an API server.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn create_at(directory: PathBuf, api: Rest) -> Result<Objects> {
+        let mut objects = Objects::create(directory)?;
+        objects.api = Some(api);
+        Ok(objects)
+    }
+
+    /// The API server.
+    #[must_use]
+    pub fn api(&self) -> Option<&Rest> {
+        self.api.as_ref()
     }
 
     /// Where it is.
@@ -38,7 +59,20 @@ impl Objects {
     /// # Errors
     /// When it cannot be written.
     pub fn write(&self, name: &str, object: &Value) -> Result<()> {
-        self.write_text(name, &serde_saphyr::to_string(object)?)
+        self.put(name, object).map(drop)
+    }
+
+    /// As [`Objects::write`]; its UID, if it is an API server that gives it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put(&self, name: &str, object: &Value) -> Result<Option<String>> {
+        self.write_file(name, &serde_saphyr::to_string(object)?)?;
+        let there = self.api.as_ref().map(|api| api.apply(object)).transpose()?;
+        let uid = there
+            .as_ref()
+            .and_then(|there| there["metadata"]["uid"].as_str());
+        Ok(uid.map(str::to_owned))
     }
 
     /// Writes `NAME.yaml` as it is.
@@ -46,6 +80,25 @@ impl Objects {
     /// # Errors
     /// When it cannot be written.
     pub fn write_text(&self, name: &str, text: &str) -> Result<()> {
+        self.write_file(name, text)?;
+        for object in self.at_api(text)? {
+            self.api
+                .as_ref()
+                .map(|api| api.apply(&object))
+                .transpose()?;
+        }
+        Ok(())
+    }
+
+    /// What an API server, if there is one, is to have of a file.
+    fn at_api(&self, text: &str) -> Result<Vec<Value>> {
+        match self.api {
+            Some(_) => Ok(serde_saphyr::from_multiple(text)?),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn write_file(&self, name: &str, text: &str) -> Result<()> {
         let draft = self.directory.join(format!(".{name}.draft"));
         let path = self.directory.join(format!("{name}.yaml"));
         fs::write(&draft, text)
@@ -59,7 +112,16 @@ impl Objects {
     /// When it is not there.
     pub fn remove(&self, name: &str) -> Result<()> {
         let path = self.directory.join(format!("{name}.yaml"));
-        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
+        let text = fs::read_to_string(&path)
+            .and_then(|text| fs::remove_file(&path).map(|()| text))
+            .with_context(|| format!("cannot remove {}", path.display()))?;
+        for object in self.at_api(&text)? {
+            self.api
+                .as_ref()
+                .map(|api| api.delete(&object))
+                .transpose()?;
+        }
+        Ok(())
     }
 
     /// Copies the YAML files of another directory.
@@ -151,6 +213,10 @@ pub fn pod(pod: &Pod, uid: &str, addresses: &[IpAddr]) -> Value {
             "nodeName": pod.node.value,
             "containers": [{"name": "echo", "image": "none", "ports": ports}],
         },
-        "status": {"phase": if ips.is_empty() { "Pending" } else { "Running" }, "podIPs": ips},
+        "status": {
+            "phase": if ips.is_empty() { "Pending" } else { "Running" },
+            "podIP": addresses.first(),
+            "podIPs": ips,
+        },
     })
 }

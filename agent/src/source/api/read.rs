@@ -8,10 +8,11 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::super::{At, Problem};
+use super::snapshot;
 use crate::objects::decode::identity;
 use crate::objects::meta::LAST_APPLIED;
 use crate::objects::{
-    self, Key, Kind, Mode, Object, Parsed, Pod, Rejected, Shown, network_policy, status,
+    self, Key, Kind, Mode, Node, Object, Parsed, Pod, Rejected, Shown, network_policy, status,
 };
 
 /// One line of a watch.
@@ -169,6 +170,16 @@ pub(super) fn object(kind: Kind, raw: &RawValue) -> Read {
             kept: None,
         };
     }
+    if kind == Kind::Node
+        && let Some(node) = Node::from_json(raw.get())
+    {
+        return Read::Good {
+            ignored: Vec::new(),
+            shown: None,
+            kept: Some(snapshot::node(&node).into_boxed_str()),
+            object: Object::Node(Arc::new(node)),
+        };
+    }
     match serde_json::from_str::<Value>(raw.get()) {
         Ok(value) => value_of(kind, value),
         Err(error) => {
@@ -197,7 +208,7 @@ fn value_of(kind: Kind, mut value: Value) -> Read {
         _ => Vec::new(),
     };
     let shown = status::read(&value, ignored.clone()).map(Box::new);
-    prune(kind, &mut value);
+    prune(&mut value);
     let kept = (kind != Kind::Pod).then(|| value.to_string().into_boxed_str());
     let (key, problems) = match parsed {
         Ok(Some(Parsed { object, .. })) if object.kind() == kind => {
@@ -273,16 +284,9 @@ fn name(kind: Kind, value: &mut Value) {
 }
 
 /// Takes away what is not read or changes often.
-fn prune(kind: Kind, value: &mut Value) {
+fn prune(value: &mut Value) {
     let Value::Object(fields) = value else { return };
-    match fields.get_mut("status") {
-        Some(Value::Object(status)) if kind == Kind::Node => {
-            status.retain(|field, _| field == "addresses");
-        }
-        _ => {
-            fields.remove("status");
-        }
-    }
+    fields.remove("status");
     let Some(Value::Object(meta)) = fields.get_mut("metadata") else {
         return;
     };
@@ -362,5 +366,57 @@ mod tests {
             let paths: Vec<&str> = problems.iter().map(|p| p.path.as_str()).collect();
             assert_eq!(paths, [reason], "{text}");
         }
+    }
+
+    /// What is read straight from the bytes is what is read by way of a value.
+    #[test]
+    fn both_ways_of_reading_agree() {
+        let bodies = [
+            r#"{"metadata":{"name":"n","namespace":"a"}}"#,
+            r#"{"metadata":{"name":"n","namespace":"a"},"spec":null,"status":null}"#,
+            r#"{"apiVersion":"v1","kind":"KIND","metadata":{"name":"n","namespace":"a","uid":"u","generation":3,"resourceVersion":"9",
+                "creationTimestamp":"2026-01-02T03:04:05Z","labels":{"a\u0062":"c"},"managedFields":[{"x":1}],"ownerReferences":[],
+                "annotations":{"kubernetes.io/config.mirror":"m","x":"y","kubectl.kubernetes.io/last-applied-configuration":"{}"}},
+                "spec":{"nodeName":"node","hostNetwork":true,"podCIDR":"10.0.0.1/24","podCIDRs":["10.0.0.1/24","fd00::/64"],"unknown":[{}],
+                    "initContainers":[{"restartPolicy":"Always","ports":[{"name":"s","containerPort":1}]},{"ports":[{"name":"i","containerPort":2}]}],
+                    "containers":[{"name":"c","ports":[{"name":"dns","protocol":"UDP","containerPort":53},{"containerPort":80,"hostPort":81}]},{}]},
+                "status":{"phase":"Running","podIP":"10.0.0.1","podIPs":[{"ip":"10.0.0.1"},{"ip":"fd00::1"}],"images":[{"names":["x"]}],
+                    "addresses":[{"type":"InternalIP","address":"192.0.2.1"},{"type":"Hostname","address":"n"}],
+                    "conditions":[{"type":"NetworkUnavailable","status":"False"},{"type":"Ready","status":"True","reason":"x"}]}}"#,
+            r#"{"metadata":{"name":"n","namespace":"a","annotations":{"x":null},"labels":null},"status":{"phase":"Strange","podIP":"fd00::1","podIPs":[]}}"#,
+            r#"{"metadata":{"name":"n","namespace":"a"},"spec":{"podCIDR":""},"status":{"podIP":"","addresses":[{"type":"ExternalIP","address":"fd00::1"}]}}"#,
+            // What neither takes.
+            r#"{"metadata":{"namespace":"a"}}"#,
+            r#"{"metadata":{"name":"N","namespace":"a"}}"#,
+            r#"{"metadata":{"name":"n","namespace":"a","labels":{"-":"x"}}}"#,
+            r#"{"metadata":{"name":"n","namespace":"a"},"spec":{"podCIDRs":["x"],"nodeName":1},"status":{"podIPs":[{"ip":"x"}],"addresses":[{"type":"InternalIP","address":"x"}]}}"#,
+            r#"{"apiVersion":"v2","kind":"KIND","metadata":{"name":"n","namespace":"a"}}"#,
+            r#"{"apiVersion":"v1","kind":"Table","metadata":{"name":"n","namespace":"a"}}"#,
+            r#"{"kind":"KIND"}"#,
+            "[]",
+        ];
+        let (mut good, mut bad) = (0, 0);
+        for kind in [Kind::Pod, Kind::Node] {
+            for body in bodies {
+                let text = body.replace("KIND", kind.name());
+                let direct = match kind {
+                    Kind::Pod => Pod::from_json(&text).map(|pod| Object::Pod(pod.into())),
+                    _ => Node::from_json(&text).map(|node| Object::Node(node.into())),
+                };
+                let mut value: Value = serde_json::from_str(&text).unwrap();
+                name(kind, &mut value);
+                let parsed = objects::parse(&value, Mode::Api).ok().flatten();
+                let parsed = parsed
+                    .map(|parsed| parsed.object)
+                    .filter(|object| object.kind() == kind);
+                assert_eq!(direct, parsed, "{text}");
+                *(if direct.is_some() {
+                    &mut good
+                } else {
+                    &mut bad
+                }) += 1;
+            }
+        }
+        assert!(good >= 8 && bad >= 14, "{good} {bad}");
     }
 }

@@ -11,13 +11,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use selvage_policy::model::{Phase, PodFact, Proto};
 use serde_json::{Value, json};
 
-use crate::objects::Timestamp;
+use crate::objects::{Node, Timestamp};
 
 /// In the state directory: all kinds but pods.
 pub(super) const OBJECTS: &str = "snapshot";
@@ -162,6 +163,31 @@ impl Sum {
     }
 }
 
+/// A node as the API server would write it, as far as it matters.
+pub(super) fn node(node: &Node) -> String {
+    let address = |address: &IpAddr| {
+        let internal = node.internal_ips.contains(address);
+        let name = if internal { "InternalIP" } else { "ExternalIP" };
+        json!({"type": name, "address": address})
+    };
+    // In the order in which they are read again.
+    let addresses: Vec<Value> = node.addresses.iter().map(address).collect();
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": node.meta.key.name,
+            "uid": node.meta.uid,
+            "labels": node.meta.labels,
+            "annotations": node.meta.annotations,
+            "creationTimestamp": node.meta.created.map(|time| time.to_string()),
+        },
+        "spec": {"podCIDRs": node.pod_cidrs},
+        "status": {"addresses": addresses},
+    })
+    .to_string()
+}
+
 /// A pod as the API server would write it, as far as it matters.
 pub(super) fn pod(fact: &PodFact) -> String {
     let protocol = |proto: Proto| match proto {
@@ -285,6 +311,20 @@ mod tests {
         .unwrap();
         let error = Snapshot::read(&folder.0, OBJECTS).unwrap_err();
         assert_eq!(error.to_string(), "of another version, or no snapshot");
+    }
+
+    #[test]
+    fn nodes_come_back_as_they_were() {
+        for text in [
+            r#"{"metadata":{"name":"n"}}"#,
+            r#"{"metadata":{"name":"n","uid":"u","labels":{"a":"b"},"annotations":{"c":"d"},"creationTimestamp":"2026-01-02T03:04:05Z"},
+                "spec":{"podCIDR":"10.0.0.0/24","podCIDRs":["10.0.0.0/24","fd00::/64"]},
+                "status":{"addresses":[{"type":"Hostname","address":"n"},{"type":"ExternalIP","address":"1.2.3.4"},
+                    {"type":"InternalIP","address":"10.0.0.1"},{"type":"InternalIP","address":"10.0.0.2"},{"type":"InternalIP","address":"fd00::1"}]}}"#,
+        ] {
+            let before = Node::from_json(text).unwrap_or_else(|| panic!("{text}"));
+            assert_eq!(Node::from_json(&node(&before)), Some(before));
+        }
     }
 
     #[test]

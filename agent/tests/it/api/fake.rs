@@ -263,8 +263,9 @@ impl State {
     /// Sends the last event of a kind again.
     pub fn again(&mut self, plural: &str, back: usize) {
         let log = &mut self.resources.get_mut(plural).unwrap().log;
-        let event = log[log.len() - 1 - back].clone();
-        log.push(event);
+        if let Some(event) = log.iter().rev().nth(back).cloned() {
+            log.push(event);
+        }
     }
 
     /// Forgets what has happened before a version: who watches from before is told 410.

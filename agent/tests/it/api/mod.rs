@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use fake::{Fake, kinds_asked};
+use proptest::prelude::*;
 use selvage::config::ApiConfig;
 use selvage::objects::Kind;
 use selvage::source::ObjectEvent;
@@ -863,4 +864,78 @@ fn marks_are_exact() {
             assert_eq!(bench.store.count(Kind::Namespace), 700 + i + 1);
         }
     });
+}
+
+/// What may happen to objects, and to those who watch them.
+#[derive(Clone, Debug)]
+enum Step {
+    Put(usize, u8),
+    Bad(usize),
+    Delete(usize),
+    Again(usize),
+    Cut,
+    Forget,
+    Garbage,
+    Rest,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let one = prop_oneof![
+        4 => (0..4usize, 0..250u8).prop_map(|(which, net)| Step::Put(which, net)),
+        1 => (0..4usize).prop_map(Step::Bad),
+        2 => (0..4usize).prop_map(Step::Delete),
+        2 => (0..8usize).prop_map(Step::Again),
+        1 => Just(Step::Cut),
+        1 => Just(Step::Forget),
+        1 => Just(Step::Garbage),
+        1 => Just(Step::Rest),
+    ];
+    proptest::collection::vec(one, 1..24)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    /// Whatever comes twice, late, or not at all: in the end the store has what the server has, and of what cannot be
+    /// read the last form that could.
+    #[test]
+    fn the_way_does_not_matter(steps in steps(), streams: bool) {
+        let fake = Fake::start();
+        fake.with(|state| state.streams = streams);
+        let mut bench = Bench::settled(&fake);
+        let mut model: BTreeMap<usize, Option<u8>> = BTreeMap::new();
+        for step in steps {
+            match step {
+                Step::Put(which, net) => {
+                    fake.put("nodes", node(&format!("n{which}"), &format!("10.0.{net}.0/24")));
+                    model.insert(which, Some(net));
+                }
+                Step::Bad(which) => {
+                    // Seen, so that there is one outcome only: the form before it was read.
+                    bench.settle();
+                    fake.put("nodes", node(&format!("n{which}"), "nonsense"));
+                    model.entry(which).or_insert(None);
+                }
+                Step::Delete(which) if model.remove(&which).is_some() => {
+                    fake.delete("nodes", "", &format!("n{which}"));
+                    // A bad one that comes again is another one.
+                    bench.settle();
+                }
+                Step::Again(back) => fake.with(|state| state.again("nodes", back)),
+                Step::Cut => fake.cut(),
+                Step::Forget => {
+                    fake.with(|state| state.compact(state.version));
+                    fake.cut();
+                }
+                Step::Garbage => fake.raw("nodes", "}{\n"),
+                Step::Rest | Step::Delete(_) => bench.settle(),
+            }
+        }
+        bench.settle();
+        let expected: Vec<String> = model
+            .iter()
+            .filter_map(|(which, net)| Some(format!("n{which} 10.0.{}.0/24", (*net)?)))
+            .collect();
+        prop_assert_eq!(bench.nodes(), expected);
+    }
 }

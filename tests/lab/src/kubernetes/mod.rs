@@ -39,6 +39,7 @@ mod node;
 mod pki;
 mod programs;
 mod proxy;
+mod rest;
 mod space;
 
 pub use access::{Kubectl, User};
@@ -48,3 +49,4 @@ pub use images::AGNHOST;
 pub use node::{KubeProxy, Node};
 pub use programs::Programs;
 pub use proxy::Proxy;
+pub use rest::Rest;
