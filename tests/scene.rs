@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
 use selvage_lab::cluster::RunningRouter;
 use selvage_lab::daemon::Router;
+use selvage_lab::kubernetes::Settings;
 use selvage_lab::probe::flow::Flow;
 use selvage_lab::probe::ping::ping;
 use selvage_lab::probe::{Answer, tcp};
@@ -65,7 +66,7 @@ pub fn cluster(lab: &Lab, text: &str) -> Result<Cluster> {
     let topology = Topology::parse(text, Path::new("topology"))?;
     match SOURCE.get() {
         Source::Directory => Cluster::new(lab, topology),
-        Source::Api => Cluster::on_api(lab, topology),
+        Source::Api => Cluster::on_api(lab, topology, &Settings::default()),
     }
 }
 

@@ -88,6 +88,11 @@ fn pod(number: u32) -> Value {
         )
     };
     let condition = |name: &str| json!({"type": name, "status": "True", "lastProbeTime": null, "lastTransitionTime": "2026-11-24T08:00:01Z"});
+    let status = |name: &str| {
+        json!({"name": name, "ready": true, "restartCount": 0, "started": true,
+            "image": name, "imageID": format!("sha256:{number:064x}"), "containerID": format!("containerd://{number:064x}"),
+            "state": {"running": {"startedAt": "2026-11-24T08:00:02Z"}}, "lastState": {}})
+    };
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
@@ -109,9 +114,7 @@ fn pod(number: u32) -> Value {
         "status": {
             "phase": "Running", "hostIP": "192.0.2.10", "podIP": "10.244.0.7", "podIPs": [{"ip": "10.244.0.7"}, {"ip": "fd00:10:244::7"}],
             "conditions": [condition("Initialized"), condition("Ready"), condition("ContainersReady"), condition("PodScheduled")],
-            "containerStatuses": ["web", "sidecar"].map(|name| json!({"name": name, "ready": true, "restartCount": 0, "started": true,
-                "image": name, "imageID": format!("sha256:{number:064x}"), "containerID": format!("containerd://{number:064x}"),
-                "state": {"running": {"startedAt": "2026-11-24T08:00:02Z"}}, "lastState": {}})),
+            "containerStatuses": [status("web"), status("sidecar")],
             "qosClass": "Burstable", "startTime": "2026-11-24T08:00:00Z",
         },
     })

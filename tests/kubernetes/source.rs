@@ -2,10 +2,13 @@
 //!
 //! Bodies of the trials of the directory run here again: one test, two sources.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use selvage_lab::kubernetes::Settings;
 use selvage_lab::probe::Answer;
+use selvage_lab::topology::Topology;
 use selvage_lab::{Cluster, Lab, eventually_ok, objects};
 use serde_json::{Value, json};
 
@@ -13,7 +16,7 @@ use crate::e2e::{closed, control, policy, routes};
 use crate::faults::agent;
 use crate::harness::{Case, Need};
 use crate::scene::{
-    self, SOON, flows, is_blocked, nothing_lost, prefix, two_nodes, wait_blocked,
+    self, SOON, TWO_NODES, flows, is_blocked, nothing_lost, prefix, two_nodes, wait_blocked,
     wait_kernel_route, wait_reaches,
 };
 
@@ -73,6 +76,8 @@ pub fn cases() -> Vec<Case> {
             broken,
         ),
         on_api("kubernetes::source::a_start_without_the_api", without),
+        on_api("kubernetes::source::marks_of_large_kinds_are_exact", large),
+        on_api("kubernetes::source::lists_come_in_pages_too", pages),
         on_api(
             "kubernetes::source::an_address_that_is_used_again_before_its_pod_is_gone",
             reused,
@@ -201,10 +206,8 @@ fn without(lab: &Lab) -> Result<()> {
     cluster.node("n1")?.agent.process().kill()?;
     cluster.node("n1")?.agent.restart()?;
     wait_says(&mut cluster, "n1", "working from the snapshot of", true)?;
-    cluster
-        .node("n1")?
-        .agent
-        .ask(&["wait", "--for", "peers", "--timeout", "30s"])?;
+    let n2 = *cluster.addresses("n2").first().context("an address")?;
+    cluster.node("n1")?.agent.wait_established(n2, SOON)?;
     wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     is_blocked(&cluster, "default/client", "shop/web", Some(81))?;
     for pods in ["10.244.2.0/24", "fd00:10:244:2::/64"] {
@@ -290,4 +293,53 @@ fn wait_why(cluster: &mut Cluster, from: &[std::net::IpAddr], allowed: bool) -> 
         })?;
     }
     Ok(())
+}
+
+/// How many lists came as streams, by the API server's account.
+fn streams(cluster: &Cluster) -> Result<usize> {
+    let api = cluster.objects().api().context("no API server")?;
+    let text = api.text("GET", "/metrics", None)?;
+    let name = "apiserver_watch_list_duration_seconds_count";
+    let lines = text.lines().filter(|line| line.starts_with(name));
+    Ok(lines.filter(|line| line.contains("pods")).count())
+}
+
+/// A kind with more objects than a page is not listed anew for a mark.
+fn large(lab: &Lab) -> Result<()> {
+    let mut cluster = two_nodes(lab)?;
+    ensure!(streams(&cluster)? > 0, "pods did not come as a stream");
+    let api = cluster.objects().api().context("no API server")?.clone();
+    for number in 0..520 {
+        api.apply(&objects::namespace(&format!("many-{number}")))?;
+    }
+    for number in 0..3 {
+        // Nothing else happens to namespaces: only the API server can tell that nothing is missing.
+        api.apply(&objects::namespace(&format!("more-{number}")))?;
+        let agent = &cluster.node("n1")?.agent;
+        agent.ask(&["wait", "--for", "synced", "--timeout", "10s"])?;
+        let status = agent.json(&["status"])?;
+        let known = status["source"]["objects"]["Namespace"].as_u64();
+        let there = api.call("GET", "/api/v1/namespaces", None)?;
+        let there = there["items"].as_array().map(Vec::len);
+        ensure!(
+            known == there.map(|count| count as u64),
+            "{known:?} of {there:?}"
+        );
+    }
+    Ok(())
+}
+
+/// As of an API server that does not know streams.
+fn pages(lab: &Lab) -> Result<()> {
+    let topology = Topology::parse(TWO_NODES, Path::new("topology"))?;
+    let settings = Settings {
+        apiserver: vec!["--feature-gates=WatchList=false".into()],
+        ..Settings::default()
+    };
+    let mut cluster = Cluster::on_api(lab, topology, &settings)?;
+    cluster.start(2 * SOON)?;
+    ensure!(streams(&cluster)? == 0, "pods came as a stream");
+    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
+    cluster.objects().write_text("deny", DENY)?;
+    wait_blocked(&cluster, "default/client", "shop/web", Some(80))
 }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 use crate::agent::Agent;
 use crate::daemon::{Kind, Neighbour, Router, Speaker};
 use crate::kubelet::{Kubelet, RunningPod};
-use crate::kubernetes::{ControlPlane, Rest, Settings, User};
+use crate::kubernetes::{ControlPlane, Rest, Settings};
 use crate::lab::Lab;
 use crate::netns::Netns;
 use crate::network::{Link, Network};
@@ -87,16 +88,24 @@ impl Cluster {
     ///
     /// # Errors
     /// When it does not come up as well.
-    pub fn on_api(lab: &Lab, topology: Topology) -> Result<Cluster> {
+    pub fn on_api(lab: &Lab, topology: Topology, settings: &Settings) -> Result<Cluster> {
         let mut cluster = Cluster::wired(lab, topology)?;
         let network = cluster.topology.networks.first().context("no network")?;
         let network = &network.name.value;
         let netns = lab.netns("control")?;
         let link = cluster.networks.get(network).context("no network")?;
         let link = link.join(&netns)?;
-        let control = ControlPlane::start(&netns, link.addresses(), &Settings::default())?;
-        let crds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests/crds");
-        control.kubectl().run(&["apply", "-f", crds])?;
+        let control = ControlPlane::start(&netns, link.addresses(), settings)?;
+        for (how, part) in [
+            ("-k", "crds"),
+            ("-f", "base/namespace.yaml"),
+            ("-f", "base/rbac.yaml"),
+        ] {
+            let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests");
+            let path = manifests.join(part);
+            let path = path.to_str().context("a path that is not UTF-8")?;
+            control.kubectl().run(&["apply", how, path])?;
+        }
         control
             .kubectl()
             .run(&["wait", "--for=condition=Established", "crd", "--all"])?;
@@ -527,9 +536,14 @@ impl Cluster {
         let agent = match &self.control {
             None => Agent::start(netns, name, self.objects.directory(), &[])?,
             Some(control) => {
-                let kubeconfig = control.kubeconfig(&User::admin())?;
+                // With the rights that it has in a cluster, and no others.
+                let kubeconfig = control.service_account_kubeconfig("selvage-system", "selvage")?;
                 let kubeconfig = kubeconfig.to_str().context("a path that is not UTF-8")?;
-                Agent::start_with(netns, name, &["--kubeconfig", kubeconfig])?
+                Agent::start_with(
+                    netns,
+                    name,
+                    &["--kubeconfig", kubeconfig, "--cni-conf", "off"],
+                )?
             }
         };
         let kubelet = Kubelet::new(

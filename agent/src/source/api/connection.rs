@@ -262,12 +262,10 @@ impl Door {
                     return Ok(response);
                 }
                 Ok(Err(error)) => {
-                    let unheard = error.is_connect();
-                    let error = Unanswered(format!("{server}: {}", reason(&error)));
-                    if !unheard {
-                        return Err(error.into());
+                    if !error.is_connect() {
+                        return Err(Unanswered(format!("{server}: {}", reason(&error))).into());
                     }
-                    error
+                    Unanswered(format!("{server}: {}", cause(&error)))
                 }
                 Err(_) => Unanswered(format!(
                     "{server}: no answer within {} s",
@@ -296,6 +294,15 @@ fn bearer(path: &Path) -> Result<HeaderValue, BoxError> {
         .map_err(|_| format!("{}: not a token", path.display()))?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+/// What is behind all that is behind an error.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(next) = last.source() {
+        last = next;
+    }
+    last.to_string()
 }
 
 /// An error with all that is behind it, on one line, each thing once.

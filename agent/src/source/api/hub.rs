@@ -23,6 +23,9 @@ use crate::objects::{Key, Kind, Timestamp};
 /// Told when something about the API server begins to be wrong (why), or is well again (`None`), by a stable name.
 pub type Tell = Box<dyn Fn(&'static str, Option<String>) + Send>;
 
+/// What is well again sooner is not worth a word.
+const HICCUP: Duration = Duration::from_millis(250);
+
 /// One step of a watcher.
 pub(super) enum Change {
     /// It is there in this form.
@@ -64,6 +67,8 @@ struct Known {
     resource: Resource,
     phase: Phase,
     basis: Basis,
+    /// Since when it cannot be read, whether that was told already or not.
+    failing: Option<(Timestamp, Instant)>,
     /// Since when the API server says that there is no such kind.
     absent_since: Option<Instant>,
     /// Not of pods.
@@ -93,6 +98,7 @@ impl Known {
             resource,
             phase: Phase::default(),
             basis: Basis::Nothing,
+            failing: None,
             absent_since: None,
             objects: BTreeMap::new(),
             troubled: BTreeSet::new(),
@@ -368,6 +374,7 @@ impl Hub {
         self.with(kind, |known, _| {
             back = matches!(known.phase, Phase::Away(..));
             known.phase = Phase::Live;
+            known.failing = None;
             known.absent_since = None;
         });
         self.lock().tell();
@@ -381,14 +388,17 @@ impl Hub {
         let now = now();
         let folder = &self.folder;
         self.with(kind, |known, events| {
-            let since = match &known.phase {
-                Phase::Away(since, _) => *since,
-                _ => now,
-            };
+            if !matches!(fault, Fault::Away(_)) {
+                known.failing = None;
+            }
             match fault {
                 Fault::Away(reason) => {
-                    known.phase = Phase::Away(since, reason.clone());
                     known.absent_since = None;
+                    let (since, began) = *known.failing.get_or_insert((now, Instant::now()));
+                    if began.elapsed() < HICCUP {
+                        return;
+                    }
+                    known.phase = Phase::Away(since, reason.clone());
                 }
                 Fault::Forbidden(message) => {
                     known.phase = Phase::Forbidden(message.clone());

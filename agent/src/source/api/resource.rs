@@ -30,6 +30,10 @@ impl Resource {
             (Kind::Pod, Some(node)) => {
                 format!("spec.nodeName={node},status.phase!=Succeeded,status.phase!=Failed")
             }
+            // Large, many, and no passwords.
+            (Kind::Secret, _) => {
+                "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token".to_owned()
+            }
             _ => String::new(),
         };
         let scope = match kind {
@@ -131,7 +135,7 @@ mod tests {
             (resource(Kind::Node), "/api/v1/nodes?limit=500"),
             (
                 resource(Kind::Secret),
-                "/api/v1/namespaces/net/secrets?limit=500",
+                "/api/v1/namespaces/net/secrets?limit=500&fieldSelector=type%21%3Dhelm.sh%2Frelease.v1%2Ctype%21%3Dkubernetes.io%2Fservice-account-token",
             ),
             (
                 resource(Kind::BgpPeer),

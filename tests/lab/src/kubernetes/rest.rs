@@ -101,11 +101,20 @@ impl Rest {
         self.call("DELETE", &path(object)?, Some(&now)).map(drop)
     }
 
-    /// What the API server answers to a request.
+    /// What the API server answers to a request; `null` if that is no JSON.
     ///
     /// # Errors
     /// When it refuses.
     pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+        let text = self.text(method, path, body)?;
+        Ok(serde_json::from_str(&text).unwrap_or(Value::Null))
+    }
+
+    /// The same as it is.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub fn text(&self, method: &str, path: &str, body: Option<&Value>) -> Result<String> {
         let body = body.map(ToString::to_string).unwrap_or_default();
         let kind = match method {
             "PATCH" => "application/apply-patch+yaml",
@@ -127,7 +136,7 @@ impl Rest {
         let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP")?;
         let code = head.split(' ').nth(1).unwrap_or_default();
         ensure!(code.starts_with('2'), "{method} {path}: {code} {body}");
-        Ok(serde_json::from_str(body).unwrap_or(Value::Null))
+        Ok(body.to_owned())
     }
 }
 
