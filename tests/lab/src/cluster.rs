@@ -538,12 +538,7 @@ impl Cluster {
             Some(control) => {
                 // With the rights that it has in a cluster, and no others.
                 let kubeconfig = control.service_account_kubeconfig("selvage-system", "selvage")?;
-                let kubeconfig = kubeconfig.to_str().context("a path that is not UTF-8")?;
-                Agent::start_with(
-                    netns,
-                    name,
-                    &["--kubeconfig", kubeconfig, "--cni-conf", "off"],
-                )?
+                Agent::start_on_api(netns, name, &kubeconfig, &["--cni-conf", "off"])?
             }
         };
         let kubelet = Kubelet::new(
