@@ -10,7 +10,7 @@ PROFILE = --profile ci --locked
 BIN = $(or $(CARGO_TARGET_DIR),target)
 export RUST_BACKTRACE ?= 1
 
-.PHONY: all install build lint test shim image unit cluster-programs system demo bench crds
+.PHONY: all install build lint test shim image test-image unit cluster-programs system demo bench crds
 all: build
 
 install:
@@ -26,7 +26,7 @@ lint:
 	$(CARGO) deny --locked --log-level error check licenses bans sources
 
 # The programs of a Kubernetes cluster come after cargo: their linker wants 2 GB.
-test: install lint build shim unit cluster-programs system
+test: install lint build shim unit test-image cluster-programs system
 
 # The plugin as it is shipped.
 shim:
@@ -35,6 +35,10 @@ shim:
 # The container image, from static programs and nothing else: IMAGE=NAME:TAG names it.
 image:
 	@tests/image.sh
+
+# The same with assertions, for the trials on a Kubernetes cluster.
+test-image:
+	@tests/image.sh test >/dev/null
 
 unit:
 	$(CARGO) test $(PROFILE) --workspace --exclude selvage-tests

@@ -2,10 +2,10 @@
 
 use std::env;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Completion, Failed, Trial};
 use selvage_lab::daemon::{Kind, find_program};
 use selvage_lab::kubernetes::Programs;
@@ -30,6 +30,8 @@ pub enum Need {
     ControlPlane,
     /// The programs of a Kubernetes cluster, and root, for a kubelet is nothing without.
     Cluster,
+    /// The image of this project, of the programs that are built beside the tests.
+    Image,
 }
 
 impl Need {
@@ -45,6 +47,9 @@ impl Need {
             Need::Cluster if !rustix::process::geteuid().is_root() || in_user_namespace() => {
                 Some("a kubelet needs root".to_owned())
             }
+            Need::Image => image()
+                .err()
+                .map(|error| format!("{error:#}; build it: tests/image.sh quick")),
             Need::Cluster => Programs::of_cluster().err().map(|error| error.to_string()),
             Need::File(path, _) if Path::new(path).exists() => None,
             Need::File(path, package) => Some(format!("no {path}: apt-get install {package}")),
@@ -57,6 +62,23 @@ impl Need {
             )),
         }
     }
+}
+
+/// The archive with the image, if it is not older than the program that it should have.
+pub fn image() -> Result<PathBuf> {
+    let program = programs::find("selvage")?;
+    let archive = program.with_file_name("selvage-image.tar");
+    let time = |path: &Path| {
+        let metadata = fs::metadata(path).with_context(|| path.display().to_string());
+        Ok::<_, anyhow::Error>(metadata?.modified()?)
+    };
+    ensure!(
+        time(&archive)? >= time(&program)?,
+        "{} is older than {}",
+        archive.display(),
+        program.display()
+    );
+    Ok(archive)
 }
 
 /// One trial.

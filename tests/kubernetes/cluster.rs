@@ -25,7 +25,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// A Deployment of two, one on each node, and a service before it.
-fn web() -> String {
+pub fn web() -> String {
     format!(
         "
 apiVersion: apps/v1
@@ -86,7 +86,7 @@ fn pods(cluster: &KubernetesCluster) -> Result<[Pod; 2]> {
 }
 
 /// Pods reach each other, and the service, in both families.
-fn serves(cluster: &KubernetesCluster) -> Result<()> {
+pub fn serves(cluster: &KubernetesCluster) -> Result<()> {
     let [one, other] = pods(cluster)?;
     ensure!(one.node != other.node, "{one:?} {other:?}");
     let from = cluster.pod_netns(&one)?;

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod control_plane;
+mod install;
 mod source;
 mod statuses;
 
@@ -26,12 +27,22 @@ const CLUSTER: &[Need] = &[
     Need::File("/usr/lib/cni/ptp", "containernetworking-plugins"),
 ];
 
+/// What a cluster needs with Selvage on it.
+const SELVAGE: &[Need] = &[
+    Need::Cluster,
+    Need::Image,
+    Need::System("openssl", "openssl"),
+    Need::System("runc", "runc"),
+    Need::System("nft", "nftables"),
+];
+
 pub fn cases() -> Vec<Case> {
     [
         control_plane::cases(),
         source::cases(),
         statuses::cases(),
         cluster::cases(),
+        install::cases(),
     ]
     .concat()
 }

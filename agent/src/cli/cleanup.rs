@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use selvage_cni::attachment::Attachments;
 use selvage_cni::ipam;
 use selvage_cni::ipam::lease::{Leases, Owner};
-use selvage_cni::link::{ATTACHMENTS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, READY, SOCKET};
+use selvage_cni::link::{
+    ATTACHMENTS, Attachment, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, READY, SOCKET,
+};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -180,6 +182,7 @@ fn attachments(args: &Args, removed: &mut Removed) -> Result<(), Failure> {
             })
             .map_err(|error| Failure::new(format!("{error}")))?;
             removed.leases += before.saturating_sub(leases_in(&dir));
+            remembered(&dir, &attachment, removed)?;
             directories.insert(dir);
         }
         attachments
@@ -189,6 +192,20 @@ fn attachments(args: &Args, removed: &mut Removed) -> Result<(), Failure> {
     directories
         .iter()
         .try_for_each(|directory| lease_directory(directory, removed))
+}
+
+/// What the runtime's library remembers of an ADD (`libcni`, beside the leases); it forgets it after a DEL, which this is.
+fn remembered(
+    leases: &Path,
+    attachment: &Attachment,
+    removed: &mut Removed,
+) -> Result<(), Failure> {
+    let Some(cache) = leases.ancestors().nth(2) else {
+        return Ok(());
+    };
+    let (network, id) = (&attachment.network, &attachment.container_id);
+    let name = format!("{network}-{id}-{}", attachment.ifname);
+    remove(&cache.join("results").join(name), false, removed)
 }
 
 fn leases_in(directory: &Path) -> usize {

@@ -379,8 +379,20 @@ impl KubernetesCluster {
         let kubectl = self.kubectl();
         let rolled = kubectl.run(&["-n", namespace, "rollout", "status", object, &timeout]);
         rolled.map(drop).map_err(|error| {
-            let pods = kubectl.run(&["-n", namespace, "describe", "pods"]);
-            error.context(pods.unwrap_or_else(|error| error.to_string()))
+            let said = |words: &[&str]| {
+                let answer = kubectl.run(&[&["-n", namespace], words].concat());
+                answer.unwrap_or_else(|error| error.to_string())
+            };
+            let log = [
+                "logs",
+                object,
+                "--all-pods",
+                "--all-containers",
+                "--prefix",
+                "--tail=20",
+            ];
+            let pods = said(&["describe", "pods"]);
+            error.context(format!("{pods}\n{}", said(&log)))
         })
     }
 
