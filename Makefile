@@ -1,5 +1,7 @@
 # make demo   three nodes, a top-of-rack router, pods and a policy, in network namespaces (ARGS=--check: without asking)
 # make test   everything that CI runs
+# make demo-kubernetes   the same on a real Kubernetes cluster, in namespaces, and a KUBECONFIG to play with
+# make conformance       upstream's NetworkPolicy suite on such a cluster
 # make bench  figures beside those of other daemons, in the same run
 # make image  the container image, as an archive (no container engine needed)
 # make lint   formatting, lints, licences
@@ -10,7 +12,7 @@ PROFILE = --profile ci --locked
 BIN = $(or $(CARGO_TARGET_DIR),target)
 export RUST_BACKTRACE ?= 1
 
-.PHONY: all install build lint test shim image test-image unit cluster-programs system demo bench crds
+.PHONY: all install build lint test shim image test-image unit cluster-programs system demo demo-kubernetes conformance bench crds
 all: build
 
 install:
@@ -54,6 +56,22 @@ demo:
 	@tests/install.sh demo
 	$(CARGO) build $(PROFILE) -p selvage -p selvage-cni -p selvage-lab
 	@$(BIN)/ci/selvage lab up tests/lab/demo.yaml $(ARGS)
+
+# Kubelets need root; what is built is the user's own.
+AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo) env SELVAGE_CLUSTER_DIR="$$(tests/cluster/build.sh where)"
+CLUSTER = --image "$$(tests/image.sh quick)" --manifests manifests/overlays/mesh
+
+demo-kubernetes:
+	@tests/install.sh kubernetes
+	@tests/cluster/build.sh >/dev/null
+	$(CARGO) build $(PROFILE) -p selvage -p selvage-cni -p selvage-lab
+	@$(AS_ROOT) $(BIN)/ci/selvage lab kubernetes up --nodes 3 --router 65001 $(CLUSTER) --tour tests/lab/demo-kubernetes $(ARGS)
+
+conformance:
+	@tests/install.sh kubernetes
+	@tests/cluster/build.sh conformance >/dev/null
+	$(CARGO) build $(PROFILE) -p selvage -p selvage-cni -p selvage-lab
+	@$(AS_ROOT) $(BIN)/ci/selvage lab kubernetes conformance --nodes 2 $(CLUSTER) --summary docs/src/conformance.md $(ARGS)
 
 # Thin LTO as in a release; the reference daemons and plugins from Debian.
 bench: install

@@ -24,6 +24,9 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
+/// Where its pods listen; its service does on 80.
+pub const PORT: u16 = 8080;
+
 /// A Deployment of two, one on each node, and a service before it.
 pub fn web() -> String {
     format!(
@@ -79,7 +82,8 @@ fn start(lab: &Lab, mode: KubeProxy) -> Result<KubernetesCluster> {
     Ok(cluster)
 }
 
-fn pods(cluster: &KubernetesCluster) -> Result<[Pod; 2]> {
+/// The two that are ready.
+pub fn pods(cluster: &KubernetesCluster) -> Result<[Pod; 2]> {
     let pods = cluster.pods(&["-l", "app=web"])?;
     let ready: Vec<Pod> = pods.into_iter().filter(|pod| pod.ready).collect();
     ready.try_into().ok().context("not two pods")
@@ -100,7 +104,7 @@ pub fn serves(cluster: &KubernetesCluster) -> Result<()> {
     let pods = other
         .addresses
         .iter()
-        .map(|address| SocketAddr::new(*address, 8080));
+        .map(|address| SocketAddr::new(*address, PORT));
     let targets: Vec<SocketAddr> = service
         .map(|address| SocketAddr::new(address, 80))
         .chain(pods)

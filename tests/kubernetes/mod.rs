@@ -3,6 +3,7 @@
 mod cluster;
 mod control_plane;
 mod install;
+mod selvage;
 mod source;
 mod statuses;
 
@@ -43,6 +44,7 @@ pub fn cases() -> Vec<Case> {
         statuses::cases(),
         cluster::cases(),
         install::cases(),
+        selvage::cases(),
     ]
     .concat()
 }

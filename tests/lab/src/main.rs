@@ -110,7 +110,11 @@ struct ImageArguments {
 #[derive(Subcommand)]
 enum Kubernetes {
     /// Brings a cluster up, and leaves it until Ctrl-C.
-    Up(up::kubernetes::Arguments),
+    Up(up::kubernetes::Up),
+    /// Brings a cluster up for one program, whose exit code is the result.
+    Run(up::kubernetes::Run),
+    /// Brings a cluster up and runs upstream's suite against it.
+    Conformance(up::conformance::Conformance),
     /// What `up` runs in a sandbox.
     #[command(hide = true)]
     Inside(up::kubernetes::Inside),
@@ -136,6 +140,10 @@ fn act(action: &Action) -> Result<ExitCode> {
         }
         Action::Kubernetes { action } => match action {
             Kubernetes::Up(arguments) => up::kubernetes::up(arguments),
+            Kubernetes::Conformance(arguments) => {
+                inside(|| up::conformance::conformance(arguments))
+            }
+            Kubernetes::Run(arguments) => inside(|| up::kubernetes::run(arguments)),
             Kubernetes::Inside(arguments) => {
                 // Not without the process that passes connections on to it.
                 set_parent_process_death_signal(Some(Signal::TERM))?;

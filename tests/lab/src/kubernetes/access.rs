@@ -105,6 +105,12 @@ pub struct Kubectl {
 }
 
 impl Kubectl {
+    /// The user's kubeconfig file.
+    #[must_use]
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
     /// A command that is not run yet, for what outlives a call (`logs -f`, `port-forward`).
     #[must_use]
     pub fn command(&self, words: &[&str]) -> Command {

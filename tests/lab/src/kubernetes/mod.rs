@@ -40,6 +40,7 @@ mod pki;
 mod programs;
 mod proxy;
 mod rest;
+mod selvage;
 mod space;
 
 pub use access::{Kubectl, User};
@@ -50,3 +51,4 @@ pub use node::{KubeProxy, Node};
 pub use programs::Programs;
 pub use proxy::Proxy;
 pub use rest::Rest;
+pub use selvage::manifests;

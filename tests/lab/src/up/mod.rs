@@ -1,11 +1,13 @@
 //! `selvage-lab up`: brings a topology up, shows it, checks it, and leaves a shell in it.
 
+pub mod conformance;
 mod guide;
 pub mod kubernetes;
 mod outside;
 mod picture;
 mod shell;
 mod terminal;
+mod tour;
 
 use std::io::IsTerminal;
 use std::path::Path;
