@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use selvage_lab::kubernetes::Settings;
 use selvage_lab::probe::Answer;
 use selvage_lab::topology::Topology;
-use selvage_lab::{Cluster, Lab, eventually_ok, objects};
+use selvage_lab::{Cluster, Cut, Lab, eventually_ok, objects};
 use serde_json::{Value, json};
 
 use crate::e2e::{closed, control, policy, routes};
@@ -78,6 +78,8 @@ pub fn cases() -> Vec<Case> {
         on_api("kubernetes::source::a_start_without_the_api", without),
         on_api("kubernetes::source::marks_of_large_kinds_are_exact", large),
         on_api("kubernetes::source::lists_come_in_pages_too", pages),
+        on_api("kubernetes::source::a_link_that_drops_is_noticed", dropped),
+        on_api("kubernetes::source::kinds_come_and_go", kinds),
         on_api(
             "kubernetes::source::an_address_that_is_used_again_before_its_pod_is_gone",
             reused,
@@ -342,4 +344,48 @@ fn pages(lab: &Lab) -> Result<()> {
     wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     cluster.objects().write_text("deny", DENY)?;
     wait_blocked(&cluster, "default/client", "shop/web", Some(80))
+}
+
+/// Nobody tells that the API server cannot be reached any more: connections just lead nowhere.
+fn dropped(lab: &Lab) -> Result<()> {
+    let mut cluster = two_nodes(lab)?;
+    let link = cluster.link("rack/control")?.clone();
+    link.cut(Cut::Drop)?;
+    for node in ["n1", "n2"] {
+        wait_says(
+            &mut cluster,
+            node,
+            "; what it said last stays in force",
+            true,
+        )?;
+    }
+    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
+    cluster.objects().write_text("deny", DENY)?;
+    link.repair()?;
+    wait_blocked(&cluster, "default/client", "shop/web", Some(80))
+}
+
+/// Definitions that are removed under a running agent, and installed again.
+fn kinds(lab: &Lab) -> Result<()> {
+    let mut cluster = two_nodes(lab)?;
+    let control = cluster.control()?;
+    control
+        .kubectl()
+        .run(&["delete", "crd", "bgppeers.selvage.io"])?;
+    wait_says(&mut cluster, "n1", "does not know BGPPeer", true)?;
+    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
+    super::install_definitions(cluster.control()?.kubectl())?;
+    wait_says(&mut cluster, "n1", "does not know BGPPeer", false)?;
+    // It is followed again.
+    let spec = json!({"address": "192.0.2.77", "asn": 65077});
+    let peer = selvage_lab::cluster::object("BGPPeer", "nobody", spec);
+    cluster.objects().write("nobody", &peer)?;
+    eventually_ok(SOON, "the new peer is known", || {
+        let peers = cluster.node("n1")?.agent.peers()?;
+        let known = peers
+            .iter()
+            .any(|peer| peer.address.to_string() == "192.0.2.77");
+        ensure!(known, "{peers:?}");
+        Ok(())
+    })
 }

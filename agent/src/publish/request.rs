@@ -71,15 +71,8 @@ pub(super) fn reason(error: &Error) -> String {
             )
         }
         Error::Api(status) => status.message.clone(),
-        other => {
-            let mut text = other.to_string();
-            let mut source = std::error::Error::source(other);
-            while let Some(inner) = source {
-                text = format!("{text}: {inner}");
-                source = inner.source();
-            }
-            text
-        }
+        Error::Service(error) => crate::source::api::reason(error.as_ref()),
+        other => crate::source::api::reason(other),
     }
 }
 

@@ -3,6 +3,7 @@
 //! One owner on one thread; facts only, no conclusions (those are `desired`'s) and no I/O. A change comes back as
 //! [`Dirty`]: what has to be thought over again.
 
+mod intern;
 pub mod observed;
 mod sweep;
 
@@ -21,6 +22,7 @@ use crate::objects::{
     BgpConfiguration, BgpPeer, Key, Kind, NetworkPolicy, Node, Object, Pod, Secret, Shown, pod,
 };
 use crate::source::{ObjectEvent, Origin, Problem};
+use intern::Interner;
 use sweep::Sweep;
 
 /// The world.
@@ -29,6 +31,7 @@ pub struct Store {
     nodes: BTreeMap<String, Arc<Node>>,
     namespaces: BTreeMap<String, Arc<NamespaceFact>>,
     pods: BTreeMap<PodKey, Arc<PodFact>>,
+    shared: Interner,
     policies: BTreeMap<PolicyKey, Arc<NetworkPolicy>>,
     configuration: Option<Arc<BgpConfiguration>>,
     peers: BTreeMap<String, Arc<BgpPeer>>,
@@ -255,7 +258,7 @@ impl Store {
                 }
             }
             Object::Pod(pod) => {
-                let fact = pod_fact(&pod);
+                let fact = pod_fact(&pod, &mut self.shared);
                 let key = fact.key.clone();
                 if replace(&mut self.pods, key.clone(), Arc::new(fact)) {
                     dirty.pods.insert(key);
@@ -528,16 +531,16 @@ fn addressing_differs(before: &BTreeMap<u32, Link>, now: &BTreeMap<u32, Link>) -
 }
 
 /// The one form in which a pod is kept.
-fn pod_fact(pod: &Pod) -> PodFact {
+fn pod_fact(pod: &Pod, shared: &mut Interner) -> PodFact {
     let meta = &pod.meta;
     let uid = meta.annotations.get(CONFIG_MIRROR).unwrap_or(&meta.uid);
     let named = pod.ports.iter().filter(|port| !port.name.is_empty());
-    PodFact {
+    let mut fact = PodFact {
         uid: uid.as_str().into(),
-        key: PodKey::new(meta.key.namespace.as_str(), meta.key.name.as_str()),
-        labels: meta.labels.clone(),
+        key: PodKey::new(shared.word(&meta.key.namespace), meta.key.name.as_str()),
+        labels: shared.labels(&meta.labels),
         ips: pod.ips.clone(),
-        node: (!pod.node.is_empty()).then(|| pod.node.as_str().into()),
+        node: (!pod.node.is_empty()).then(|| shared.word(&pod.node)),
         host_network: pod.host_network,
         phase: match pod.phase {
             pod::Phase::Succeeded | pod::Phase::Failed => Phase::Finished,
@@ -545,7 +548,7 @@ fn pod_fact(pod: &Pod) -> PodFact {
         },
         ports: named
             .map(|port| NamedPort {
-                name: port.name.as_str().into(),
+                name: shared.word(&port.name),
                 protocol: match port.protocol {
                     pod::Protocol::Tcp => Proto::Tcp,
                     pod::Protocol::Udp => Proto::Udp,
@@ -555,5 +558,7 @@ fn pod_fact(pod: &Pod) -> PodFact {
             })
             .collect(),
         created: meta.created.map_or(0, |time| time.0),
-    }
+    };
+    fact.ports.shrink_to_fit();
+    fact
 }

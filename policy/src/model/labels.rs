@@ -17,6 +17,12 @@ impl Labels {
         self.0.get(at).map(|(_, v)| &**v)
     }
 
+    /// Whether somebody else has a clone of them.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     /// All pairs, by key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(k, v)| (&**k, &**v))

@@ -29,7 +29,7 @@ use crate::objects::SYSTEM_NAMESPACE;
 /// Where a pod finds the credentials of its service account.
 pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// In the state directory: where the API servers were.
-const SERVERS: &str = "api-servers";
+pub(super) const SERVERS: &str = "api-servers";
 
 /// A server that does not take a connection for so long is not there.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -296,17 +296,23 @@ fn bearer(path: &Path) -> Result<HeaderValue, BoxError> {
     Ok(value)
 }
 
-/// What is behind all that is behind an error.
-fn cause(error: &dyn std::error::Error) -> String {
+/// Why there is no connection: what is behind all that is behind the error.
+fn cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut last = error;
-    while let Some(next) = last.source() {
-        last = next;
+    loop {
+        let io = last.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut) {
+            return "no connection within a few seconds".to_owned();
+        }
+        match last.source() {
+            Some(next) => last = next,
+            None => return last.to_string(),
+        }
     }
-    last.to_string()
 }
 
 /// An error with all that is behind it, on one line, each thing once.
-pub(super) fn reason(error: &dyn std::error::Error) -> String {
+pub(crate) fn reason(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(error) = next {

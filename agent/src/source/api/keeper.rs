@@ -38,7 +38,7 @@ pub(super) async fn keep_objects(hub: Arc<Hub>, folder: PathBuf, rest: Duration)
             continue;
         };
         let (texts, folder) = (hub.texts(), folder.clone());
-        let written = spawn_blocking(move || write_objects(&folder, time, &texts)).await;
+        let written = spawn_blocking(move || write_objects(&folder, "new", time, &texts)).await;
         report(written.unwrap_or(Ok(())));
     }
 }
@@ -46,12 +46,12 @@ pub(super) async fn keep_objects(hub: Arc<Hub>, folder: PathBuf, rest: Duration)
 /// Writes objects now, at the end of a run.
 pub(super) fn last_words(hub: &Hub, folder: &Path) {
     if let Some(time) = hub.true_until() {
-        report(write_objects(folder, time, &hub.texts()));
+        report(write_objects(folder, "last", time, &hub.texts()));
     }
 }
 
-fn write_objects(folder: &Path, time: Timestamp, texts: &[String]) -> io::Result<()> {
-    let mut writer = Writer::begin(folder, OBJECTS, time)?;
+fn write_objects(folder: &Path, aside: &str, time: Timestamp, texts: &[String]) -> io::Result<()> {
+    let mut writer = Writer::begin(folder, OBJECTS, aside, time)?;
     for text in texts {
         writer.object(text)?;
     }
@@ -80,7 +80,7 @@ pub(super) async fn keep_pods(hub: Arc<Hub>, folder: PathBuf, rest: Duration, po
 }
 
 async fn write_pods(folder: &Path, time: Timestamp, pods: &PodsAfter) -> io::Result<u64> {
-    let mut writer = Writer::begin(folder, PODS, time)?;
+    let mut writer = Writer::begin(folder, PODS, "new", time)?;
     let mut after = None;
     loop {
         // Whoever has them is ending if there is no answer; the snapshot before stays.

@@ -31,6 +31,7 @@ use kube::Client;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 
+pub(crate) use connection::reason;
 pub use connection::{NoWay, SERVICE_ACCOUNT};
 pub use hub::Tell;
 pub use keeper::PodsAfter;
@@ -60,6 +61,17 @@ pub struct Settings {
     /// When things are given up.
     pub patience: Patience,
 }
+
+/// What the source keeps in the state directory, half-written files included.
+pub const FILES: [&str; 7] = [
+    snapshot::OBJECTS,
+    snapshot::PODS,
+    "snapshot.new",
+    "snapshot.last",
+    "snapshot.pods.new",
+    connection::SERVERS,
+    "api-servers.new",
+];
 
 /// How long something may last before it is taken for broken, and how long changes are collected.
 #[derive(Clone, Copy, Debug)]

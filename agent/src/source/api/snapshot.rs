@@ -40,9 +40,15 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn begin(folder: &Path, name: &str, time: Timestamp) -> io::Result<Writer> {
+    /// `aside`: the end of its name while it is written; whoever writes beside somebody else needs one of his own.
+    pub(super) fn begin(
+        folder: &Path,
+        name: &str,
+        aside: &str,
+        time: Timestamp,
+    ) -> io::Result<Writer> {
         let path = folder.join(name);
-        let aside = folder.join(format!("{name}.new"));
+        let aside = folder.join(format!("{name}.{aside}"));
         // One that is left over may have any mode.
         let _ = fs::remove_file(&aside);
         let file = OpenOptions::new()
@@ -253,7 +259,7 @@ mod tests {
     }
 
     fn write(folder: &Folder, lines: &[&str]) {
-        let mut writer = Writer::begin(&folder.0, OBJECTS, Timestamp(60)).unwrap();
+        let mut writer = Writer::begin(&folder.0, OBJECTS, "new", Timestamp(60)).unwrap();
         for line in lines {
             writer.object(line).unwrap();
         }
@@ -276,7 +282,7 @@ mod tests {
             .mode();
         assert_eq!(mode & 0o777, 0o600);
         // One that was not finished changes nothing.
-        drop(Writer::begin(&folder.0, OBJECTS, Timestamp(90)).unwrap());
+        drop(Writer::begin(&folder.0, OBJECTS, "new", Timestamp(90)).unwrap());
         write(&folder, &["{}"]);
         let snapshot = Snapshot::read(&folder.0, OBJECTS).unwrap().unwrap();
         assert_eq!(snapshot.time, Timestamp(60));
