@@ -17,6 +17,7 @@ demo_packages=(
   bird2:bird
 )
 kubernetes_packages=(
+  bird2:bird
   runc:runc
   openssl:openssl
   nftables:nft
@@ -25,7 +26,6 @@ kubernetes_packages=(
 )
 test_packages=(
   "${kubernetes_packages[@]}"
-  bird2:bird
   frr:/usr/lib/frr/bgpd
   gobgpd:gobgpd
   iproute2:ip

@@ -147,5 +147,8 @@ fn comes_and_goes(cluster: &mut KubernetesCluster) -> Result<()> {
     cluster.kill_node("n3")?;
     cluster.remove_node("n3")?;
     ensure!(cluster.nodes().len() == 2);
+    // Its files are in memory.
+    let left = cluster.lab().directory().join("nodes/n3");
+    ensure!(!left.exists(), "{} is left", left.display());
     Ok(())
 }

@@ -1,23 +1,58 @@
 //! Selvage on a cluster as its users have it: nothing but the image and the manifests.
 
 use std::net::SocketAddr;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use selvage_lab::daemon::Kind;
 use selvage_lab::kubernetes::{KubernetesCluster, PATIENCE, Pod};
 use selvage_lab::probe::Answer;
-use selvage_lab::{Lab, eventually_ok};
+use selvage_lab::{Lab, eventually_ok, programs};
 
 use super::cluster::{PORT, pods, serves, web};
 use super::{SELVAGE, install};
-use crate::harness::Case;
+use crate::harness::{Case, Need, image};
 use crate::scene::{SOON, attempt};
 
 pub fn cases() -> Vec<Case> {
-    vec![Case::alone(
-        "kubernetes::nodes_become_ready_through_selvage",
-        SELVAGE,
-        ready,
-    )]
+    vec![
+        Case::alone(
+            "kubernetes::nodes_become_ready_through_selvage",
+            SELVAGE,
+            ready,
+        ),
+        Case::alone("kubernetes::the_demo_checks_itself", DEMO, demo),
+    ]
+}
+
+/// The demo has a router, too.
+const DEMO: &[Need] = &[
+    Need::Cluster,
+    Need::Image,
+    Need::Own("selvage-lab"),
+    Need::Daemon(Kind::Bird),
+    Need::System("openssl", "openssl"),
+    Need::System("runc", "runc"),
+    Need::System("nft", "nftables"),
+];
+
+/// As `make demo-kubernetes` has it, without asking anything.
+fn demo(lab: &Lab) -> Result<()> {
+    let mut command = Command::new(programs::find("selvage-lab")?);
+    command
+        .args(["kubernetes", "up", "--check", "--nodes=3", "--router=65001"])
+        .arg("--image")
+        .arg(image()?)
+        .arg("--manifests")
+        .arg(install::manifests("overlays/mesh"))
+        .arg("--tour")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/lab/demo-kubernetes"));
+    let mut process = lab.spawn(&lab.netns("host")?, "demo", command)?;
+    let status = process.wait_end(3 * PATIENCE)?;
+    let said = process.output();
+    ensure!(status.success(), "ended with {status}:\n{said}");
+    ensure!(said.contains("all as expected"), "{said}");
+    Ok(())
 }
 
 fn ready(lab: &Lab) -> Result<()> {

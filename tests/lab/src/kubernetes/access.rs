@@ -1,8 +1,9 @@
 //! Who may do what: users, their kubeconfig files, and `kubectl` for the tests themselves.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -90,7 +91,12 @@ pub(super) fn write_kubeconfig(
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let draft = file.with_extension(format!("draft{number}"));
-    fs::write(&draft, text)
+    File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&draft)
+        .and_then(|mut draft| draft.write_all(text.as_bytes()))
         .and_then(|()| fs::rename(&draft, file))
         .with_context(|| format!("cannot write {}", file.display()))
 }

@@ -63,6 +63,15 @@ impl ClusterSettings {
     }
 }
 
+impl ClusterSettings {
+    /// The second family becomes the first, of nodes, pods and services.
+    pub fn reverse_families(&mut self) {
+        self.fabric.reverse();
+        self.control.pod_cidrs.reverse();
+        self.control.service_cidrs.reverse();
+    }
+}
+
 /// A running cluster. Dropping it ends it.
 ///
 /// Each step is a call of its own, so that a program can show what happens; [`KubernetesCluster::start`] takes all.
@@ -488,6 +497,12 @@ impl KubernetesCluster {
                     .collect()
             },
         )
+    }
+}
+
+impl Drop for KubernetesCluster {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(self.lab.directory().join(images::FOLDER));
     }
 }
 

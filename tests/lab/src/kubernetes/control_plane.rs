@@ -1,6 +1,7 @@
 //! etcd and the API server, and on request the controllers and the scheduler.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use super::programs::Programs;
 use super::proxy::Proxy;
 use crate::deadline::eventually_ok;
 use crate::netns::Netns;
+use crate::network::host_address;
 use crate::process::Process;
 
 /// Where the API server is reached, on every address of the control plane.
@@ -63,7 +65,7 @@ pub struct ControlPlane {
     arguments: Vec<String>,
     apiserver: Option<Process>,
     _controllers: Vec<Process>,
-    _etcd: Process,
+    etcd: Process,
 }
 
 impl ControlPlane {
@@ -105,7 +107,7 @@ impl ControlPlane {
             kubectl,
             apiserver: None,
             _controllers: Vec::new(),
-            _etcd: etcd,
+            etcd,
         };
         control.start_apiserver()?;
         if settings.controllers {
@@ -233,9 +235,11 @@ impl ControlPlane {
             .netns
             .lab()
             .spawn(&self.netns, "kube-apiserver", command)?;
-        let kubectl = &self.kubectl;
+        let (kubectl, netns) = (&self.kubectl, &self.netns);
         apiserver.wait_for(READY, "the API server is ready", || {
-            kubectl.run(&["get", "--raw", "/readyz"]).is_ok()
+            // Cheap, and so it leaves the processor to who comes up.
+            netns.run(|| Ok(TcpStream::connect(SERVER)?)).is_ok()
+                && kubectl.run(&["get", "--raw", "/readyz"]).is_ok()
         })?;
         self.apiserver = Some(apiserver);
         self.proxy.accept()
@@ -293,6 +297,14 @@ impl ControlPlane {
     }
 }
 
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        // A hundred megabytes of memory, and nothing to look at afterwards.
+        let _ = self.etcd.kill();
+        let _ = fs::remove_dir_all(self.folder.join("etcd"));
+    }
+}
+
 fn etcd(programs: &Programs, folder: &Path) -> Result<Command> {
     let mut command = programs.command("etcd")?;
     let (client, peer) = ("http://127.0.0.1:2379", "http://127.0.0.1:2380");
@@ -316,7 +328,7 @@ fn apiserver_arguments(
 ) -> Result<Vec<String>> {
     let services = settings.service_cidrs.iter();
     // The first address of the range is the service `kubernetes`.
-    let service = services.filter_map(|cidr| cidr.hosts().next());
+    let service = services.filter_map(|cidr| Some(host_address(cidr, 1)?.addr()));
     let own = [SERVER.ip()].into_iter().chain(addresses.iter().copied());
     let names = [
         "localhost",
@@ -331,8 +343,10 @@ fn apiserver_arguments(
         "kube-apiserver-kubelet-client",
         &["system:masters"],
     ))?;
-    let advertised = addresses.iter().find(|address| address.is_ipv4());
-    let advertised = advertised.or(addresses.first()).context("no address")?;
+    // Of the family of the service `kubernetes`.
+    let first = settings.service_cidrs.first().map(IpNet::addr);
+    let same = |address: &&IpAddr| first.is_none_or(|first| first.is_ipv4() == address.is_ipv4());
+    let advertised = addresses.iter().find(same).context("no such address")?;
     let tokens = pki.service_accounts();
     let mut arguments = vec![
         "--etcd-servers=http://127.0.0.1:2379".to_owned(),

@@ -8,6 +8,9 @@ use super::programs::Programs;
 use crate::image::Image;
 use crate::lab::Lab;
 
+/// Where the archives are within the lab.
+pub(super) const FOLDER: &str = "images";
+
 /// What holds a pod's namespaces.
 pub(super) const PAUSE: &str = "localhost/pause:1";
 
@@ -16,7 +19,7 @@ pub const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
 
 /// Writes the archives of both.
 pub(super) fn write(lab: &Lab, programs: &Programs) -> Result<Vec<PathBuf>> {
-    let folder = lab.subdirectory("images")?;
+    let folder = lab.subdirectory(FOLDER)?;
     let one = |name: &str, program: &str, command: &[&str]| {
         let mut image = Image::new(name)?;
         let path = format!("/{program}");

@@ -345,5 +345,7 @@ impl Drop for Node {
         // It may be dead already, which is what it is a trial of.
         let _ = self.kill();
         cgroup::remove(&self.group);
+        // Images and what is made of them are in memory; logs are kept elsewhere.
+        let _ = self.space.remove();
     }
 }

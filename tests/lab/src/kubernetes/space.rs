@@ -23,7 +23,7 @@ use crate::process::Process;
 use crate::sandbox;
 
 /// How long the namespaces may take.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(60);
 
 /// What a node may write to without the machine seeing it.
 const LAYERED: [&str; 3] = ["etc", "opt", "var"];
@@ -159,6 +159,11 @@ impl Space {
         }
         self.init.wait_end(SOON)?;
         Ok(())
+    }
+
+    /// Removes all files of a node that is dead.
+    pub(super) fn remove(&self) -> Result<()> {
+        Ok(fs::remove_dir_all(&self.folder)?)
     }
 
     fn furnish(&self) -> Result<()> {

@@ -24,8 +24,8 @@ pub struct Conformance {
     /// The specs to run: a regular expression.
     #[arg(long, default_value = r"\[sig-network\] Netpol", value_name = "REGEX")]
     focus: String,
-    /// The specs to leave out: a regular expression. Not every kernel has SCTP.
-    #[arg(long, default_value = "SCTP", value_name = "REGEX")]
+    /// The specs to leave out: a regular expression. Not every kernel has sockets of SCTP.
+    #[arg(long, default_value = "using SCTP", value_name = "REGEX")]
     skip: String,
     /// Where a summary is written, as Markdown.
     #[arg(long, value_name = "FILE")]
@@ -50,6 +50,14 @@ struct Spec {
     /// Nanoseconds.
     run_time: u64,
     failure: Option<Failure>,
+}
+
+impl Spec {
+    fn name(&self) -> String {
+        let mut names = self.container_hierarchy_texts.clone().unwrap_or_default();
+        names.push(self.leaf_node_text.clone());
+        names.join(" ")
+    }
 }
 
 #[derive(Deserialize)]
@@ -113,7 +121,9 @@ fn read(report: &Path) -> Result<Vec<Spec>> {
     let ran = |spec: &Spec| {
         spec.leaf_node_type == "It" && spec.state != "skipped" && spec.state != "pending"
     };
-    let specs: Vec<Spec> = specs.filter(ran).collect();
+    let mut specs: Vec<Spec> = specs.filter(ran).collect();
+    // They run in an order of chance.
+    specs.sort_by_key(Spec::name);
     ensure!(!specs.is_empty(), "no spec has run");
     Ok(specs)
 }
@@ -132,6 +142,15 @@ fn summary(cluster: &KubernetesCluster, conformance: &Conformance, specs: &[Spec
     // Writing to a String does not fail.
     let _ = writeln!(
         text,
+        "# Upstream's NetworkPolicy suite\n\n\
+         Written by `make conformance`: the `e2e.test` of Kubernetes {}, on a cluster of namespaces with nothing but Selvage's \
+         image and manifests, kernel {}. The specs that are left out want sockets of SCTP. Five would pass with no \
+         policy in force at all.\n",
+        version(cluster),
+        kernel()
+    );
+    let _ = writeln!(
+        text,
         "**{}** of {} specs in {}: focus `{}`, skip `{}`, {} nodes.\n",
         counts.join(", "),
         specs.len(),
@@ -142,8 +161,6 @@ fn summary(cluster: &KubernetesCluster, conformance: &Conformance, specs: &[Spec
     );
     let _ = writeln!(text, "| spec | result | time |\n|---|---|---|");
     for spec in specs {
-        let mut names = spec.container_hierarchy_texts.clone().unwrap_or_default();
-        names.push(spec.leaf_node_text.clone());
         let failure = spec
             .failure
             .as_ref()
@@ -151,7 +168,7 @@ fn summary(cluster: &KubernetesCluster, conformance: &Conformance, specs: &[Spec
         let _ = writeln!(
             text,
             "| {} | {}{} | {} |",
-            names.join(" ").replace('|', "\\|"),
+            spec.name().replace('|', "\\|"),
             spec.state,
             failure
                 .map(|failure| format!(": {failure}"))
@@ -160,4 +177,21 @@ fn summary(cluster: &KubernetesCluster, conformance: &Conformance, specs: &[Spec
         );
     }
     text
+}
+
+/// What the API server says it is.
+fn version(cluster: &KubernetesCluster) -> String {
+    let version = cluster.kubectl().json(&["version"]);
+    let text = version.ok().and_then(|version| {
+        let text = version["serverVersion"]["gitVersion"].as_str()?;
+        Some(text.to_owned())
+    });
+    text.unwrap_or_else(|| "of an unknown version".to_owned())
+}
+
+/// Major and minor; what else is in it is of no interest.
+fn kernel() -> String {
+    let release = rustix::system::uname();
+    let release = release.release().to_string_lossy().into_owned();
+    release.split('.').take(2).collect::<Vec<_>>().join(".")
 }

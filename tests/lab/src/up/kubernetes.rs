@@ -45,6 +45,9 @@ pub(super) struct Wanted {
     /// Pod networking by the reference plugins of this folder (Debian: /usr/lib/cni), instead of by manifests.
     #[arg(long, value_name = "FOLDER")]
     reference_plugins: Option<PathBuf>,
+    /// IPv6 comes first everywhere, IPv4 second.
+    #[arg(long)]
+    ipv6_first: bool,
     /// Plain text, as with NO_COLOR set.
     #[arg(long)]
     pub(super) no_color: bool,
@@ -126,7 +129,16 @@ pub fn inside(inside: &Inside) -> Result<ExitCode> {
     let terminal = Terminal::new(up.wanted.no_color);
     let lab = Lab::new("kubernetes")?;
     let start = Instant::now();
-    let mut cluster = bring_up(&terminal, &lab, &up.wanted)?;
+    let mut cluster = start_nodes(&terminal, &lab, &up.wanted)?;
+    // From here on somebody may look for himself.
+    let outside = SocketAddr::new(up.listen.ip(), *port);
+    let kubeconfig = folder.join("kubeconfig");
+    let control = cluster.control();
+    control.write_kubeconfig(&kubeconfig, outside, &User::admin())?;
+    outside::give(&kubeconfig)?;
+    outside::serve(folder, control.netns(), control.local())?;
+    furnish(&terminal, &cluster, &up.wanted)?;
+    terminal.done(&format!("up after {}", seconds(start.elapsed())));
     if let Some(shop) = &up.tour {
         match tour::run(&terminal, &mut cluster, shop)? {
             true => terminal.done(&format!(
@@ -140,11 +152,6 @@ pub fn inside(inside: &Inside) -> Result<ExitCode> {
     if up.check {
         return Ok(ExitCode::SUCCESS);
     }
-    let outside = SocketAddr::new(up.listen.ip(), *port);
-    let kubeconfig = folder.join("kubeconfig");
-    let control = cluster.control();
-    control.write_kubeconfig(&kubeconfig, outside, &User::admin())?;
-    outside::serve(folder, control.netns(), control.local())?;
     explain(&terminal, &cluster, &kubeconfig);
     // The process outside ends this one.
     loop {
@@ -188,6 +195,13 @@ pub(super) fn bring_up(
     wanted: &Wanted,
 ) -> Result<KubernetesCluster> {
     let start = Instant::now();
+    let cluster = start_nodes(terminal, lab, wanted)?;
+    furnish(terminal, &cluster, wanted)?;
+    terminal.done(&format!("up after {}", seconds(start.elapsed())));
+    Ok(cluster)
+}
+
+fn start_nodes(terminal: &Terminal, lab: &Lab, wanted: &Wanted) -> Result<KubernetesCluster> {
     let mut settings = ClusterSettings::new(wanted.nodes);
     settings.kube_proxy = match wanted.kube_proxy {
         Mode::Nftables => Some(KubeProxy::Nftables),
@@ -196,6 +210,9 @@ pub(super) fn bring_up(
     };
     settings.router = wanted.router.map(|asn| (asn, 64512));
     settings.images.clone_from(&wanted.images);
+    if wanted.ipv6_first {
+        settings.reverse_families();
+    }
     terminal.section("a Kubernetes cluster in namespaces");
     let mut cluster = terminal.step("control plane", || {
         let cluster = KubernetesCluster::new(lab, settings)?;
@@ -218,6 +235,11 @@ pub(super) fn bring_up(
         let proxy = with_proxy(wanted.kube_proxy);
         Ok(((), format!("containerd, kubelet{proxy}")))
     })?;
+    Ok(cluster)
+}
+
+/// Pod networking, by manifests or by plugins.
+fn furnish(terminal: &Terminal, cluster: &KubernetesCluster, wanted: &Wanted) -> Result<()> {
     for path in &wanted.manifests {
         terminal.step(&format!("apply {}", name_of(path)), || {
             let text = cluster.apply_path(path)?;
@@ -228,11 +250,13 @@ pub(super) fn bring_up(
         cluster.use_reference_plugins(plugins)?;
     }
     terminal.step("nodes Ready", || {
-        cluster.wait_ready(PATIENCE)?;
+        match cluster.agent_pod("n1") {
+            Ok(_) => cluster.wait_selvage(PATIENCE)?,
+            Err(_) => cluster.wait_ready(PATIENCE)?,
+        }
+        let names: Vec<&str> = cluster.nodes().keys().map(String::as_str).collect();
         Ok(((), names.join(" ")))
-    })?;
-    terminal.done(&format!("up after {}", seconds(start.elapsed())));
-    Ok(cluster)
+    })
 }
 
 fn with_proxy(mode: Mode) -> &'static str {
@@ -251,6 +275,10 @@ fn explain(terminal: &Terminal, cluster: &KubernetesCluster, kubeconfig: &Path) 
         cluster.programs().folder().display()
     ));
     terminal.line("  kubectl get nodes,pods -A -o wide");
+    if cluster.agent_pod("n1").is_ok() {
+        terminal.line("  kubectl get bgppeers,bgpnodestatuses");
+        terminal.line("  kubectl -n selvage-system exec daemonset/selvage -- /selvage status");
+    }
     terminal.line("");
     terminal.line("Ctrl-C here removes everything.");
 }

@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::chown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -81,6 +82,18 @@ fn sweep() {
         if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             let _ = fs::remove_dir_all(entry.path());
         }
+    }
+}
+
+/// Gives a file to the user who has become root by `sudo`.
+///
+/// # Errors
+/// When it cannot be given.
+pub fn give(file: &Path) -> Result<()> {
+    let number = |name| env::var(name).ok().and_then(|text| text.parse().ok());
+    match (number("SUDO_UID"), number("SUDO_GID")) {
+        (Some(user), group) => Ok(chown(file, Some(user), group)?),
+        (None, _) => Ok(()),
     }
 }
 
