@@ -4,6 +4,7 @@ mod cluster;
 mod control_plane;
 mod install;
 mod selvage;
+mod serving;
 mod source;
 mod statuses;
 
@@ -45,6 +46,7 @@ pub fn cases() -> Vec<Case> {
         cluster::cases(),
         install::cases(),
         selvage::cases(),
+        serving::cases(),
     ]
     .concat()
 }

@@ -247,10 +247,26 @@ impl Node {
         Netns::of_process(self.netns.lab(), &format!("{}-{uid}", self.name), pid)
     }
 
-    /// A process of a pod, by its control group, as the sandbox numbers it.
+    /// Processes of a pod that run a program of this name, as the sandbox numbers them.
+    #[must_use]
+    pub fn pod_processes(&self, uid: &str, program: &str) -> Vec<u32> {
+        let runs = |pid: &u32| {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+            name.is_ok_and(|name| name.trim_end() == program)
+        };
+        self.processes_of(uid).filter(runs).collect()
+    }
+
+    /// A process of a pod.
     fn pod_process(&self, uid: &str) -> Option<u32> {
+        self.processes_of(uid).next()
+    }
+
+    /// All processes of a pod, by its control group.
+    fn processes_of(&self, uid: &str) -> impl Iterator<Item = u32> {
         let group = format!("/pod{uid}/");
-        fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+        all.filter_map(move |entry| {
             let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
             let groups = fs::read_to_string(entry.path().join("cgroup")).ok()?;
             let own = |line: &str| line.contains(&self.group) && line.contains(&group);
