@@ -13,12 +13,11 @@ use selvage_lab::kubernetes::{
     AGNHOST, ClusterSettings, KubeProxy, KubernetesCluster, PATIENCE, Pod,
 };
 use selvage_lab::probe::flow::Flow;
-use selvage_lab::probe::{Answer, tcp, udp};
+use selvage_lab::probe::{Answer, tcp};
 use selvage_lab::{Lab, Netns, eventually, eventually_ok};
 use serde_json::Value;
 
 use super::SELVAGE;
-use super::install::manifests;
 use crate::harness::{Case, Need, image};
 use crate::scene::{ATTEMPT, SOON, attempt, kernel_route, wait_kernel_route};
 
@@ -44,14 +43,11 @@ fn start(lab: &Lab, change: impl FnOnce(&mut ClusterSettings)) -> Result<Kuberne
     settings.images = vec![image()?];
     change(&mut settings);
     let cluster = KubernetesCluster::start(lab, settings)?;
-    let kubectl = cluster.kubectl();
-    kubectl.run(&["apply", "-k", &manifests("overlays/mesh")])?;
-    cluster.wait_rollout("selvage-system", "daemonset/selvage", PATIENCE)?;
-    cluster.wait_ready(PATIENCE)?;
+    cluster.install_selvage("overlays/mesh")?;
     Ok(cluster)
 }
 
-/// A pod that answers at TCP 8080 and UDP 8081, on a node.
+/// A pod that answers at TCP 8080, on a node.
 fn server(name: &str, labels: &str, node: &str) -> String {
     format!(
         "
@@ -64,7 +60,7 @@ spec:
   containers:
     - name: server
       image: {AGNHOST}
-      args: [netexec, --http-port=8080, --udp-port=8081]
+      args: [netexec, --http-port=8080]
       readinessProbe: {{httpGet: {{path: /hostname, port: 8080}}, periodSeconds: 1, failureThreshold: 1}}
       livenessProbe: {{httpGet: {{path: /hostname, port: 8080}}, periodSeconds: 1, failureThreshold: 2}}
 ---
@@ -219,11 +215,14 @@ fn new_pods_are_closed(cluster: &KubernetesCluster, stranger: &Netns) -> Result<
             .into_iter()
             .map(|address| {
                 let (netns, end, heard) = (stranger.clone(), Arc::clone(&end), Arc::clone(&heard));
-                let at = SocketAddr::new(address, 8081);
+                let at = SocketAddr::new(address, 8080);
                 thread::spawn(move || {
                     while !end.load(Ordering::Relaxed) {
                         let limit = Duration::from_millis(20);
-                        if udp::ask(&netns, at, limit).is_ok_and(Answer::is_yes) {
+                        // A refusal is an answer, too.
+                        if tcp::connect(&netns, at, limit)
+                            .is_ok_and(|answer| answer != Answer::Silence)
+                        {
                             heard.fetch_add(1, Ordering::Relaxed);
                         }
                     }

@@ -95,6 +95,7 @@ impl IoThread {
                 idx,
                 Input::ConnectFailed {
                     conn,
+                    unanswered: is_unanswered(&error),
                     error: error.to_string(),
                 },
                 &mut None,
@@ -167,6 +168,7 @@ impl IoThread {
                     idx,
                     Input::ConnectFailed {
                         conn: id,
+                        unanswered: is_unanswered(&error),
                         error: error.to_string(),
                     },
                     &mut None,
@@ -265,6 +267,12 @@ impl IoThread {
         self.drop_conn(token);
         self.handle(idx, Input::Closed { conn, error }, &mut None);
     }
+}
+
+/// Whether an attempt to connect has failed because nobody was there, not because somebody said no.
+fn is_unanswered(error: &io::Error) -> bool {
+    use io::ErrorKind::{HostUnreachable, TimedOut};
+    matches!(error.kind(), HostUnreachable | TimedOut)
 }
 
 /// Whether accepting failed for reasons of the connection that was next, as accept(2) reports them on Linux.

@@ -41,6 +41,8 @@ pub(super) enum End {
     Replaced,
     /// An attempt took too long.
     TimedOut,
+    /// Nobody is there to answer an attempt, says the network.
+    Unreachable(String),
     /// Settings changed.
     Reconfigured,
     /// Too many prefixes.
@@ -64,7 +66,7 @@ impl Peer {
         {
             self.send(id, MessageType::Notification, n.encode(), out);
         }
-        if !matches!(end, End::Closed(_)) {
+        if !matches!(end, End::Closed(_) | End::Unreachable(_)) {
             out.push(Output::Close(id));
         }
         if let Some(error) = end.describe(&conn, notification.as_ref()) {
@@ -74,6 +76,11 @@ impl Peer {
         let was_session = matches!(conn.phase, Phase::Established(_));
         if let Phase::Established(session) = conn.phase {
             self.down(*session, end.reason(notification), now, out);
+        }
+        let unanswered =
+            matches!(end, End::Unreachable(_)) || attempt && matches!(end, End::TimedOut);
+        if unanswered && self.stale.is_some_and(|stale| stale.silent) {
+            self.drop_stale(out);
         }
         self.after(end, attempt, was_session, now);
     }
@@ -95,6 +102,8 @@ impl Peer {
             self.stale = Some(Stale {
                 families: keep_stale,
                 until: now + restart::time(&session.negotiated),
+                silent: session.negotiated.internal
+                    && matches!(&reason, DownReason::Sent(n) if *n == Notification::hold_timer_expired()),
             });
         }
         self.stats.last_down = Some((now, reason.clone()));
@@ -156,7 +165,11 @@ impl Peer {
             }
             End::Reconfigured => self.retry_in(now, again, 2, 25),
             End::TimedOut if attempt => self.retry_in(now, again, 10, 50),
-            End::Closed(_) | End::Collision | End::Replaced | End::TimedOut => {
+            End::Closed(_)
+            | End::Unreachable(_)
+            | End::Collision
+            | End::Replaced
+            | End::TimedOut => {
                 self.retry_in(now, again, 75, 125);
             }
         }
@@ -186,6 +199,7 @@ impl End {
             End::Stopped(Stop::Shutdown(text)) => Some(Notification::shutdown(text)),
             End::Stopped(Stop::Removed) => Some(Notification::cease(Cease::PeerDeconfigured)),
             End::Closed(_)
+            | End::Unreachable(_)
             | End::Received(_)
             | End::Replaced
             | End::TimedOut
@@ -219,7 +233,7 @@ impl End {
     fn describe(&self, conn: &Connection, sent: Option<&Notification>) -> Option<String> {
         let state = conn.state();
         match self {
-            End::Closed(Some(error)) => Some(error.clone()),
+            End::Closed(Some(error)) | End::Unreachable(error) => Some(error.clone()),
             End::Closed(None) => Some(format!("connection closed by the peer in {state:?}")),
             End::Received(n) => Some(format!("received notification: {n}")),
             End::TimedOut => Some("no answer to the attempt to connect".into()),

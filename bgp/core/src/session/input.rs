@@ -34,6 +34,8 @@ pub enum Input<'a> {
         conn: ConnId,
         /// The operating system's words.
         error: String,
+        /// Nobody has answered; not even with a refusal.
+        unanswered: bool,
     },
     /// The peer has connected to us.
     Accepted {

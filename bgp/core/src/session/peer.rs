@@ -127,8 +127,16 @@ impl Peer {
                 };
                 self.connected(conn, ends, now, out);
             }
-            Input::ConnectFailed { conn, error } => {
-                self.end(conn, End::Closed(Some(error)), now, out);
+            Input::ConnectFailed {
+                conn,
+                error,
+                unanswered,
+            } => {
+                let end = match unanswered {
+                    true => End::Unreachable(error),
+                    false => End::Closed(Some(error)),
+                };
+                self.end(conn, end, now, out);
             }
             Input::Accepted {
                 local,

@@ -17,6 +17,8 @@ pub(crate) struct Stale {
     pub families: FamilySet,
     /// When they go: the peer is not back, or not through.
     pub until: Now,
+    /// The peer fell silent, and is a node of ours: if its host does not answer either, it forwards nothing (ADR 7).
+    pub silent: bool,
 }
 
 /// What stays of a session's routes when it ends so (RFC 4724 section 4.2, RFC 8538 section 4).

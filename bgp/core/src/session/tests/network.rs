@@ -353,7 +353,16 @@ impl Network {
                 let (node, slot) = self.pipes[pipe].ends[0];
                 if let Some(conn) = self.pipes[pipe].conns[0].take() {
                     let error = "connection refused".to_owned();
-                    self.input(node, slot, Input::ConnectFailed { conn, error });
+                    let unanswered = false;
+                    self.input(
+                        node,
+                        slot,
+                        Input::ConnectFailed {
+                            conn,
+                            error,
+                            unanswered,
+                        },
+                    );
                 }
             }
             Packet::Data(pipe, side, bytes) => {

@@ -115,6 +115,30 @@ fn a_silent_link_ends_by_the_hold_time_and_keeps_routes_with_n() {
     assert!(network.all_established());
 }
 
+/// A node whose host does not answer either is dead, and what it carried is dead with it.
+#[test]
+fn in_one_as_a_host_that_does_not_answer_keeps_nothing() {
+    let mut network = internal();
+    let at = up(&mut network);
+    network.silent = true;
+    network.run(secs(10));
+    let kept = "down: sent notification: 4/0 hold timer expired; keeps {Ipv4, Ipv6}";
+    assert_eq!(network.slot(0).words(at), [kept]);
+    let at = network.now;
+    network.run(secs(10));
+    assert_eq!(network.slot(0).words(at), ["drop {Ipv4, Ipv6}"]);
+    // One that refuses is alive, and forwards: it is waited for.
+    let mut network = internal();
+    let at = up(&mut network);
+    network.silent = true;
+    let down = |network: &Network| network.slot(0).peer.state() != State::Established;
+    assert!(network.run_until(secs(10), down));
+    network.silent = false;
+    network.kill(1, true);
+    network.run(secs(60));
+    assert_eq!(network.slot(0).words(at), [kept]);
+}
+
 #[test]
 fn a_killed_peer_is_waited_for_and_its_routes_stay_until_end_of_rib() {
     let mut network = external();
