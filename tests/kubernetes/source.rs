@@ -106,7 +106,7 @@ fn status(cluster: &mut Cluster, node: &str) -> Result<Value> {
 /// Waits until `status` of a node says something, or says it no longer.
 fn wait_says(cluster: &mut Cluster, node: &str, words: &str, says: bool) -> Result<()> {
     eventually_ok(
-        2 * SOON,
+        3 * SOON,
         &format!("status of {node} says {words:?}: {says}"),
         || {
             let status = status(cluster, node)?;

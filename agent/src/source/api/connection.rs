@@ -34,7 +34,7 @@ pub(super) const SERVERS: &str = "api-servers";
 /// A server that does not take a connection for so long is not there.
 const CONNECT: Duration = Duration::from_secs(3);
 /// A connection without traffic is probed after this, this often, so many times.
-const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 3);
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(15), Duration::from_secs(5), 3);
 /// What is sent and not acknowledged for so long is lost, and so is the connection.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 /// Connections without a request are closed after this.

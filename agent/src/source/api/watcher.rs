@@ -223,8 +223,11 @@ impl Watcher {
             Aim::Follow | Aim::Fill(_) => seconds(),
         };
         let query = self.resource.watch(&self.version.text, seconds);
+        let began = Instant::now();
         let end = self.watch(query, aim).await?;
-        if let Aim::Prove(mark) = aim {
+        if let Aim::Prove(mark) = aim
+            && began.elapsed() >= Duration::from_secs(SHORT_WATCH)
+        {
             // Without a bookmark it was silent for as long as it could be.
             self.prove(mark);
         }

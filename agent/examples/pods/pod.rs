@@ -1,72 +1,10 @@
-//! What a pod of the Kubernetes API costs: time to read it, and memory in the store.
-//!
-//! `cargo run --release -p selvage --example pods [PODS]`. The pods are as an API server writes them: two containers with
-//! probes, environment and volumes, conditions, statuses and managed fields. Memory is what the process grows by.
+//! A pod as an API server writes it: two containers with probes, environment and volumes, conditions, statuses and managed
+//! fields.
 
-use std::{error::Error, fs, time::Instant};
-
-use selvage::objects::{Kind, Mode, Object, Pod, parse};
-use selvage::source::ObjectEvent;
-use selvage::store::Store;
 use serde_json::{Value, json};
 
-type Failure = Box<dyn Error>;
-
-fn main() -> Result<(), Failure> {
-    let pods: u32 = std::env::args().nth(1).map_or(Ok(20_000), |n| n.parse())?;
-    let texts: Vec<String> = (0..50).map(|n| pod(n).to_string()).collect();
-    let size: usize = texts.iter().map(String::len).sum::<usize>() / texts.len();
-    println!("{size} bytes of JSON a pod, {pods} pods");
-
-    let text = |n: u32| texts.get(n as usize % texts.len()).ok_or("none");
-    let began = Instant::now();
-    for n in 0..pods {
-        Pod::from_json(text(n)?).ok_or("a pod that cannot be read")?;
-    }
-    report("read straight from the bytes", began, pods);
-    let began = Instant::now();
-    let slow = (pods / 10).max(1);
-    for n in 0..slow {
-        parse(&serde_json::from_str::<Value>(text(n)?)?, Mode::Api).map_err(|_| "refused")?;
-    }
-    report("read by way of a value, for comparison", began, slow);
-
-    let mut store = Store::default();
-    let before = resident()?;
-    let began = Instant::now();
-    for n in 0..pods {
-        // Another pod each time: names, addresses and labels of its own.
-        let text = text(n)?
-            .replace("web-7c9f8b6d54-x0", &format!("web-7c9f8b6d54-x{n}"))
-            .replace(
-                "10.244.0.7",
-                &format!("10.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255),
-            );
-        let pod = Pod::from_json(&text).ok_or("a pod that cannot be read")?;
-        store.apply([ObjectEvent::Applied(Object::Pod(pod.into()))]);
-    }
-    report("read and stored, with making it up", began, pods);
-    let grown = resident()?.saturating_sub(before);
-    println!(
-        "{:>8} bytes a pod in the store ({} pods)",
-        grown / u64::from(pods),
-        store.count(Kind::Pod)
-    );
-    Ok(())
-}
-
-fn report(what: &str, began: Instant, times: u32) {
-    let each = began.elapsed().as_secs_f64() * 1e6 / f64::from(times);
-    println!("{each:>8.1} µs a pod {what}");
-}
-
-fn resident() -> Result<u64, Failure> {
-    let text = fs::read_to_string("/proc/self/statm")?;
-    let pages: u64 = text.split(' ').nth(1).ok_or("statm")?.parse()?;
-    Ok(pages * 4096)
-}
-
-fn pod(number: u32) -> Value {
+/// One of many; `number` tells it from others.
+pub fn pod(number: u32) -> Value {
     let container = |name: &str| {
         json!({
             "name": name, "image": format!("registry.example.org/team/{name}:1.27.3@sha256:{number:064x}"),
