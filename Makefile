@@ -1,7 +1,7 @@
 # make demo   three nodes, a top-of-rack router, pods and a policy, in network namespaces (ARGS=--check: without asking)
 # make test   everything that CI runs
 # make demo-kubernetes   the same on a real Kubernetes cluster, in namespaces, and a KUBECONFIG to play with
-# make conformance       upstream's NetworkPolicy suite on such a cluster
+# make conformance       upstream's NetworkPolicy suite on such a cluster, over IPv4 and over IPv6: half an hour
 # make bench  figures beside those of other daemons, in the same run
 # make image  the container image, as an archive (no container engine needed)
 # make lint   formatting, lints, licences
@@ -71,7 +71,8 @@ conformance:
 	@tests/install.sh kubernetes
 	@tests/cluster/build.sh conformance >/dev/null
 	$(CARGO) build $(PROFILE) -p selvage -p selvage-cni -p selvage-lab
-	@$(AS_ROOT) $(BIN)/ci/selvage lab kubernetes conformance --nodes 2 $(CLUSTER) --summary docs/src/conformance.md $(ARGS)
+	@$(AS_ROOT) $(BIN)/ci/selvage lab kubernetes conformance $(CLUSTER) --summary docs/src/conformance-ipv4.md $(ARGS)
+	@$(AS_ROOT) $(BIN)/ci/selvage lab kubernetes conformance $(CLUSTER) --ipv6-first --summary docs/src/conformance-ipv6.md $(ARGS)
 
 # Thin LTO as in a release; the reference daemons and plugins from Debian.
 bench: install

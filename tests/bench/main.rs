@@ -1,8 +1,9 @@
 //! Figures beside those of other daemons, in the same run on the same machine.
 //!
-//! `selvage-bench b1 b3 b6 b10` (or `all`), `--runs 3`, `--daemons selvage,bird,frr`. Runs of different daemons are interleaved;
+//! `selvage-bench b1 b3 b6 b10 kubernetes` (or `all`), `--runs 3`, `--daemons selvage,bird,frr`. Runs of different daemons are interleaved;
 //! each row shows minimum, median and maximum. The load generator is this program: one thread, sockets of its own.
 
+mod cluster;
 mod cni;
 mod daemon;
 mod fib;
@@ -26,7 +27,7 @@ use report::Report;
 /// Measures Selvage beside other daemons.
 #[derive(Parser)]
 struct Arguments {
-    /// Which: b1 (join storm), b3 (full table), b6 (kernel routes), b10 (CNI), or all.
+    /// Which: b1 (join storm), b3 (full table), b6 (kernel routes), b10 (CNI), kubernetes (a real cluster), or all.
     #[arg(default_value = "all")]
     benches: Vec<String>,
     /// Runs of each daemon.
@@ -47,6 +48,9 @@ struct Arguments {
     /// Pods of the CNI bench.
     #[arg(long, default_value_t = 50)]
     pods: usize,
+    /// Pods of the bench on a real cluster.
+    #[arg(long, default_value_t = 30)]
+    cluster_pods: usize,
 }
 
 fn main() -> ExitCode {
@@ -67,11 +71,14 @@ fn main() -> ExitCode {
     }
 }
 
+/// All of them, in the order in which they run.
+const BENCHES: [&str; 5] = ["b1", "b3", "b6", "b10", "kubernetes"];
+
 fn run(arguments: &Arguments) -> Result<()> {
     fleet::raise_open_files();
     let lab = Lab::new("bench")?;
     let all = arguments.benches.iter().any(|b| b == "all");
-    for bench in ["b1", "b3", "b6", "b10"] {
+    for bench in BENCHES {
         if !all && !arguments.benches.iter().any(|b| b == bench) {
             continue;
         }
@@ -97,15 +104,19 @@ fn run(arguments: &Arguments) -> Result<()> {
                     fib::run(&lab, d, arguments.fib, n)
                 })?;
             }
-            _ => cni::run(&lab, arguments.pods, arguments.runs)?,
+            "b10" => cni::run(&lab, arguments.pods, arguments.runs)?,
+            _ => cluster::run(&lab, arguments.cluster_pods, arguments.runs)?,
         }
     }
     if let Some(unknown) = arguments
         .benches
         .iter()
-        .find(|b| !["all", "b1", "b3", "b6", "b10"].contains(&b.as_str()))
+        .find(|b| *b != "all" && !BENCHES.contains(&b.as_str()))
     {
-        bail!("no bench {unknown:?}: there are b1, b3, b6, b10 and all");
+        bail!(
+            "no bench {unknown:?}: there are {} and all",
+            BENCHES.join(", ")
+        );
     }
     Ok(())
 }

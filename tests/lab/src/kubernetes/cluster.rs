@@ -443,14 +443,24 @@ impl KubernetesCluster {
     /// # Errors
     /// When a plugin is not there, or a node has no addresses for its pods.
     pub fn use_reference_plugins(&self, folder: &Path) -> Result<()> {
+        let names: Vec<&str> = self.nodes.keys().map(String::as_str).collect();
+        self.use_reference_plugins_on(folder, &names)
+    }
+
+    /// As [`KubernetesCluster::use_reference_plugins`], on some nodes.
+    ///
+    /// # Errors
+    /// When a plugin is not there, or a node has no addresses for its pods.
+    pub fn use_reference_plugins_on(&self, folder: &Path, names: &[&str]) -> Result<()> {
         let mut cidrs: BTreeMap<&str, Vec<IpNet>> = BTreeMap::new();
-        for name in self.nodes.keys() {
+        for name in names {
             cidrs.insert(name, self.pod_cidrs(name)?);
         }
-        for (name, node) in &self.nodes {
+        for name in names {
+            let node = self.node(name)?;
             node.netns().forward()?;
             self.add_routes(node.netns(), &cidrs, Some(name))?;
-            let own = cidrs.get(name.as_str()).context("a node without ranges")?;
+            let own = cidrs.get(name).context("a node without ranges")?;
             for plugin in ["ptp", "host-local", "portmap", "loopback"] {
                 let from = folder.join(plugin);
                 std::fs::copy(&from, node.path("/opt/cni/bin")?.join(plugin))

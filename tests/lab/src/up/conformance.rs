@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use ipnet::IpNet;
 use selvage_lab::Lab;
 use selvage_lab::kubernetes::KubernetesCluster;
 use serde::Deserialize;
@@ -142,10 +143,11 @@ fn summary(cluster: &KubernetesCluster, conformance: &Conformance, specs: &[Spec
     // Writing to a String does not fail.
     let _ = writeln!(
         text,
-        "# Upstream's NetworkPolicy suite\n\n\
+        "# Upstream's NetworkPolicy suite over {}\n\n\
          Written by `make conformance`: the `e2e.test` of Kubernetes {}, on a cluster of namespaces with nothing but Selvage's \
          image and manifests, kernel {}. The specs that are left out want sockets of SCTP. Five would pass with no \
          policy in force at all.\n",
+        family(cluster),
         version(cluster),
         kernel()
     );
@@ -177,6 +179,14 @@ fn summary(cluster: &KubernetesCluster, conformance: &Conformance, specs: &[Spec
         );
     }
     text
+}
+
+/// What the suite takes where there are two.
+fn family(cluster: &KubernetesCluster) -> &'static str {
+    match cluster.settings().control.service_cidrs.first() {
+        Some(IpNet::V6(_)) => "IPv6",
+        _ => "IPv4",
+    }
 }
 
 /// What the API server says it is.
