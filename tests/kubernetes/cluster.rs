@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use selvage_lab::kubernetes::{
     AGNHOST, ClusterSettings, KubeProxy, KubernetesCluster, PATIENCE, Pod,
 };
@@ -84,9 +84,13 @@ fn start(lab: &Lab, mode: KubeProxy) -> Result<KubernetesCluster> {
 
 /// The two that are ready.
 pub fn pods(cluster: &KubernetesCluster) -> Result<[Pod; 2]> {
-    let pods = cluster.pods(&["-l", "app=web"])?;
-    let ready: Vec<Pod> = pods.into_iter().filter(|pod| pod.ready).collect();
-    ready.try_into().ok().context("not two pods")
+    // On a busy machine a probe may come too late, and the next one in time.
+    eventually_ok(SOON, "two pods are ready", || {
+        let pods = cluster.pods(&["-l", "app=web"])?;
+        let ready: Vec<Pod> = pods.into_iter().filter(|pod| pod.ready).collect();
+        let ready = <[Pod; 2]>::try_from(ready);
+        ready.map_err(|pods| anyhow!("not two pods: {pods:?}"))
+    })
 }
 
 /// Pods reach each other, and the service, in both families.
