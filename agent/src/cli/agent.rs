@@ -12,6 +12,9 @@ pub(super) fn run(args: AgentArgs, run_dir: Option<PathBuf>, agent: Agent) -> Ou
     let config = AgentConfig::load(args, run_dir)
         .map_err(|error| Failure::new(&error).hint(error.hint.clone()).usage())?;
     log(&config)?;
+    // The static program's allocator asks for pages of 2 MB, and an idle agent would fill twenty megabytes of them with
+    // nothing. Where the kernel refuses, it costs memory only.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     match agent(config) {
         Ok(()) => Ok(true),
         Err(error) => Err(Failure::new(format!("{error:#}"))),
