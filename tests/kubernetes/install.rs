@@ -49,6 +49,7 @@ fn comes_and_goes(lab: &Lab) -> Result<()> {
     serves(&cluster)?;
     listens(&cluster)?;
     nothing_is_refused(&cluster)?;
+    is_small()?;
 
     kubectl.run(&["delete", "-k", &manifests("overlays/mesh"), "--wait=false"])?;
     kubectl.run(&["apply", "-k", &manifests("cleanup")])?;
@@ -118,6 +119,31 @@ fn ask(server: SocketAddr, path: &str) -> Result<String> {
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// What an agent with nothing to do may take: memory of its own, without what is mapped from its program.
+const IDLE: u64 = 8_000;
+
+/// The agents of both nodes.
+fn is_small() -> Result<()> {
+    let mut sizes = Vec::new();
+    for process in fs::read_dir("/proc")?.flatten() {
+        let read = |file: &str| fs::read_to_string(process.path().join(file)).unwrap_or_default();
+        if !read("cmdline").starts_with("/selvage\0agent\0") {
+            continue;
+        }
+        let status = read("status");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        sizes.push(kilobytes.context("no RssAnon")?.parse::<u64>()?);
+    }
+    ensure!(
+        sizes.len() == 2 && sizes.iter().all(|size| *size <= IDLE),
+        "agents take {sizes:?} kB"
+    );
+    Ok(())
 }
 
 /// The rights in the manifests are enough: whoever is refused says so.
