@@ -50,6 +50,7 @@ fn comes_and_goes(lab: &Lab) -> Result<()> {
     listens(&cluster)?;
     nothing_is_refused(&cluster)?;
     is_small()?;
+    servers_are_remembered(&cluster)?;
 
     kubectl.run(&["delete", "-k", &manifests("overlays/mesh"), "--wait=false"])?;
     kubectl.run(&["apply", "-k", &manifests("cleanup")])?;
@@ -172,6 +173,21 @@ fn nothing_is_refused(cluster: &KubernetesCluster) -> Result<()> {
             !log.contains("forbidden") && !log.contains("ERROR"),
             "{log}"
         );
+    }
+    Ok(())
+}
+
+/// For a start at which the service address leads nowhere.
+fn servers_are_remembered(cluster: &KubernetesCluster) -> Result<()> {
+    let servers = cluster.control().servers();
+    let server = servers.first().context("no address")?.to_string();
+    for node in cluster.nodes().values() {
+        let path = node.path("/var/lib/selvage/api-servers")?;
+        eventually_ok(PATIENCE, "where the API server is has been written", || {
+            let text = std::fs::read_to_string(&path)?;
+            ensure!(text.lines().any(|line| line == server), "{text}");
+            Ok(())
+        })?;
     }
     Ok(())
 }
