@@ -10,16 +10,19 @@ use anyhow::{Context, Result, ensure};
 use selvage_lab::kubernetes::{AGNHOST, ClusterSettings, KubernetesCluster, PATIENCE};
 use selvage_lab::{Lab, eventually_ok, programs};
 
+use crate::enforcement;
 use crate::report::{Figures, Report};
 
 /// The reference plugins, as Debian has them.
 const PLUGINS: &str = "/usr/lib/cni";
 /// How long the idle agent is watched.
 const IDLE: Duration = Duration::from_secs(30);
+/// How often a policy comes and goes.
+const VERDICTS: usize = 20;
 /// Clock ticks of `/proc/PID/stat` in a second.
 const TICKS: f64 = 100.0;
 
-/// Prints two tables.
+/// Prints three tables.
 ///
 /// # Errors
 /// When a part does not come up.
@@ -46,7 +49,8 @@ pub(crate) fn run(lab: &Lab, pods: usize, runs: usize) -> Result<()> {
             }
         }
     }
-    print!("{starts}{agents}");
+    let verdicts = enforcement::run(&cluster, "n1", VERDICTS)?;
+    print!("{starts}{agents}{verdicts}");
     Ok(())
 }
 

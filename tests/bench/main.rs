@@ -6,6 +6,7 @@
 mod cluster;
 mod cni;
 mod daemon;
+mod enforcement;
 mod fib;
 mod fleet;
 mod report;

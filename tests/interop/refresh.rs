@@ -288,6 +288,15 @@ fn gapless(lab: &Lab, daemon: &str) -> Result<()> {
         agent.restart()?;
         agent.wait_established("192.0.2.1".parse()?, SOON)?;
         agent.ask(&["wait", "--for", "peers", "--timeout", "30s"])?;
+        // Killed before the router has heard all of it, it would restart twice, and RFC 4724 has its routes go.
+        eventually_ok(SOON, "the router has heard all of it again", || {
+            let sessions = other(&mut cluster, "tor")?.sessions()?;
+            ensure!(
+                !sessions.iter().any(|session| session.stale),
+                "{sessions:?}"
+            );
+            Ok(())
+        })?;
         ours.nothing_went()
             .with_context(|| format!("on the node, stopped: {stopped}"))?;
         theirs
