@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use selvage_lab::kubernetes::{ClusterSettings, KubernetesCluster, Node, PATIENCE};
+use selvage_lab::kubernetes::{ClusterSettings, KubernetesCluster, Node, PATIENCE, manifests};
 use selvage_lab::{Lab, eventually_ok};
 use selvage_netlink::{Protocol, Socket, link, nexthop, nft, route};
 use serde_json::Value;
@@ -24,21 +24,17 @@ pub fn cases() -> Vec<Case> {
     )]
 }
 
-/// A folder of `manifests`.
-pub fn manifests(folder: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
-    path.join(folder).display().to_string()
-}
-
 /// A cluster of two nodes that have the image.
-pub fn cluster(lab: &Lab) -> Result<KubernetesCluster> {
+pub fn cluster(lab: &Lab, change: impl FnOnce(&mut ClusterSettings)) -> Result<KubernetesCluster> {
     let mut settings = ClusterSettings::new(2);
     settings.images = vec![image()?];
+    change(&mut settings);
     KubernetesCluster::start(lab, settings)
 }
 
 fn comes_and_goes(lab: &Lab) -> Result<()> {
-    let cluster = cluster(lab)?;
+    let cluster = cluster(lab, |_| {})?;
+    let manifests = |folder: &str| manifests(folder).display().to_string();
     let before = sysctls(&cluster)?;
     let kubectl = cluster.kubectl();
     kubectl.run(&["apply", "-k", &manifests("overlays/mesh")])?;

@@ -8,12 +8,6 @@ mod serving;
 mod source;
 mod statuses;
 
-use std::fs;
-use std::path::Path;
-
-use anyhow::{Context, Result};
-use selvage_lab::kubernetes::Kubectl;
-
 use crate::harness::{Case, Need};
 
 /// What an API server needs.
@@ -49,25 +43,4 @@ pub fn cases() -> Vec<Case> {
         serving::cases(),
     ]
     .concat()
-}
-
-/// The definitions of our kinds, as the manifests have them.
-fn install_definitions(kubectl: &Kubectl) -> Result<()> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/crds");
-    for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-        let path = entry?.path();
-        let text = fs::read_to_string(&path)?;
-        if text.contains("kind: CustomResourceDefinition") {
-            kubectl.apply(&text)?;
-        }
-    }
-    let all = [
-        "wait",
-        "--for=condition=Established",
-        "--timeout=30s",
-        "crd",
-        "--all",
-    ];
-    kubectl.run(&all)?;
-    Ok(())
 }

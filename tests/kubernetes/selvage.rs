@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use selvage_lab::daemon::Kind;
-use selvage_lab::kubernetes::{KubernetesCluster, PATIENCE, Pod};
+use selvage_lab::kubernetes::{KubernetesCluster, PATIENCE, Pod, manifests};
 use selvage_lab::probe::Answer;
 use selvage_lab::{Lab, eventually_ok, programs};
 
@@ -44,7 +44,7 @@ fn demo(lab: &Lab) -> Result<()> {
         .arg("--image")
         .arg(image()?)
         .arg("--manifests")
-        .arg(install::manifests("overlays/mesh"))
+        .arg(manifests("overlays/mesh"))
         .arg("--tour")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/lab/demo-kubernetes"));
     let mut process = lab.spawn(&lab.netns("host")?, "demo", command)?;
@@ -56,7 +56,7 @@ fn demo(lab: &Lab) -> Result<()> {
 }
 
 fn ready(lab: &Lab) -> Result<()> {
-    let cluster = install::cluster(lab)?;
+    let cluster = install::cluster(lab, |_| {})?;
     cluster.install_selvage("overlays/mesh")?;
     cluster.kubectl().apply(&web())?;
     cluster.wait_rollout("default", "deployment/web", PATIENCE)?;

@@ -15,10 +15,9 @@ use selvage_lab::kubernetes::{
 use selvage_lab::probe::flow::Flow;
 use selvage_lab::probe::{Answer, tcp};
 use selvage_lab::{Lab, Netns, eventually, eventually_ok};
-use serde_json::Value;
 
-use super::SELVAGE;
-use crate::harness::{Case, Need, image};
+use super::{SELVAGE, install, statuses};
+use crate::harness::{Case, Need};
 use crate::scene::{ATTEMPT, SOON, attempt, kernel_route, wait_kernel_route};
 
 /// With a router beside the nodes.
@@ -39,10 +38,7 @@ pub fn cases() -> Vec<Case> {
 
 /// A cluster whose nodes are Ready through us.
 fn start(lab: &Lab, change: impl FnOnce(&mut ClusterSettings)) -> Result<KubernetesCluster> {
-    let mut settings = ClusterSettings::new(2);
-    settings.images = vec![image()?];
-    change(&mut settings);
-    let cluster = KubernetesCluster::start(lab, settings)?;
+    let cluster = install::cluster(lab, change)?;
     cluster.install_selvage("overlays/mesh")?;
     Ok(cluster)
 }
@@ -366,10 +362,8 @@ fn nothing_is_lost(lab: &Lab) -> Result<()> {
 
 /// SIGKILL for the agent of a node; another one takes over.
 fn kill_agent(cluster: &KubernetesCluster, node: &str) -> Result<()> {
-    let field = format!("--field-selector=spec.nodeName={node}");
-    let of_node = ["-n", "selvage-system", field.as_str()];
-    let pods = cluster.pods(&of_node)?;
-    let pod = pods.iter().find(|pod| pod.ready).context("no agent")?;
+    let pod = cluster.agent_pod(node)?;
+    ensure!(pod.ready, "{pod:?}");
     let running = || {
         cluster
             .node(node)
@@ -384,8 +378,8 @@ fn kill_agent(cluster: &KubernetesCluster, node: &str) -> Result<()> {
     eventually_ok(PATIENCE, "another agent is ready", || {
         let now = running()?;
         ensure!(now.iter().any(|pid| !before.contains(pid)), "{now:?}");
-        let pods = cluster.pods(&of_node)?;
-        ensure!(pods.iter().all(|pod| pod.ready), "{pods:?}");
+        let pod = cluster.agent_pod(node)?;
+        ensure!(pod.ready, "{pod:?}");
         Ok(())
     })
 }
@@ -479,9 +473,14 @@ fn router(lab: &Lab) -> Result<()> {
         wait_answers(&tor, pod, Answer::Yes)?;
     }
     let kubectl = cluster.kubectl();
-    eventually_ok(SOON, "the object says so", || {
-        let peer = kubectl.json(&["get", "bgppeer", "rack"])?;
-        ensure!(condition(&peer, "Accepted") == "True", "{}", peer["status"]);
+    statuses::wait(
+        kubectl,
+        "bgppeer/rack",
+        "Accepted",
+        "True Valid",
+        "in force",
+    )?;
+    eventually_ok(SOON, "the node's report has both sessions", || {
         let report = kubectl.json(&["get", "bgpnodestatus", "n1"])?;
         let sessions = &report["status"]["sessions"];
         ensure!(
@@ -542,20 +541,7 @@ fn wait_gone(cluster: &KubernetesCluster, cidr: IpNet, limit: Duration) -> Resul
 
 /// The sessions of n1: with whom, and how often they came up.
 fn established(cluster: &KubernetesCluster) -> Result<Vec<(String, u64)>> {
-    let words = ["-n", "selvage-system", "--field-selector=spec.nodeName=n1"];
-    let pods = cluster.pods(&words)?;
-    let pod = pods.first().context("no agent")?;
-    let inside = [
-        "-n",
-        "selvage-system",
-        "exec",
-        &pod.name,
-        "-c",
-        "agent",
-        "--",
-    ];
-    let asked = [&inside[..], &["/selvage", "peers", "-o", "json"]].concat();
-    let peers: Value = serde_json::from_str(&cluster.kubectl().run(&asked)?)?;
+    let peers = cluster.node("n1")?.selvage_json(&["peers"])?;
     let peers = peers.as_array().context("no list")?;
     let up = peers.iter().filter(|peer| peer["up"] == true);
     Ok(up
@@ -564,10 +550,4 @@ fn established(cluster: &KubernetesCluster) -> Result<Vec<(String, u64)>> {
             (peer["address"].to_string(), count)
         })
         .collect())
-}
-
-fn condition<'a>(object: &'a Value, name: &str) -> &'a str {
-    let conditions = object["status"]["conditions"].as_array();
-    let found = conditions.into_iter().flatten().find(|c| c["type"] == name);
-    found.and_then(|c| c["status"].as_str()).unwrap_or_default()
 }

@@ -374,7 +374,7 @@ fn kinds(lab: &Lab) -> Result<()> {
         .run(&["delete", "crd", "bgppeers.selvage.io"])?;
     wait_says(&mut cluster, "n1", "does not know BGPPeer", true)?;
     wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
-    super::install_definitions(cluster.control()?.kubectl())?;
+    cluster.control()?.kubectl().install_kinds()?;
     wait_says(&mut cluster, "n1", "does not know BGPPeer", false)?;
     // It is followed again.
     let spec = json!({"address": "192.0.2.77", "asn": 65077});

@@ -8,7 +8,7 @@ use selvage_lab::kubernetes::{ControlPlane, Kubectl, Settings, User};
 use selvage_lab::{Agent, Lab, Netns, Network, eventually_ok};
 use serde_json::{Value, json};
 
-use super::{CONTROL_PLANE, install_definitions};
+use super::CONTROL_PLANE;
 use crate::harness::Case;
 use crate::scene::SOON;
 
@@ -34,7 +34,7 @@ fn start(lab: &Lab) -> Result<Scene> {
     let link = rack.join(&control)?;
     rack.join(&netns)?;
     let control = ControlPlane::start(&control, link.addresses(), &Settings::default())?;
-    install_definitions(control.kubectl())?;
+    control.kubectl().install_kinds()?;
     let conflist = lab.subdirectory("n1/net.d")?.join("10-selvage.conflist");
     let kubeconfig = control.kubeconfig(&User::admin())?;
     let more = ["--cni-conf", conflist.to_str().unwrap_or_default()];
@@ -71,7 +71,13 @@ fn condition(kubectl: &Kubectl, object: &str, name: &str) -> Result<(String, Str
 }
 
 /// An object comes to say so.
-fn wait(kubectl: &Kubectl, object: &str, name: &str, wanted: &str, message: &str) -> Result<()> {
+pub fn wait(
+    kubectl: &Kubectl,
+    object: &str,
+    name: &str,
+    wanted: &str,
+    message: &str,
+) -> Result<()> {
     let what = format!("{object} says {name}={wanted} {message}");
     eventually_ok(SOON, &what, || {
         let (is, says) = condition(kubectl, object, name)?;

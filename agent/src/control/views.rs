@@ -202,21 +202,15 @@ fn peer(
     config: Option<&PeerConfig>,
     speaker: &Speaker,
 ) -> PeerView {
-    let origin = match (speaker.origins.get(&address), config) {
-        (Some(name), _) => format!("BGPPeer {name}"),
-        (None, Some(_)) => "mesh".into(),
-        (None, None) => "range".into(),
-    };
     let expected = match config.map(|config| config.asn) {
         Some(PeerAsn::Exactly(asn)) => asn.to_string(),
         Some(PeerAsn::Internal) => speaker.config.asn.to_string(),
         Some(PeerAsn::External) | None => "external".into(),
     };
     let session = state.map(|state| state.state).unwrap_or_default();
-    let families = state.map(|state| state.families).unwrap_or_default();
     PeerView {
         address,
-        origin,
+        origin: speaker.origin(&address, config.is_some()),
         description: config
             .map(|config| config.description.clone())
             .unwrap_or_default(),
@@ -228,12 +222,7 @@ fn peer(
         since: state
             .map(|state| seconds_since(state.since))
             .unwrap_or_default(),
-        families: ["ipv4", "ipv6"]
-            .into_iter()
-            .zip(families)
-            .filter(|(_, used)| *used)
-            .map(|(name, _)| name.into())
-            .collect(),
+        families: state.map(PeerState::family_names).unwrap_or_default(),
         received: state.map(|state| state.received).unwrap_or_default(),
         advertised: state.map(|state| state.advertised).unwrap_or_default(),
         end_of_rib: state.is_some_and(|state| state.end_of_rib),

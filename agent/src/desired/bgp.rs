@@ -36,6 +36,17 @@ pub struct Speaker {
     pub origins: BTreeMap<IpAddr, String>,
 }
 
+impl Speaker {
+    /// Where a neighbour comes from, for people; one that is not configured came from a range.
+    pub fn origin(&self, address: &IpAddr, configured: bool) -> String {
+        match (self.origins.get(address), configured) {
+            (Some(name), _) => format!("BGPPeer {name}"),
+            (None, true) => "mesh".into(),
+            (None, false) => "range".into(),
+        }
+    }
+}
+
 /// The speaker of this node.
 pub fn bgp(store: &Store, local: &Local) -> Speaker {
     let configuration = store

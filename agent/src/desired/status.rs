@@ -182,16 +182,15 @@ pub fn node_status(store: &Store, speaker: &Speaker) -> BgpNodeStatusStatus {
     let mut neighbors: Vec<NeighborStatus> = Vec::new();
     for address in &configured {
         let state = store.session(address);
-        let origin = match speaker.origins.get(address) {
-            Some(name) => format!("BGPPeer {name}"),
-            None => "mesh".into(),
-        };
-        neighbors.push(neighbor(address, state, origin));
+        neighbors.push(neighbor(address, state, speaker.origin(address, true)));
     }
     let dynamic = store
         .sessions()
         .filter(|state| !configured.contains(&state.address) && up(state));
-    neighbors.extend(dynamic.map(|state| neighbor(&state.address, Some(state), "range".into())));
+    neighbors.extend(dynamic.map(|state| {
+        let origin = speaker.origin(&state.address, false);
+        neighbor(&state.address, Some(state), origin)
+    }));
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     let sessions = SessionTotals {
         configured: count(neighbors.len()),
@@ -223,7 +222,6 @@ fn neighbor(
     origin: String,
 ) -> NeighborStatus {
     let up = state.filter(|state| state.state == SessionState::Established);
-    let families = up.map(|state| state.families).unwrap_or_default();
     NeighborStatus {
         address: address.to_string(),
         origin,
@@ -232,12 +230,7 @@ fn neighbor(
             .and_then(|state| state.asn)
             .map(|asn| asn.to_string())
             .unwrap_or_default(),
-        families: ["ipv4", "ipv6"]
-            .into_iter()
-            .zip(families)
-            .filter(|(_, used)| *used)
-            .map(|(name, _)| name.into())
-            .collect(),
+        families: up.map(PeerState::family_names).unwrap_or_default(),
     }
 }
 

@@ -76,6 +76,12 @@ pub(super) fn reason(error: &Error) -> String {
     }
 }
 
+/// The condition of a type, of all that an object has.
+pub(super) fn condition_of<'a>(all: Option<&'a Value>, name: &str) -> Option<&'a Value> {
+    let mut all = all.and_then(Value::as_array).into_iter().flatten();
+    all.find(|condition| condition.get("type").and_then(Value::as_str) == Some(name))
+}
+
 /// A condition with the time at which it became what it is: the time that is there already, unless it changes.
 pub(super) fn condition(
     there: Option<&Value>,
@@ -86,14 +92,8 @@ pub(super) fn condition(
     now: &str,
 ) -> Value {
     let status = if status { "True" } else { "False" };
-    let same = there
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .find(|condition| {
-            condition.get("type").and_then(Value::as_str) == Some(name)
-                && condition.get("status").and_then(Value::as_str) == Some(status)
-        });
+    let same = condition_of(there, name)
+        .filter(|condition| condition.get("status").and_then(Value::as_str) == Some(status));
     let since = same.and_then(|condition| condition.get("lastTransitionTime")?.as_str());
     json!({
         "type": name,

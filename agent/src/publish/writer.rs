@@ -1,6 +1,5 @@
 //! The writer: takes the newest wish, and writes what differs, one request after the other.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Instant;
 
 use k8s_openapi::jiff::Timestamp;
@@ -12,12 +11,13 @@ use tracing::{info, warn};
 
 use super::event::{Regarding, Tone, event};
 use super::job::{Jobs, Text};
-use super::request::{REPORTS, apply, collection, condition, create, get, reason};
+use super::request::{REPORTS, apply, collection, condition, condition_of, create, get, reason};
 use super::{Network, NodeRef, Refused, Trouble, Wanted};
 use crate::desired::status::ACCEPTED;
 use crate::desired::{StatusWrite, Verdict};
 use crate::objects::bgp_node_status::{BgpNodeStatusStatus, NeighborStatus};
 use crate::objects::node::NETWORK_UNAVAILABLE;
+use crate::source::api::dice;
 
 /// A request that takes longer is given up.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(15);
@@ -124,11 +124,7 @@ impl Writer {
             &network.message,
             &now,
         );
-        let before = conditions
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .find(|c| c.get("type").and_then(Value::as_str) == Some(NETWORK_UNAVAILABLE));
+        let before = condition_of(conditions, NETWORK_UNAVAILABLE);
         let same = |field: &str| before.and_then(|before| before.get(field)) == wanted.get(field);
         if ["status", "reason", "message"].into_iter().all(same) {
             return Ok(());
@@ -264,11 +260,7 @@ impl Writer {
         let Some(accepted) = write.conditions.iter().find(|c| c.name == ACCEPTED) else {
             return;
         };
-        let before = before
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .find(|c| c.get("type").and_then(Value::as_str) == Some(ACCEPTED))
+        let before = condition_of(before, ACCEPTED)
             .map(|c| c.get("status").and_then(Value::as_str) == Some("True"));
         let (tone, word) = match (before, accepted.status) {
             (Some(true), true) | (Some(false), false) => return,
@@ -355,10 +347,4 @@ fn now() -> String {
     Timestamp::now()
         .strftime("%Y-%m-%dT%H:%M:%S%.6fZ")
         .to_string()
-}
-
-/// From 0 to 1; agents that begin together draw differently.
-fn dice() -> f64 {
-    let drawn = RandomState::new().build_hasher().finish() >> 11;
-    drawn as f64 / (1_u64 << 53) as f64
 }

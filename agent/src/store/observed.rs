@@ -103,6 +103,17 @@ pub struct PeerState {
     pub dynamic: bool,
 }
 
+impl PeerState {
+    /// Names of the families in use.
+    pub fn family_names(&self) -> Vec<String> {
+        let named = ["ipv4", "ipv6"].into_iter().zip(self.families);
+        named
+            .filter(|(_, used)| *used)
+            .map(|(name, _)| name.into())
+            .collect()
+    }
+}
+
 /// States of RFC 4271 section 8.2.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum SessionState {

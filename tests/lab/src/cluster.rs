@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,7 +15,7 @@ use serde_json::{Value, json};
 use crate::agent::Agent;
 use crate::daemon::{Kind, Neighbour, Router, Speaker};
 use crate::kubelet::{Kubelet, RunningPod};
-use crate::kubernetes::{ControlPlane, Rest, Settings};
+use crate::kubernetes::{ControlPlane, Rest, Settings, manifests};
 use crate::lab::Lab;
 use crate::netns::Netns;
 use crate::network::{Link, Network};
@@ -96,19 +95,10 @@ impl Cluster {
         let link = cluster.networks.get(network).context("no network")?;
         let link = link.join(&netns)?;
         let control = ControlPlane::start(&netns, link.addresses(), settings)?;
-        for (how, part) in [
-            ("-k", "crds"),
-            ("-f", "base/namespace.yaml"),
-            ("-f", "base/rbac.yaml"),
-        ] {
-            let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests");
-            let path = manifests.join(part);
-            let path = path.to_str().context("a path that is not UTF-8")?;
-            control.kubectl().run(&["apply", how, path])?;
+        control.kubectl().install_kinds()?;
+        for part in ["base/namespace.yaml", "base/rbac.yaml"] {
+            control.kubectl().apply_path(&manifests(part))?;
         }
-        control
-            .kubectl()
-            .run(&["wait", "--for=condition=Established", "crd", "--all"])?;
         cluster.objects =
             Objects::create_at(lab.directory().join("objects"), Rest::start(&control)?)?;
         cluster.links.insert(format!("{network}/control"), link);

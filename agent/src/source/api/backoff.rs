@@ -33,7 +33,7 @@ impl Backoff {
 }
 
 /// From 0 to 1, different in each process and each time.
-pub(super) fn dice() -> f64 {
+pub(crate) fn dice() -> f64 {
     // The upper half fits a float without loss.
     let high = (RandomState::new().build_hasher().finish() >> 32) as u32;
     f64::from(high) / f64::from(u32::MAX)

@@ -31,6 +31,7 @@ use kube::Client;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 
+pub(crate) use backoff::dice;
 pub(crate) use connection::reason;
 pub use connection::{NoWay, SERVICE_ACCOUNT};
 pub use hub::Tell;

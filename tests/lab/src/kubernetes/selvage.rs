@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::access::Kubectl;
 use super::cluster::{KubernetesCluster, PATIENCE, Pod};
 use super::node::Node;
 use crate::deadline::eventually_ok;
@@ -27,7 +28,7 @@ pub fn manifests(name: &str) -> PathBuf {
     Path::new(MANIFESTS).join(name)
 }
 
-impl KubernetesCluster {
+impl Kubectl {
     /// Applies a folder, which may be a kustomization, or a file. One that brings kinds and objects of them needs a
     /// second attempt.
     ///
@@ -40,17 +41,34 @@ impl KubernetesCluster {
         };
         let name = path.to_str().context("a path that is not UTF-8")?;
         let words = ["apply", "--server-side", "--force-conflicts", how, name];
-        eventually_ok(KINDS, &format!("{name} is applied"), || {
-            self.kubectl().run(&words)
-        })
+        eventually_ok(KINDS, &format!("{name} is applied"), || self.run(&words))
     }
 
+    /// Applies the definitions of our kinds; they can be used when this returns.
+    ///
+    /// # Errors
+    /// When one is refused.
+    pub fn install_kinds(&self) -> Result<()> {
+        self.apply_path(&manifests("crds"))?;
+        let timeout = format!("--timeout={}s", KINDS.as_secs());
+        let established = [
+            "wait",
+            "--for=condition=Established",
+            "crd",
+            "--all",
+            &timeout,
+        ];
+        self.run(&established).map(drop)
+    }
+}
+
+impl KubernetesCluster {
     /// Applies an overlay of Selvage's manifests; nodes are Ready, and agents too, when this returns.
     ///
     /// # Errors
     /// With what agents and nodes say when they do not get there.
     pub fn install_selvage(&self, overlay: &str) -> Result<()> {
-        self.apply_path(&manifests(overlay))?;
+        self.kubectl().apply_path(&manifests(overlay))?;
         self.wait_selvage(PATIENCE)
     }
 

@@ -242,7 +242,7 @@ fn start_nodes(terminal: &Terminal, lab: &Lab, wanted: &Wanted) -> Result<Kubern
 fn furnish(terminal: &Terminal, cluster: &KubernetesCluster, wanted: &Wanted) -> Result<()> {
     for path in &wanted.manifests {
         terminal.step(&format!("apply {}", name_of(path)), || {
-            let text = cluster.apply_path(path)?;
+            let text = cluster.kubectl().apply_path(path)?;
             Ok(((), format!("{} objects", text.lines().count())))
         })?;
     }

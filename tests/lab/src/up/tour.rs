@@ -44,7 +44,7 @@ struct End {
 /// When the shop does not open.
 pub fn run(terminal: &Terminal, cluster: &mut KubernetesCluster, shop: &Path) -> Result<bool> {
     let ends = terminal.step("the shop opens", || {
-        cluster.apply_path(shop)?;
+        cluster.kubectl().apply_path(shop)?;
         for (namespace, name) in [("shop", "web"), ("shop", "db"), ("default", "visitor")] {
             cluster.wait_rollout(namespace, &format!("deployment/{name}"), PATIENCE)?;
         }
