@@ -59,20 +59,19 @@ demo:
 
 # Kubelets need root; what is built is the user's own.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo) env SELVAGE_CLUSTER_DIR="$$(tests/cluster/build.sh where)"
-CLUSTER = --image "$$(tests/image.sh quick)" --manifests manifests/overlays/mesh
+CLUSTER = --image "$$image" --manifests manifests/overlays/mesh
 
 demo-kubernetes:
 	@tests/install.sh kubernetes
 	@tests/cluster/build.sh >/dev/null
-	$(CARGO) build $(PROFILE) -p selvage -p selvage-cni -p selvage-lab
-	@$(AS_ROOT) $(BIN)/ci/selvage lab kubernetes up --nodes 3 --router 65001 $(CLUSTER) --tour tests/lab/demo-kubernetes $(ARGS)
+	@image=$$(tests/image.sh quick) && $(AS_ROOT) $(BIN)/ci/selvage lab kubernetes up --nodes 3 --router 65001 $(CLUSTER) --tour tests/lab/demo-kubernetes $(ARGS)
 
 conformance:
 	@tests/install.sh kubernetes
 	@tests/cluster/build.sh conformance >/dev/null
-	$(CARGO) build $(PROFILE) -p selvage -p selvage-cni -p selvage-lab
-	@$(AS_ROOT) $(BIN)/ci/selvage lab kubernetes conformance $(CLUSTER) --summary docs/src/conformance-ipv4.md $(ARGS)
-	@$(AS_ROOT) $(BIN)/ci/selvage lab kubernetes conformance $(CLUSTER) --ipv6-first --summary docs/src/conformance-ipv6.md $(ARGS)
+	@image=$$(tests/image.sh quick) && \
+	$(AS_ROOT) $(BIN)/ci/selvage lab kubernetes conformance $(CLUSTER) --summary docs/src/conformance-ipv4.md $(ARGS) && \
+	$(AS_ROOT) $(BIN)/ci/selvage lab kubernetes conformance $(CLUSTER) --ipv6-first --summary docs/src/conformance-ipv6.md $(ARGS)
 
 # Thin LTO as in a release; the reference daemons and plugins from Debian.
 bench: install

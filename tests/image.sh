@@ -18,7 +18,12 @@ revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
 
 cargo=${CARGO:-cargo}
-"$cargo" build --locked --profile ci -p selvage-lab --bin selvage-lab >&2
+packages=(-p selvage-lab --bin selvage-lab)
+if [ "${1:-}" = quick ]; then
+  # In one call: each set of packages has features of its own, and would be built anew.
+  packages=(-p selvage -p selvage-cni -p selvage-lab)
+fi
+"$cargo" build --locked --profile ci "${packages[@]}" >&2
 case ${1:-} in
   '')
     agent=$(tests/static.sh release selvage)
@@ -31,7 +36,6 @@ case ${1:-} in
     output=$target/ci/selvage-image.tar
     ;;
   quick)
-    "$cargo" build --locked --profile ci -p selvage --bin selvage >&2
     agent=$target/ci/selvage
     options=(--libraries --plain)
     output=$target/ci/selvage-image.tar
