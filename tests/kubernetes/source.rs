@@ -40,6 +40,10 @@ pub fn cases() -> Vec<Case> {
             routes::goes,
         ),
         on_api(
+            "kubernetes::source::a_node_that_changes_its_address_is_followed",
+            routes::moves,
+        ),
+        on_api(
             "kubernetes::source::a_pod_that_goes_frees_its_addresses",
             routes::pod_goes,
         ),
