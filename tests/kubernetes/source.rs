@@ -125,6 +125,12 @@ fn wait_says(cluster: &mut Cluster, node: &str, words: &str, says: bool) -> Resu
 fn broken(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
     wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
+    let control = cluster.control()?;
+    eventually_ok(SOON, "an agent follows all kinds on one connection", || {
+        let connections = control.proxy().connections();
+        ensure!(connections == 2, "{connections} of two agents");
+        Ok(())
+    })?;
     let flows = flows(&cluster)?;
     let other = DENY.replace("shop", "default");
     let changes = |cluster: &mut Cluster| -> Result<()> {
