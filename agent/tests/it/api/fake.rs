@@ -44,6 +44,8 @@ pub struct State {
     /// Sent as it is on the watches of a kind, once.
     raw: BTreeMap<String, (u64, Vec<u8>)>,
     raws: u64,
+    /// Kinds that were listed and are watched since.
+    followed: BTreeSet<String>,
     /// Watches that were begun before this was counted on are cut.
     cut: u64,
     /// Lists answer so many objects, whatever is asked for.
@@ -104,6 +106,7 @@ impl Fake {
             requests: Vec::new(),
             raw: BTreeMap::new(),
             raws: 0,
+            followed: BTreeSet::new(),
             cut: 0,
             page: 500,
             forget_page: false,
@@ -159,8 +162,9 @@ impl Fake {
         self.with(|state| state.cut += 1);
     }
 
-    /// Sends bytes on the watches of a kind that are open.
+    /// Sends bytes on the watches of a kind that are open, as soon as there is one for whoever has listed.
     pub fn raw(&self, plural: &str, bytes: impl Into<Vec<u8>>) {
+        self.until("it is watched", |state| state.followed.contains(plural));
         self.with(|state| {
             state.raws += 1;
             let raw = (state.raws, bytes.into());
@@ -322,8 +326,6 @@ fn serve(shared: &Shared, stream: &TcpStream) -> std::io::Result<()> {
                 token = Some(value.to_owned());
             }
         }
-        shared.lock().requests.push(path.clone());
-        shared.changed.notify_all();
         if !answer(shared, stream, &path, token)? {
             return Ok(());
         }
@@ -344,6 +346,8 @@ fn answer(
         .collect();
     let plural = collection.rsplit('/').next().unwrap_or_default().to_owned();
     let mut state = shared.lock();
+    state.requests.push(path.to_owned());
+    shared.changed.notify_all();
     let refused = state.refuse.iter().find(|(part, ..)| path.contains(part));
     let mut refused = refused.map(|(_, code, message)| (*code, message.clone()));
     if state.token.is_some() && state.token != token {
@@ -391,6 +395,8 @@ fn answer(
         let deadline = Instant::now() + Duration::from_secs(seconds.unwrap_or(300));
         let cut = state.cut;
         let raws = state.raws;
+        state.followed.insert(plural.clone());
+        shared.changed.notify_all();
         drop(state);
         let mut watch = Watch {
             shared,
@@ -403,6 +409,7 @@ fn answer(
         };
         return watch.run(initial && !oblivious);
     }
+    state.followed.remove(&plural);
     let start = start_of(&query);
     let limit = state.page;
     let resource = &state.resources[&plural];
