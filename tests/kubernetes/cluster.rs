@@ -47,7 +47,7 @@ spec:
         - name: web
           image: {AGNHOST}
           args: [netexec, --http-port=8080]
-          readinessProbe: {{httpGet: {{path: /hostname, port: 8080}}, periodSeconds: 1}}
+          readinessProbe: {{httpGet: {{path: /hostname, port: 8080}}, periodSeconds: 1, timeoutSeconds: 5}}
 ---
 apiVersion: v1
 kind: Service

@@ -57,8 +57,8 @@ spec:
     - name: server
       image: {AGNHOST}
       args: [netexec, --http-port=8080]
-      readinessProbe: {{httpGet: {{path: /hostname, port: 8080}}, periodSeconds: 1, failureThreshold: 1}}
-      livenessProbe: {{httpGet: {{path: /hostname, port: 8080}}, periodSeconds: 1, failureThreshold: 2}}
+      readinessProbe: {{httpGet: {{path: /hostname, port: 8080}}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 2}}
+      livenessProbe: {{httpGet: {{path: /hostname, port: 8080}}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 4}}
 ---
 "
     )
@@ -154,6 +154,10 @@ fn policies(lab: &Lab) -> Result<()> {
         for to in [web1, web2] {
             wait_answers(from, to, Answer::Silence)?;
         }
+    }
+    // Whatever policies say, a node reaches its own pods: kubelet asks them how they are.
+    for (node, own) in [("n1", web1), ("n2", web2)] {
+        wait_answers(cluster.node(node)?.netns(), own, Answer::Yes)?;
     }
     new_pods_are_closed(&cluster, &from_other)?;
     kubectl.apply(ALLOW)?;
@@ -399,9 +403,9 @@ spec:
         - name: server
           image: IMAGE
           args: [netexec, --http-port=8080]
-          readinessProbe: {httpGet: {path: /hostname, port: 8080}, periodSeconds: 1}
-          # Until the last kube-proxy knows that it goes.
-          lifecycle: {preStop: {sleep: {seconds: 4}}}
+          readinessProbe: {httpGet: {path: /hostname, port: 8080}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 5}
+          # Until the last kube-proxy knows that it goes, on a machine that is busy as well.
+          lifecycle: {preStop: {sleep: {seconds: 15}}}
 ---
 apiVersion: v1
 kind: Service
@@ -432,7 +436,7 @@ fn a_deployment_is_rolled_out(cluster: &KubernetesCluster) -> Result<()> {
         thread::spawn(move || -> Result<u64> {
             let mut asked = 0;
             while !end.load(Ordering::Relaxed) {
-                let answer = tcp::connect(&client, at, ATTEMPT * 4)?;
+                let answer = tcp::connect(&client, at, ATTEMPT * 12)?;
                 ensure!(answer == Answer::Yes, "connection {asked}: {answer:?}");
                 asked += 1;
                 thread::sleep(Duration::from_millis(10));
