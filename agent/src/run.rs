@@ -371,6 +371,12 @@ fn spawn_all(runtime: &Runtime, config: &AgentConfig, world: &Sender<Work>) -> R
             .with_context(|| format!("cannot listen on {}", path.display()))?;
         spawn(runtime, "plugin", control::cni::serve(listener, ask));
     }
+    if let Some(folder) = config.cni_conf.as_deref().and_then(Path::parent) {
+        let world = world.clone();
+        let tell = move || world.send(Work::CniFolder);
+        let watch = publish::folder::watch(folder.to_owned(), tell);
+        spawn(runtime, "the look at the CNI configuration", watch);
+    }
     let metrics_only = config
         .metrics_listen
         .filter(|_| config.metrics_listen != config.health_listen);

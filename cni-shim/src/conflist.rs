@@ -67,13 +67,22 @@ impl Conflist {
         })
     }
 
+    /// Whether `path` has this list already.
+    pub fn is_at(&self, path: &Path) -> bool {
+        fs::read(path).is_ok_and(|there| there == self.text().as_bytes())
+    }
+
+    fn text(&self) -> String {
+        format!("{:#}\n", self.to_json())
+    }
+
     /// Writes the list to `path`, in one step for whoever watches. What is there already as it should be is left
     /// alone. Returns whether anything was written.
     pub fn write(&self, path: &Path) -> Result<bool, CniError> {
-        let text = format!("{:#}\n", self.to_json());
-        if fs::read(path).is_ok_and(|old| old == text.as_bytes()) {
+        if self.is_at(path) {
             return Ok(false);
         }
+        let text = self.text();
         let dir = path.parent().unwrap_or(Path::new("/"));
         // Runtimes take files by their endings; this one has none that they know.
         let aside = path.with_extension("new");

@@ -1,6 +1,6 @@
 //! What the agent writes to the API server.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
@@ -231,6 +231,7 @@ fn node(lab: &Lab) -> Result<()> {
     ] {
         ensure!(conflist.contains(part), "{part}: {conflist}");
     }
+    folder(&scene.agent, &scene.conflist)?;
     wait(kubectl, "bgpnodestatus/n1", "Ready", "True Ready", "")?;
     let report = kubectl.json(&["get", "bgpnodestatus/n1"])?;
     let node = kubectl.json(&["get", "node/n1"])?;
@@ -284,4 +285,29 @@ fn node(lab: &Lab) -> Result<()> {
             Ok(())
         },
     )
+}
+
+/// Others in the folder of the CNI configuration: ours comes back, and one that is taken instead is named.
+fn folder(agent: &Agent, conflist: &Path) -> Result<()> {
+    let whole = std::fs::read_to_string(conflist)?;
+    std::fs::remove_file(conflist)?;
+    eventually_ok(2 * SOON, "the CNI configuration is there again", || {
+        ensure!(std::fs::read_to_string(conflist)? == whole);
+        Ok(())
+    })?;
+    let says = |says: bool| {
+        let what = format!("status names the other network: {says}");
+        eventually_ok(SOON, &what, || {
+            let output = agent.command(&["status", "-o", "json"])?;
+            let status: Value = serde_json::from_slice(&output.stdout)?;
+            let wrong = status["wrong"].to_string();
+            ensure!(wrong.contains("05-other.conf") == says, "{wrong}");
+            Ok(())
+        })
+    };
+    let other = conflist.with_file_name("05-other.conf");
+    std::fs::write(&other, "{}")?;
+    says(true)?;
+    std::fs::remove_file(&other)?;
+    says(false)
 }

@@ -276,6 +276,7 @@ mod tests {
                 Err(rejected) => ObjectEvent::Invalid(Problem {
                     at: At::Api {
                         resource_version: "7".into(),
+                        uid: String::new(),
                     },
                     kind: rejected.kind.clone(),
                     key: rejected.key.clone(),

@@ -8,6 +8,7 @@
 //! the first spares the others theirs, because they see it done. So there is no leader to elect or to lose.
 
 mod event;
+pub mod folder;
 mod job;
 mod request;
 mod writer;
@@ -68,6 +69,8 @@ pub struct Refused {
     pub kind: crate::objects::Kind,
     /// Which one.
     pub key: Key,
+    /// Which of the objects that have had this name: `kubectl describe` asks by it.
+    pub uid: String,
     /// The version that was refused.
     pub version: String,
     /// Why.

@@ -241,7 +241,7 @@ impl Writer {
             kind: refused.kind.name(),
             namespace: &refused.key.namespace,
             name: &refused.key.name,
-            uid: "",
+            uid: &refused.uid,
         };
         let once = (&*refused.version, &*now());
         let node = &self.node.name;

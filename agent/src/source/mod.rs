@@ -68,6 +68,8 @@ pub enum At {
     Api {
         /// The version that was refused.
         resource_version: String,
+        /// Which of the objects that have had this name.
+        uid: String,
     },
 }
 
@@ -110,7 +112,9 @@ impl fmt::Display for At {
         match self {
             At::File { path, line: 0, .. } => write!(f, "{}", path.display()),
             At::File { path, line, column } => write!(f, "{}:{line}:{column}", path.display()),
-            At::Api { resource_version } => write!(f, "resourceVersion {resource_version}"),
+            At::Api {
+                resource_version, ..
+            } => write!(f, "resourceVersion {resource_version}"),
         }
     }
 }

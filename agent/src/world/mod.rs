@@ -81,6 +81,8 @@ pub enum Work {
     Link(LinkQuery),
     /// By the source, for its snapshot: some pods after this one.
     Pods(Option<PodKey>, oneshot::Sender<Vec<Arc<PodFact>>>),
+    /// In the folder of the CNI configuration something may have changed.
+    CniFolder,
     /// End.
     Stop(Shutdown),
 }
@@ -337,6 +339,10 @@ impl World {
                 // Not so many that anybody would notice the pause.
                 let some = self.store.pods_after(after.as_ref()).take(4096);
                 let _ = reply.send(some.cloned().collect());
+                Dirty::default()
+            }
+            Work::CniFolder => {
+                self.look_at_folder();
                 Dirty::default()
             }
             Work::Stop(_) => Dirty::default(),

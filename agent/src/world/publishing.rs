@@ -1,5 +1,6 @@
 //! What the outside sees of this node: the CNI configuration, the node's condition, statuses of objects.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use selvage_cni::conflist::Conflist;
@@ -12,9 +13,9 @@ use crate::{
     api::ReadyView,
     desired::{self, Verdict},
     objects::Kind,
-    publish::{Network, NodeRef, Refused, Wanted},
+    publish::{Network, NodeRef, Refused, Wanted, folder},
     source::{At, Origin},
-    store::Dirty,
+    store::{Dirty, Observed},
 };
 
 /// What happens within this time is told at once.
@@ -23,6 +24,8 @@ const GATHER: Duration = Duration::from_millis(200);
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// For so long a policy may be refused by the kernel before the node takes no more pods.
 const REFUSED_LIMIT: Duration = Duration::from_secs(10);
+/// Between two times that the CNI configuration is put right.
+const PUT_RIGHT: Duration = Duration::from_secs(5);
 /// Name of the network, under which leases are kept.
 const NETWORK: &str = "selvage";
 
@@ -37,14 +40,34 @@ pub(super) struct Publishing {
     unwritten: Option<(Instant, String)>,
     /// It is as it should be.
     written: bool,
+    /// When we wrote it last.
+    wrote: Option<Instant>,
+    /// Somebody's hand was there; not put right before this time, should that hand not rest.
+    put_right: Option<Instant>,
+    /// The configuration of another network that runtimes take instead.
+    before_ours: Option<PathBuf>,
     /// Since when the kernel has no policy because it refuses it.
     refused_since: Option<Instant>,
+}
+
+impl Publishing {
+    /// Until when the CNI configuration is left alone.
+    fn rests_until(&self) -> Option<Instant> {
+        let unwritten = self.unwritten.as_ref().map(|(at, _)| *at);
+        let rests = [unwritten, self.put_right].into_iter().flatten().max();
+        rests.filter(|at| *at > Instant::now())
+    }
 }
 
 #[cfg(test)]
 impl Publishing {
     pub(super) fn retry_now(&mut self) {
         self.unwritten = self.unwritten.take().map(|(_, why)| (Instant::now(), why));
+    }
+
+    pub(super) fn wrote_long_since(&mut self) {
+        self.wrote = Instant::now().checked_sub(PUT_RIGHT);
+        self.put_right = None;
     }
 
     pub(super) fn refused_long_since(&mut self) {
@@ -57,7 +80,7 @@ impl World {
     pub(super) fn publish_in(&self) -> Option<Duration> {
         let at = [
             self.publishing.at,
-            self.publishing.unwritten.as_ref().map(|(at, _)| *at),
+            self.publishing.rests_until(),
             self.publishing
                 .refused_since
                 .map(|since| since + REFUSED_LIMIT)
@@ -134,9 +157,14 @@ impl World {
     fn refused(&self) -> Vec<Refused> {
         let mut refused: Vec<Refused> = Vec::new();
         for problem in self.store.problems() {
-            let (At::Api { resource_version }, Origin::Api(name, key)) =
-                (&problem.at, problem.origin())
+            let At::Api {
+                resource_version,
+                uid,
+            } = &problem.at
             else {
+                continue;
+            };
+            let Origin::Api(name, key) = problem.origin() else {
                 continue;
             };
             let Some(kind) = Kind::from_name(&name).filter(|kind| !kind.has_status()) else {
@@ -156,6 +184,7 @@ impl World {
                     kind,
                     key,
                     version: resource_version.clone(),
+                    uid: uid.clone(),
                     message: text,
                 }),
             }
@@ -268,12 +297,8 @@ impl World {
         let Some(path) = &self.setup.cni_conf else {
             return;
         };
-        let early = self
-            .publishing
-            .unwritten
-            .as_ref()
-            .is_some_and(|(at, _)| *at > Instant::now());
-        if !self.ready.ready || self.publishing.written || early {
+        let rests = self.publishing.rests_until().is_some();
+        if !self.ready.ready || self.publishing.written || rests {
             return;
         }
         let Some(conflist) = self.conflist() else {
@@ -283,6 +308,7 @@ impl World {
             Ok(written) => {
                 if written {
                     info!(path = %path.display(), "the CNI configuration is written");
+                    self.publishing.wrote = Some(Instant::now());
                 }
                 self.publishing.written = true;
                 self.publishing.unwritten = None;
@@ -294,6 +320,35 @@ impl World {
                 }
                 self.publishing.unwritten = Some((Instant::now() + RETRY, why));
             }
+        }
+        self.publish_soon();
+    }
+
+    /// Somebody has been in the folder: ours is put right, and one that is taken instead is told.
+    pub(super) fn look_at_folder(&mut self) {
+        let Some(path) = self.setup.cni_conf.as_deref() else {
+            return;
+        };
+        let before = folder::before(path);
+        if before != self.publishing.before_ours {
+            let observed = match &before {
+                Some(other) => Observed::Lacking(
+                    "cni-configuration",
+                    format!(
+                        "new pods get their network from {}, which comes before {}: remove it if this network is to take its place",
+                        other.display(),
+                        path.display()
+                    ),
+                ),
+                None => Observed::NotLacking("cni-configuration"),
+            };
+            self.store.observe(observed);
+            self.publishing.before_ours = before;
+        }
+        if self.publishing.written && self.conflist().is_some_and(|ours| !ours.is_at(path)) {
+            warn!(path = %path.display(), "somebody has removed or changed the CNI configuration; it is written again");
+            self.publishing.written = false;
+            self.publishing.put_right = self.publishing.wrote.map(|at| at + PUT_RIGHT);
         }
         self.publish_soon();
     }

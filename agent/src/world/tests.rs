@@ -397,6 +397,35 @@ fn a_node_takes_pods_when_it_can_serve_them() {
         );
         assert!(scene.world.network().unwrap().available && scene.world.ready_view().ready);
     }
+    // Somebody removes it: it is there again at once, but not over and over.
+    for long_since in [true, false] {
+        if long_since {
+            scene.world.publishing.wrote_long_since();
+        }
+        std::fs::remove_file(&conflist).unwrap();
+        scene.world.take(Work::CniFolder);
+        turn(&mut scene, Vec::new());
+        assert_eq!(conflist.exists(), long_since);
+    }
+    assert!(scene.world.publish_in().is_some(), "it is not forgotten");
+    scene.world.publishing.wrote_long_since();
+    scene.world.take(Work::CniFolder);
+    turn(&mut scene, Vec::new());
+    assert!(conflist.exists());
+    // Another network's comes first.
+    let other = dir.join("net.d/05-other.conf");
+    std::fs::write(&other, "{}").unwrap();
+    scene.world.take(Work::CniFolder);
+    let lacks: Vec<String> = scene
+        .world
+        .store
+        .lacking()
+        .map(|(_, what)| what.to_owned())
+        .collect();
+    assert!(lacks[0].contains("05-other.conf"), "{lacks:?}");
+    std::fs::remove_file(&other).unwrap();
+    scene.world.take(Work::CniFolder);
+    assert_eq!(scene.world.store.lacking().count(), 0);
     // The kernel refuses the policy for too long.
     scene.world.policy.failure = Some("no memory".into());
     turn(&mut scene, Vec::new());

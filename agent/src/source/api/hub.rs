@@ -255,6 +255,7 @@ fn at(problems: &[Problem]) -> At {
     let at = problems.first().map(|problem| problem.at.clone());
     at.unwrap_or(At::Api {
         resource_version: String::new(),
+        uid: String::new(),
     })
 }
 

@@ -183,10 +183,10 @@ pub(super) fn object(kind: Kind, raw: &RawValue) -> Read {
     match serde_json::from_str::<Value>(raw.get()) {
         Ok(value) => value_of(kind, value),
         Err(error) => {
-            let (key, version) = (Head::of(raw).key(kind), String::new());
+            let (key, at) = (Head::of(raw).key(kind), at(&Value::Null));
             let reason = format!("not readable: {error}");
             Read::Bad {
-                problems: vec![problem(kind, &key, &version, "", reason, None)],
+                problems: vec![problem(kind, &key, &at, "", reason, None)],
                 key,
                 stand_in: None,
                 shown: None,
@@ -198,10 +198,7 @@ pub(super) fn object(kind: Kind, raw: &RawValue) -> Read {
 
 fn value_of(kind: Kind, mut value: Value) -> Read {
     name(kind, &mut value);
-    let version = value
-        .pointer("/metadata/resourceVersion")
-        .and_then(Value::as_str);
-    let version = version.unwrap_or_default().to_owned();
+    let at = at(&value);
     let parsed = objects::parse(&value, Mode::Api);
     let ignored = match &parsed {
         Ok(Some(parsed)) if kind.strict() => parsed.ignored.clone(),
@@ -221,7 +218,7 @@ fn value_of(kind: Kind, mut value: Value) -> Read {
                     true => "unknown field: this part of the rule matches nothing",
                     false => "unknown field, ignored",
                 };
-                problem(kind, key, &version, &path, reason.into(), Some(hint.into()))
+                problem(kind, key, &at, &path, reason.into(), Some(hint.into()))
             });
             return Read::Good {
                 ignored: ignored.collect(),
@@ -233,12 +230,12 @@ fn value_of(kind: Kind, mut value: Value) -> Read {
         Ok(_) => {
             let (named, key) = identity(&value);
             let reason = format!("the API server calls this object a {named:?}");
-            let problem = problem(kind, &key, &version, "kind", reason, None);
+            let problem = problem(kind, &key, &at, "kind", reason, None);
             (key, vec![problem])
         }
         Err(Rejected { key, faults, .. }) => {
             let faults = faults.into_iter();
-            let problems = faults.map(|f| problem(kind, &key, &version, &f.path, f.reason, f.hint));
+            let problems = faults.map(|f| problem(kind, &key, &at, &f.path, f.reason, f.hint));
             let problems = problems.collect();
             (key, problems)
         }
@@ -252,18 +249,27 @@ fn value_of(kind: Kind, mut value: Value) -> Read {
     }
 }
 
+fn at(object: &Value) -> At {
+    let text = |path| {
+        let text = object.pointer(path).and_then(Value::as_str);
+        text.unwrap_or_default().to_owned()
+    };
+    At::Api {
+        resource_version: text("/metadata/resourceVersion"),
+        uid: text("/metadata/uid"),
+    }
+}
+
 fn problem(
     kind: Kind,
     key: &Key,
-    version: &str,
+    at: &At,
     path: &str,
     reason: String,
     hint: Option<String>,
 ) -> Problem {
     Problem {
-        at: At::Api {
-            resource_version: version.to_owned(),
-        },
+        at: at.clone(),
         kind: kind.name().to_owned(),
         key: key.clone(),
         path: path.to_owned(),
