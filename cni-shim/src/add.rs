@@ -13,6 +13,7 @@ use crate::ipam::delegate::Delegate;
 use crate::ipam::{self, BuiltIn, Grant};
 use crate::link::{Attachment, PolicyMode};
 use crate::masquerade;
+use crate::portmap;
 use crate::spec::request::Call;
 use crate::spec::result::{Interface, Ip, Route};
 use crate::spec::{Cidr, CniError, CniResult, Code, Command, NetConf};
@@ -91,6 +92,7 @@ fn attach(
     let mut host = veth::host_socket()?;
     let mut attachment = describe(call, conf, sandbox);
     let grant = acquire(ipam, attachments, &mut attachment, undo)?;
+    portmap::check_families(&conf.port_mappings, &attachment.addresses)?;
     let mac = conf.mac.or(call.args.mac);
     let wanted = Wanted {
         host_if: &attachment.host_if,
@@ -110,7 +112,9 @@ fn attach(
     attachment.host_index = pair.host.index;
     attachment.mtu = pair.pod.mtu;
     attachments.update(&attachment)?;
-    if let Outcome::Open { masquerade } = hand_over(conf, budget, &attachment, undo)? {
+    let outcome = hand_over(conf, budget, &attachment, undo)?;
+    place_ports(conf, attachments, &mut attachment, undo)?;
+    if let Outcome::Open { masquerade } = outcome {
         let inside = match ipam {
             Ipam::BuiltIn(plan) => plan.subnets(),
             Ipam::Delegate(_) => Vec::new(),
@@ -140,6 +144,7 @@ fn describe(call: &Call, conf: &NetConf, sandbox: &Sandbox) -> Attachment {
         policy: conf.policy,
         pod: call.args.pod.clone(),
         mtu: conf.mtu,
+        port_mappings: Vec::new(),
         other: BTreeMap::new(),
     }
 }
@@ -151,7 +156,7 @@ fn acquire(
     undo: &mut Undo<'_>,
 ) -> Result<Grant, CniError> {
     let boot = attachment.boot_id.clone();
-    let gone = |other: &Attachment| attachment::is_gone(other, &boot, interface_exists);
+    let gone = |other: &Attachment| attachment::is_gone(other, &boot, veth::exists);
     let delegate = match ipam {
         Ipam::BuiltIn(plan) => return plan.acquire(attachments, attachment, &gone, undo),
         Ipam::Delegate(delegate) => delegate,
@@ -166,12 +171,6 @@ fn acquire(
     let grant = delegate.add()?;
     attachment.addresses = grant.addresses.clone();
     Ok(grant)
-}
-
-/// Where it cannot be found out, an interface counts as existing: nothing is taken away on a guess.
-fn interface_exists(name: &str) -> bool {
-    let found = veth::host_socket().and_then(|mut host| veth::find(&mut host, name));
-    !matches!(found, Ok(None))
 }
 
 fn hand_over(
@@ -193,6 +192,28 @@ fn hand_over(
         return Err(CniError::new(Code::TryAgainLater, message));
     }
     Ok(outcome)
+}
+
+/// Host ports lead to the pod from here on, through an interface that lets nothing pass yet.
+fn place_ports(
+    conf: &NetConf,
+    attachments: &Attachments,
+    attachment: &mut Attachment,
+    undo: &mut Undo<'_>,
+) -> Result<(), CniError> {
+    if conf.port_mappings.is_empty() {
+        // Somebody else's: if that cannot be done, this pod does not suffer.
+        let _ = portmap::heal(attachments);
+        return Ok(());
+    }
+    let (store, id, ifname) = (
+        attachments.clone(),
+        attachment.container_id.clone(),
+        attachment.ifname.clone(),
+    );
+    undo.push("host ports", move || portmap::end(&store, &id, &ifname));
+    portmap::begin(attachments, attachment, &conf.port_mappings)?;
+    fault::point()
 }
 
 /// Lets packets through: the last step, after which there is a pod on the network.

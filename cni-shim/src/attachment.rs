@@ -20,6 +20,9 @@ use crate::link::{ATTACHMENTS, Attachment, PolicyMode, attachment_file};
 use crate::spec::{CniError, Code};
 use crate::veth;
 
+/// The lock of host ports, and the mark that there are some.
+const PORTS: &str = ".ports";
+
 /// The attachments below one state directory.
 #[derive(Clone, Debug)]
 pub struct Attachments {
@@ -121,6 +124,7 @@ impl Attachments {
                 policy: PolicyMode::Required,
                 pod: None,
                 mtu: 0,
+                port_mappings: Vec::new(),
                 other: BTreeMap::new(),
             }),
         })
@@ -213,9 +217,25 @@ impl Attachments {
         }
     }
 
+    /// Keeps others from changing host ports. From the first time on [`has_ports`](Self::has_ports) is true.
+    pub fn lock_ports(&self) -> Result<File, CniError> {
+        let file = self.open_lock(PORTS)?;
+        self.flock(&file, FlockOperation::LockExclusive)?;
+        Ok(file)
+    }
+
+    /// Whether a pod of this node has ever had host ports.
+    pub fn has_ports(&self) -> bool {
+        self.dir.join(PORTS).exists()
+    }
+
     fn lock_file(&self) -> Result<File, CniError> {
+        self.open_lock(".lock")
+    }
+
+    fn open_lock(&self, name: &str) -> Result<File, CniError> {
         fs::create_dir_all(&self.dir).map_err(|e| CniError::file("create", &self.dir, &e))?;
-        let path = self.dir.join(".lock");
+        let path = self.dir.join(name);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).mode(0o600);
         options

@@ -11,6 +11,7 @@ use crate::ipam;
 use crate::ipam::delegate::Delegate;
 use crate::ipam::lease::Leases;
 use crate::link::{Attachment, PolicyMode};
+use crate::portmap;
 use crate::spec::request::Call;
 use crate::spec::result::Interface;
 use crate::spec::{CniError, CniResult, Code, Command, NetConf};
@@ -46,6 +47,7 @@ pub fn run(call: &Call, conf: &NetConf) -> Result<(), CniError> {
     pod_addresses(sandbox.socket(), &pod, &attachment, &previous)?;
     pod_routes(sandbox.socket(), &pod, &attachment, &previous)?;
     host_side(&attachment, &pod)?;
+    portmap::check(&attachment)?;
     reserved(&attachment, call, conf)
 }
 

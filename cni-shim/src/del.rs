@@ -13,6 +13,7 @@ use crate::ipam::delegate::Delegate;
 use crate::ipam::lease::{Leases, Owner};
 use crate::link::Attachment;
 use crate::masquerade;
+use crate::portmap;
 use crate::spec::request::Call;
 use crate::spec::{CniError, Command, NetConf};
 use crate::veth;
@@ -26,6 +27,7 @@ pub fn run(call: &Call, conf: &NetConf, budget: &Budget) -> Result<(), CniError>
         Known::This(attachment) => Some(*attachment),
         Known::Nothing | Known::Unreadable => None,
     };
+    portmap::end(&attachments, &call.container_id, &call.ifname)?;
     let host_if = veth::host_name(&conf.name, &call.container_id, &call.ifname);
     veth::delete(&mut veth::host_socket()?, &host_if)?;
     let owner = Owner {
@@ -36,8 +38,11 @@ pub fn run(call: &Call, conf: &NetConf, budget: &Budget) -> Result<(), CniError>
         // Before its addresses can be another pod's.
         handover::detach(&owner.container_id, &owner.ifname, &conf.run_dir, budget);
     }
-    release(known.as_ref(), &owner, call, conf)?;
-    attachments.remove(&owner.container_id, &owner.ifname)
+    release(known.as_ref(), &attachments, &owner, call, conf)?;
+    attachments.remove(&owner.container_id, &owner.ifname)?;
+    // Other pods' ports: nothing of this one is left that a failure could be about.
+    let _ = portmap::heal(&attachments);
+    Ok(())
 }
 
 /// Ends an attachment that is known from its file alone. Addresses of another IPAM plugin are its own affair.
@@ -47,6 +52,7 @@ pub(crate) fn end(
     run_dir: &Path,
     budget: &Budget,
 ) -> Result<(), CniError> {
+    portmap::end(attachments, &attachment.container_id, &attachment.ifname)?;
     veth::delete(&mut veth::host_socket()?, &attachment.host_if)?;
     let owner = ipam::owner_of(attachment);
     handover::detach(&owner.container_id, &owner.ifname, run_dir, budget);
@@ -59,6 +65,7 @@ pub(crate) fn end(
 
 fn release(
     known: Option<&Attachment>,
+    attachments: &Attachments,
     owner: &Owner,
     call: &Call,
     conf: &NetConf,
@@ -75,7 +82,12 @@ fn release(
         Delegate::find(kind, conf, call)?.run(Command::Del)?;
     }
     // Whatever the configuration says by now, what was leased here is given back.
-    let before = |addr| end_masquerade(known, &[addr]);
+    let before = |addr| {
+        if known.is_none() {
+            portmap::forget(attachments, addr)?;
+        }
+        end_masquerade(known, &[addr])
+    };
     ipam::release(known, &ipam::leases_of(conf)?, owner, &before)
 }
 

@@ -7,6 +7,7 @@ use crate::del;
 use crate::handover::Budget;
 use crate::ipam;
 use crate::ipam::delegate::Delegate;
+use crate::portmap;
 use crate::spec::request::Call;
 use crate::spec::{CniError, Command, NetConf};
 
@@ -44,6 +45,7 @@ pub fn run(call: &Call, conf: &NetConf, budget: &Budget) -> Result<(), CniError>
         Err(e) => note(Err(e)),
     }
     note(attachments.remove_unfinished());
+    note(portmap::sweep(&attachments));
     if ipam::is_built_in(conf) {
         note(leases(conf, &valid));
     } else if let Some(kind) = &conf.ipam_type {

@@ -28,6 +28,7 @@ pub mod link;
 pub mod loopback;
 pub mod masquerade;
 pub mod plugin;
+pub mod portmap;
 pub mod spec;
 pub mod status;
 pub mod undo;

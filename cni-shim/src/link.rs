@@ -16,6 +16,8 @@ use std::net::IpAddr;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::portmap::PortMapping;
+
 /// The version of the protocol that this build speaks.
 pub const VERSION: u32 = 1;
 
@@ -92,6 +94,9 @@ pub struct Attachment {
     /// MTU of both ends; 0 when the kernel chose.
     #[serde(default)]
     pub mtu: u32,
+    /// The node's ports that lead to the pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
     /// Members that this build does not know; kept when an attachment is written again.
     #[serde(flatten)]
     pub other: BTreeMap<String, serde_json::Value>,
@@ -274,6 +279,7 @@ pub fn receive<T: DeserializeOwned>(from: &mut impl Read) -> Result<T, LinkError
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::portmap::Transport;
 
     pub(crate) fn attachment() -> Attachment {
         Attachment {
@@ -297,6 +303,12 @@ mod tests {
                 uid: "u".into(),
             }),
             mtu: 1500,
+            port_mappings: vec![PortMapping {
+                host_port: 8080,
+                container_port: 80,
+                protocol: Transport::Tcp,
+                host_ip: Some("192.0.2.1".parse().unwrap()),
+            }],
             other: BTreeMap::new(),
         }
     }

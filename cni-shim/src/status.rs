@@ -45,14 +45,10 @@ fn some_are_gone(plan: &BuiltIn, conf: &NetConf) -> Result<bool, CniError> {
         return Ok(false);
     };
     let (attachments, boot) = (Attachments::of(&conf.state_dir), attachment::boot_id());
-    let exists = |name: &str| {
-        let found = veth::host_socket().and_then(|mut host| veth::find(&mut host, name));
-        !matches!(found, Ok(None))
-    };
     for (_, owner) in leases.all()? {
         let Some(owner) = owner else { return Ok(true) };
         let behind = attachments.behind_lease(&conf.name, &owner.container_id, &owner.ifname)?;
-        if behind.is_some_and(|attachment| attachment::is_gone(&attachment, &boot, exists)) {
+        if behind.is_some_and(|attachment| attachment::is_gone(&attachment, &boot, veth::exists)) {
             return Ok(true);
         }
     }

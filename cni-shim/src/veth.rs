@@ -182,6 +182,15 @@ pub fn find(socket: &mut Socket, name: &str) -> Result<Option<Link>, CniError> {
     }
 }
 
+/// Whether the host has an interface `name`. Where it cannot be found out, it counts as existing: nothing is taken
+/// away on a guess.
+pub fn exists(name: &str) -> bool {
+    !matches!(
+        host_socket().and_then(|mut host| find(&mut host, name)),
+        Ok(None)
+    )
+}
+
 /// What a pair is to be like.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {

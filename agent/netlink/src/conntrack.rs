@@ -26,6 +26,11 @@ const CTA_MARK: u16 = 8;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_MARK_MASK: u16 = 21;
+const CTA_FILTER: u16 = 25;
+
+const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+/// What of the original tuple is compared: protocol and destination port (Linux 5.8).
+const FILTER_PROTO_AND_DST_PORT: u32 = 1 << 3 | 1 << 5;
 
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
@@ -111,6 +116,19 @@ pub struct Filter {
     pub v6: Option<bool>,
     /// Only flows whose mark, under the mask, has this value: (value, mask).
     pub mark: Option<(u32, u32)>,
+    /// Only flows that began to this port of this protocol. The kernel filters where `v6` says the family.
+    pub to_port: Option<(u8, u16)>,
+}
+
+impl Filter {
+    fn passes(&self, flow: &Flow) -> bool {
+        let marked = |(value, mask)| flow.mark & mask == value & mask;
+        let to_port = |(proto, port)| {
+            let found = matches!(flow.orig.ports, Ports::Ports { dst, .. } if dst == port);
+            flow.orig.proto == proto && found
+        };
+        self.mark.is_none_or(marked) && self.to_port.is_none_or(to_port)
+    }
 }
 
 /// The flows that pass the filter.
@@ -125,14 +143,22 @@ pub fn list(socket: &mut Socket, filter: &Filter) -> Result<Vec<Flow>> {
                 body.be32(CTA_MARK, value);
                 body.be32(CTA_MARK_MASK, mask);
             }
+            if let (Some((proto, port)), Some(_)) = (filter.to_port, filter.v6) {
+                body.nest(CTA_FILTER, |body| {
+                    body.u32(CTA_FILTER_ORIG_FLAGS, FILTER_PROTO_AND_DST_PORT);
+                });
+                body.nest(CTA_TUPLE_ORIG, |body| {
+                    body.nest(CTA_TUPLE_PROTO, |body| {
+                        body.u8(CTA_PROTO_NUM, proto);
+                        body.be16(3, port);
+                    });
+                });
+            }
         });
     };
-    let wanted = |flow: &Flow| {
-        filter
-            .mark
-            .is_none_or(|(value, mask)| flow.mark & mask == value & mask)
-    };
-    socket.list(build, |message| decode(&message).filter(wanted))
+    socket.list(build, |message| {
+        decode(&message).filter(|flow| filter.passes(flow))
+    })
 }
 
 /// Deletes a flow; the next packet begins a new one and meets the rules again. `ENOENT` if it is

@@ -92,7 +92,7 @@ impl Conntrack {
             }
             let filter = Filter {
                 v6: Some(v6),
-                mark: None,
+                ..Filter::default()
             };
             let flows = conntrack::list(&mut self.socket, &filter)?;
             found.extend(

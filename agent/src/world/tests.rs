@@ -51,6 +51,7 @@ fn attachment(container: &str, index: u32, address: &str) -> link::Attachment {
             uid: "u".into(),
         }),
         mtu: 0,
+        port_mappings: Vec::new(),
         other: BTreeMap::new(),
     }
 }

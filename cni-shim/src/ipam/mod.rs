@@ -15,6 +15,7 @@ use crate::attachment::{Attachments, Known, already_attached};
 use crate::fault;
 use crate::link::Attachment;
 use crate::masquerade;
+use crate::portmap;
 use crate::spec::config::BUILT_IN_IPAM;
 use crate::spec::field::Field;
 use crate::spec::request::Call;
@@ -303,10 +304,16 @@ fn release_all(leases: &Leases, addresses: &[IpAddr], owner: &Owner) -> Result<(
 }
 
 /// Frees an address of an attachment whose sandbox is gone.
-fn free_of(leases: &Locked<'_>, addr: IpAddr, attachment: &Attachment) -> Result<(), CniError> {
+fn free_of(
+    leases: &Locked<'_>,
+    attachments: &Attachments,
+    addr: IpAddr,
+    attachment: &Attachment,
+) -> Result<(), CniError> {
     if !leases.is_held_by(addr, &owner_of(attachment))? {
         return Ok(());
     }
+    portmap::forget(attachments, addr)?;
     if attachment.ip_masq {
         masquerade::end(&[addr])?;
     }
@@ -332,7 +339,7 @@ fn clear_predecessor(
         {
             old.addresses
                 .iter()
-                .try_for_each(|&addr| free_of(leases, addr, &old))?;
+                .try_for_each(|&addr| free_of(leases, attachments, addr, &old))?;
             attachments.remove(&old.container_id, &old.ifname)
         }
         _ => Err(already_attached(attachment)),
@@ -355,7 +362,7 @@ fn reclaim(leases: &Locked<'_>, attachments: &Attachments, gone: Gone<'_>) -> Re
         let behind =
             attachments.behind_lease(leases.network(), &owner.container_id, &owner.ifname)?;
         if let Some(attachment) = behind.filter(|attachment| gone(attachment)) {
-            free_of(leases, addr, &attachment)?;
+            free_of(leases, attachments, addr, &attachment)?;
             ended.insert(owner);
         }
     }

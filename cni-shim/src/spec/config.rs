@@ -14,6 +14,7 @@ use super::field::Field;
 use super::request::{self, Command};
 use super::version::Version;
 use crate::link::{DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, PolicyMode};
+use crate::portmap::PortMapping;
 
 /// The IPAM plugin that is built in.
 pub const BUILT_IN_IPAM: &str = "host-local";
@@ -43,6 +44,8 @@ pub struct NetConf {
     pub ips: Vec<IpAddr>,
     /// `runtimeConfig.mac`, or else `args.cni.mac`.
     pub mac: Option<[u8; 6]>,
+    /// `runtimeConfig.portMappings`, for ADD.
+    pub port_mappings: Vec<PortMapping>,
     /// `cni.dev/valid-attachments`, as (container id, interface).
     pub valid_attachments: Option<Vec<(String, String)>>,
     /// All of it, as it came.
@@ -151,6 +154,10 @@ impl NetConf {
             } else {
                 None
             },
+            port_mappings: match &runtime {
+                Some(runtime) if command == Command::Add => PortMapping::read_all(runtime)?,
+                _ => Vec::new(),
+            },
             valid_attachments: if command == Command::Gc {
                 valid_attachments(&root)?
             } else {
@@ -258,11 +265,6 @@ fn refuse_unsupported(runtime: Option<&Field<'_>>) -> Result<(), CniError> {
     let Some(runtime) = runtime else {
         return Ok(());
     };
-    if let Some(ports) = runtime.get("portMappings")?
-        && !ports.list()?.is_empty()
-    {
-        return Err(ports.unsupported("host ports are not supported by this release"));
-    }
     if let Some(bandwidth) = runtime.get("bandwidth")? {
         for key in ["ingressRate", "ingressBurst", "egressRate", "egressBurst"] {
             if let Some(value) = bandwidth
@@ -377,8 +379,8 @@ mod tests {
             ),
             (
                 r#"{"cniVersion":"1.0.0","name":"n","runtimeConfig":{"portMappings":[{"hostPort":80}]}}"#,
-                2,
-                "runtimeConfig.portMappings",
+                7,
+                "runtimeConfig.portMappings[0]",
             ),
             (
                 r#"{"cniVersion":"1.0.0","name":"n","runtimeConfig":{"bandwidth":{"ingressRate":8}}}"#,

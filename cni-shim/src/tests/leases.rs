@@ -62,6 +62,7 @@ impl Node {
             policy: PolicyMode::None,
             pod: None,
             mtu: 0,
+            port_mappings: Vec::new(),
             other: BTreeMap::new(),
         }
     }

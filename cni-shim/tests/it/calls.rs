@@ -146,8 +146,8 @@ fn what_is_not_supported_is_refused_by_name() {
         r#"{"cniVersion":"1.1.0","name":"n","ipam":{"subnet":"10.1.0.0/24"},"runtimeConfig":RC}"#;
     for (runtime, part) in [
         (
-            r#"{"portMappings":[{"hostPort":80,"containerPort":80,"protocol":"tcp"}]}"#,
-            "runtimeConfig.portMappings",
+            r#"{"portMappings":[{"hostPort":80,"containerPort":80,"hostIP":"::1"}]}"#,
+            "runtimeConfig.portMappings[0].hostIP",
         ),
         (
             r#"{"bandwidth":{"egressRate":1000}}"#,

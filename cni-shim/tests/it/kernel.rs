@@ -496,7 +496,7 @@ fn route(ns: &Ns, to: &str, gateway: &str) {
 }
 
 /// Puts `outside` on the node's uplink, as 192.0.2.9 and 2001:db8::9.
-fn connect(node: &Node, outside: &Ns, uplink: u32, mut out: selvage_netlink::Socket) {
+pub(crate) fn connect(node: &Node, outside: &Ns, uplink: u32, mut out: selvage_netlink::Socket) {
     let mut host = node.ns.socket();
     outside.within(|| {
         let inside = selvage_netlink::netns::current().unwrap();

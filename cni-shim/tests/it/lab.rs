@@ -197,7 +197,7 @@ impl Node {
 
     pub(crate) fn attachments(&self) -> Vec<String> {
         names(&self.scratch.0.join("state/attachments"), |name| {
-            name != ".lock"
+            name != ".lock" && name != ".ports"
         })
     }
 

@@ -7,6 +7,7 @@ mod agent;
 mod calls;
 mod delegate;
 mod gc;
+mod hostports;
 mod kernel;
 mod killed;
 mod lab;

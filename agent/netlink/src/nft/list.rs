@@ -205,6 +205,34 @@ pub fn elements(socket: &mut Socket, table: &Table<'_>, set: &SetInfo) -> Result
     Ok(raw.map(whole).collect())
 }
 
+/// The element with this one key, of a set that is no set of ranges; `None` if it, the set or the table is not there.
+pub fn element(
+    socket: &mut Socket,
+    table: &Table<'_>,
+    set: &super::Set<'_>,
+    key: &[u8],
+) -> Result<Option<ElementInfo>> {
+    let build = |batch: &mut Batch| {
+        get(batch, table, GETSETELEM, |body| {
+            body.text(1, table.name);
+            body.text(2, set.name);
+            body.nest(3, |body| super::Element::one(key).encode(body, set));
+        });
+    };
+    let found = socket.get(build, |message| {
+        decode_elements(&message).into_iter().find(|e| e.key == key)
+    });
+    match found {
+        Ok(raw) => Ok(Some(ElementInfo {
+            key: raw.key,
+            last: None,
+            data: raw.data,
+        })),
+        Err(error) if error.is(rustix::io::Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Writes the request for a listing of one table.
 fn get(batch: &mut Batch, table: &Table<'_>, kind: u16, fill: impl FnOnce(&mut Body<'_>)) {
     batch.push(SUBSYSTEM | kind, 0, |body| {

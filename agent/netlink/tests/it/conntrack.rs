@@ -92,6 +92,24 @@ fn flows_are_listed_marked_and_deleted() {
         ..Filter::default()
     };
     assert!(of(&conntrack::list(&mut socket, &only).unwrap(), &four).is_none());
+    // With the family the kernel filters, without it we do.
+    let port = four.peer_addr().unwrap().port();
+    for (proto, port, v6, count) in [
+        (17, port, Some(false), 1),
+        (17, port, None, 1),
+        (17, port, Some(true), 0),
+        (6, port, Some(false), 0),
+        (17, port ^ 1, Some(false), 0),
+    ] {
+        let (v6, to_port) = (v6, Some((proto, port)));
+        let filter = Filter {
+            v6,
+            to_port,
+            ..Filter::default()
+        };
+        let found = conntrack::list(&mut socket, &filter).unwrap();
+        assert_eq!(found.len(), count, "{filter:?}: {found:?}");
+    }
 
     let before = counts(&mut socket);
     socket

@@ -1,0 +1,340 @@
+//! Host ports: connections to a port of the node lead to a pod.
+//!
+//! Once a pod of this node has asked for one, the file `.ports` is beside the attachments: changes are made with its
+//! lock held, and as long as it is there, whoever calls looks whether the table is as it should be and makes it anew
+//! from the attachments where it is not. The mappings are in the attachment before the first of their elements is in
+//! the kernel, and leave it after the last one is gone; an element leads to the address of exactly one attachment, and
+//! is nobody's if there is none, or its pod is gone.
+
+mod mapping;
+mod table;
+
+use std::fs;
+use std::net::IpAddr;
+
+use rustix::io::Errno;
+use selvage_netlink::conntrack::{self, Filter, Flow, Ports};
+use selvage_netlink::{Error, Protocol, Socket, addr};
+
+pub use mapping::{PortMapping, Transport};
+
+use crate::attachment::{self, Attachments, Known};
+use crate::fault;
+use crate::link::Attachment;
+use crate::spec::{CniError, Code};
+use crate::veth::{self, kernel};
+use table::Entry;
+
+const WHAT: &str = "host ports (table inet selvage-cni)";
+
+/// What is asked for has to be possible with these addresses: the family of a given hostIP has to be the pod's, too.
+/// `0.0.0.0` and `::`, which runtimes ask for together, say nothing about a family that the pod does not have.
+pub fn check_families(mappings: &[PortMapping], addresses: &[IpAddr]) -> Result<(), CniError> {
+    let served = |wanted: IpAddr| {
+        addresses
+            .iter()
+            .any(|addr| addr.is_ipv6() == wanted.is_ipv6())
+    };
+    for mapping in mappings {
+        if let Some(wanted) = mapping.particular().filter(|addr| !served(*addr)) {
+            let family = if wanted.is_ipv6() { "IPv6" } else { "IPv4" };
+            return Err(CniError::new(
+                Code::InvalidConfig,
+                format!("runtimeConfig.portMappings: {mapping}: the pod has no {family} address"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Places `mappings`: into the attachment and its file, then into the kernel. What is another living pod's is refused
+/// with code 50.
+pub fn begin(
+    attachments: &Attachments,
+    attachment: &mut Attachment,
+    mappings: &[PortMapping],
+) -> Result<(), CniError> {
+    let _lock = attachments.lock_ports()?;
+    let mut nft = socket()?;
+    ensure(&mut nft, attachments)?;
+    fault::point()?;
+    let entries = table::entries(mappings, &attachment.addresses);
+    let mut old = Vec::new();
+    for entry in &entries {
+        if let Some(found) = table::get(&mut nft, entry).map_err(|e| failed("look for", &e))? {
+            refuse_taken(attachments, attachment, &found)?;
+            old.push(found);
+        }
+    }
+    attachment.port_mappings = mappings.to_vec();
+    attachments.update(attachment)?;
+    fault::point()?;
+    table::exchange(&mut nft, &old, &entries).map_err(|e| failed("place", &e))?;
+    fault::point()?;
+    if wants_localnet(mappings, &attachment.addresses) {
+        let path = localnet(&attachment.host_if);
+        fs::write(&path, "1").map_err(|e| CniError::file("write", path.as_ref(), &e))?;
+    }
+    end_old_flows(&mut nft, &entries)
+}
+
+/// Takes an attachment's mappings out of the kernel, then out of its file. None, and no file, is no error.
+pub fn end(attachments: &Attachments, container_id: &str, ifname: &str) -> Result<(), CniError> {
+    if !attachments.has_ports() {
+        return Ok(());
+    }
+    let _lock = attachments.lock_ports()?;
+    // What the file says under the lock: another call may have ended them meanwhile.
+    let Known::This(mut attachment) = attachments.load(container_id, ifname)? else {
+        return Ok(());
+    };
+    let mappings = std::mem::take(&mut attachment.port_mappings);
+    if mappings.is_empty() {
+        return Ok(());
+    }
+    let mut nft = socket()?;
+    let entries = table::entries(&mappings, &attachment.addresses);
+    table::remove(&mut nft, &entries).map_err(|e| failed("remove", &e))?;
+    fault::point()?;
+    end_flows_of(&mut nft, &mappings, &attachment.addresses)?;
+    fault::point()?;
+    attachments.update(&attachment)
+}
+
+/// Takes away whatever leads to an address that is about to be free, where nothing else is known.
+pub fn forget(attachments: &Attachments, addr: IpAddr) -> Result<(), CniError> {
+    let mut nft = socket()?;
+    let mut look = || {
+        let mut found = table::all(&mut nft).map_err(|e| failed("list", &e))?;
+        found.retain(|entry| entry.target() == Some(addr));
+        Ok::<_, CniError>(found)
+    };
+    // Not by the mark: the state directory may have been lost.
+    if look()?.is_empty() {
+        return Ok(());
+    }
+    let _lock = attachments.lock_ports()?;
+    let found = look()?;
+    table::remove(&mut nft, &found).map_err(|e| failed("remove", &e))
+}
+
+/// Where there are host ports, makes the table anew if somebody else has emptied or removed it.
+pub fn heal(attachments: &Attachments) -> Result<(), CniError> {
+    if !attachments.has_ports() {
+        return Ok(());
+    }
+    let _lock = attachments.lock_ports()?;
+    ensure(&mut socket()?, attachments)
+}
+
+/// The same, and removes elements that are no living pod's.
+pub fn sweep(attachments: &Attachments) -> Result<(), CniError> {
+    if !attachments.has_ports() {
+        return Ok(());
+    }
+    let _lock = attachments.lock_ports()?;
+    let mut nft = socket()?;
+    let wanted = living(attachments)?;
+    let there = table::all(&mut nft).map_err(|e| failed("list", &e))?;
+    let is = |list: &[Entry], entry: &Entry| {
+        list.iter()
+            .any(|e| (e.set.name, &e.key, &e.data) == (entry.set.name, &entry.key, &entry.data))
+    };
+    let same = there.iter().all(|e| is(&wanted, e)) && wanted.iter().all(|e| is(&there, e));
+    if same && table::is_intact(&mut nft).map_err(|e| failed("list", &e))? {
+        return Ok(());
+    }
+    table::rebuild(&mut nft, &wanted).map_err(|e| failed("place", &e))
+}
+
+/// The first thing that is not as the attachment says.
+pub fn check(attachment: &Attachment) -> Result<(), CniError> {
+    let mappings = &attachment.port_mappings;
+    if mappings.is_empty() {
+        return Ok(());
+    }
+    let differs = |what: String| CniError::new(Code::CheckFailed, what);
+    let mut nft = socket()?;
+    if !table::is_intact(&mut nft).map_err(|e| failed("list", &e))? {
+        return Err(differs(
+            "the rules for host ports are missing in the table inet selvage-cni; any ADD, DEL or GC makes it anew"
+                .to_owned(),
+        ));
+    }
+    for entry in table::entries(mappings, &attachment.addresses) {
+        let found = table::get(&mut nft, &entry).map_err(|e| failed("look for", &e))?;
+        if found.is_some_and(|found| found.data == entry.data) {
+            continue;
+        }
+        let target = entry.target().map(|addr| addr.to_string());
+        let target = target.unwrap_or_default();
+        return Err(differs(match entry.mapping {
+            Some(mapping) => format!(
+                "{mapping} does not lead to port {} of {target}: the element is missing in the map {} of inet selvage-cni",
+                mapping.container_port, entry.set.name
+            ),
+            None => format!(
+                "{target} is missing in the set {} of inet selvage-cni",
+                entry.set.name
+            ),
+        }));
+    }
+    if wants_localnet(mappings, &attachment.addresses) {
+        let path = localnet(&attachment.host_if);
+        if !fs::read(&path).is_ok_and(|value| value.first() == Some(&b'1')) {
+            return Err(differs(format!("{path} is not 1")));
+        }
+    }
+    Ok(())
+}
+
+/// Errors if what is found leads to a pod that lives.
+fn refuse_taken(
+    attachments: &Attachments,
+    attachment: &Attachment,
+    found: &Entry,
+) -> Result<(), CniError> {
+    let (Some(mapping), Some(target)) = (found.mapping, found.target()) else {
+        return Ok(());
+    };
+    let same = |other: &Attachment| {
+        (&other.container_id, &other.ifname) == (&attachment.container_id, &attachment.ifname)
+    };
+    let owner = attachments.list()?.into_iter().find(|other| {
+        !same(other) && other.addresses.contains(&target) && other.port_mappings.contains(&mapping)
+    });
+    let boot = attachment::boot_id();
+    match owner.filter(|owner| !attachment::is_gone(owner, &boot, veth::exists)) {
+        None => Ok(()),
+        Some(owner) => {
+            let message = format!("{mapping} is in use by {}", who(&owner));
+            Err(CniError::new(Code::NotAvailable, message))
+        }
+    }
+}
+
+fn who(owner: &Attachment) -> String {
+    match &owner.pod {
+        Some(pod) => format!(
+            "the pod {}/{} (container {})",
+            pod.namespace, pod.name, owner.container_id
+        ),
+        None => format!("the container {}", owner.container_id),
+    }
+}
+
+/// Makes the table, or makes it anew, if it is not as it should be.
+fn ensure(nft: &mut Socket, attachments: &Attachments) -> Result<(), CniError> {
+    if table::is_intact(nft).map_err(|e| failed("list", &e))? {
+        return Ok(());
+    }
+    table::rebuild(nft, &living(attachments)?).map_err(|e| failed("place", &e))
+}
+
+/// What the attachments of living pods ask for.
+fn living(attachments: &Attachments) -> Result<Vec<Entry>, CniError> {
+    let boot = attachment::boot_id();
+    let mut entries = Vec::new();
+    for attachment in attachments.list()? {
+        if attachment.port_mappings.is_empty()
+            || attachment::is_gone(&attachment, &boot, veth::exists)
+        {
+            continue;
+        }
+        entries.extend(table::entries(
+            &attachment.port_mappings,
+            &attachment.addresses,
+        ));
+    }
+    Ok(entries)
+}
+
+/// Only who comes to an IPv4 address of the loopback needs it.
+fn wants_localnet(mappings: &[PortMapping], addresses: &[IpAddr]) -> bool {
+    let loopback = |m: &PortMapping| m.particular().is_none_or(|addr| addr.is_loopback());
+    addresses.iter().any(IpAddr::is_ipv4)
+        && mappings.iter().any(|m| m.applies(false) && loopback(m))
+}
+
+fn localnet(host_if: &str) -> String {
+    format!("/proc/sys/net/ipv4/conf/{host_if}/route_localnet")
+}
+
+/// Flows of UDP to the node that would go on to where the port led before: to another pod, or to the node itself.
+fn end_old_flows(nft: &mut Socket, entries: &[Entry]) -> Result<(), CniError> {
+    let udp = |m: &PortMapping| m.protocol == Transport::Udp;
+    if !entries.iter().any(|e| e.mapping.is_some_and(|m| udp(&m))) {
+        return Ok(());
+    }
+    let own = addr::list(&mut veth::host_socket()?)
+        .map_err(|e| kernel("cannot list the node's addresses", &e))?;
+    let is_own = |to: IpAddr| to.is_loopback() || own.iter().any(|a| a.prefix.addr == to);
+    for entry in entries {
+        let (Some(mapping), Some(target)) = (entry.mapping.filter(udp), entry.target()) else {
+            continue;
+        };
+        let new = |flow: &Flow| {
+            let Ports::Ports { src, .. } = flow.reply.ports else {
+                return true;
+            };
+            (flow.reply.src, src) == (target, mapping.container_port)
+        };
+        let is_old = |flow: &Flow| {
+            let meant = mapping
+                .particular()
+                .is_none_or(|addr| addr == flow.orig.dst);
+            meant && is_own(flow.orig.dst) && !new(flow)
+        };
+        end_flows(nft, &mapping, target.is_ipv6(), is_old)
+            .map_err(|e| failed("end the old flows of", &e))?;
+    }
+    Ok(())
+}
+
+/// Flows of UDP through these mappings. A kernel that does not let flows be listed has no better way.
+fn end_flows_of(
+    nft: &mut Socket,
+    mappings: &[PortMapping],
+    addresses: &[IpAddr],
+) -> Result<(), CniError> {
+    for mapping in mappings.iter().filter(|m| m.protocol == Transport::Udp) {
+        for &target in addresses {
+            let ours = |flow: &Flow| flow.reply.src == target && flow.orig.dst != target;
+            match end_flows(nft, mapping, target.is_ipv6(), ours) {
+                Err(e) if !e.is(Errno::INVAL) && !e.is(Errno::OPNOTSUPP) => {
+                    return Err(failed("end the flows of", &e));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+fn end_flows(
+    nft: &mut Socket,
+    mapping: &PortMapping,
+    v6: bool,
+    which: impl Fn(&Flow) -> bool,
+) -> Result<(), Error> {
+    let filter = Filter {
+        v6: Some(v6),
+        to_port: Some((mapping.protocol.number(), mapping.host_port)),
+        ..Filter::default()
+    };
+    let mut flows = conntrack::list(nft, &filter)?;
+    flows.retain(which);
+    if flows.is_empty() {
+        return Ok(());
+    }
+    nft.report(|batch| flows.iter().for_each(|flow| conntrack::delete(batch, flow)))?
+        .ignoring(Errno::NOENT)
+}
+
+fn socket() -> Result<Socket, CniError> {
+    Socket::open(Protocol::Netfilter).map_err(|e| kernel("cannot speak to nf_tables", &e))
+}
+
+fn failed(what: &str, error: &Error) -> CniError {
+    kernel(&format!("cannot {what} {WHAT}"), error)
+}
