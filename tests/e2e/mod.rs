@@ -3,6 +3,7 @@
 pub mod closed;
 pub mod control;
 mod demo;
+mod host_ports;
 mod install;
 mod lab;
 mod paths;
@@ -19,6 +20,7 @@ pub fn cases() -> Vec<Case> {
         routes::cases(),
         paths::cases(),
         policy::cases(),
+        host_ports::cases(),
         closed::cases(),
         control::cases(),
         install::cases(),
