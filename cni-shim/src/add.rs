@@ -4,9 +4,11 @@
 
 use std::collections::BTreeMap;
 
+use selvage_netlink::link::Link;
 use selvage_netlink::{Socket, open_interface};
 
 use crate::attachment::{self, Attachments};
+use crate::bandwidth;
 use crate::fault;
 use crate::handover::{self, Budget, Outcome};
 use crate::ipam::delegate::Delegate;
@@ -112,6 +114,7 @@ fn attach(
     attachment.host_index = pair.host.index;
     attachment.mtu = pair.pod.mtu;
     attachments.update(&attachment)?;
+    let ifb = limit(&attachment, &mut host, &pair, undo)?;
     let outcome = hand_over(conf, budget, &attachment, undo)?;
     place_ports(conf, attachments, &mut attachment, undo)?;
     if let Outcome::Open { masquerade } = outcome {
@@ -122,7 +125,7 @@ fn attach(
         open(&attachment, masquerade, &inside, &mut host, undo)?;
     }
     fault::point()?;
-    Ok(describe_result(call, &pair, &grant))
+    Ok(describe_result(call, &pair, ifb.as_ref(), &grant))
 }
 
 fn describe(call: &Call, conf: &NetConf, sandbox: &Sandbox) -> Attachment {
@@ -145,6 +148,7 @@ fn describe(call: &Call, conf: &NetConf, sandbox: &Sandbox) -> Attachment {
         pod: call.args.pod.clone(),
         mtu: conf.mtu,
         port_mappings: Vec::new(),
+        bandwidth: conf.bandwidth,
         other: BTreeMap::new(),
     }
 }
@@ -194,6 +198,23 @@ fn hand_over(
     Ok(outcome)
 }
 
+/// Before the first packet.
+fn limit(
+    attachment: &Attachment,
+    host: &mut Socket,
+    pair: &Pair,
+    undo: &mut Undo<'_>,
+) -> Result<Option<Link>, CniError> {
+    let Some(limits) = &attachment.bandwidth else {
+        return Ok(None);
+    };
+    let name = attachment.host_if.clone();
+    undo.push("bandwidth", move || bandwidth::end(&name));
+    let ifb = bandwidth::begin(host, &pair.host, limits)?;
+    fault::point()?;
+    Ok(ifb)
+}
+
 /// Host ports lead to the pod from here on, through an interface that lets nothing pass yet.
 fn place_ports(
     conf: &NetConf,
@@ -238,8 +259,8 @@ fn open(
     })
 }
 
-fn describe_result(call: &Call, pair: &Pair, grant: &Grant) -> CniResult {
-    let interface = |link: &selvage_netlink::link::Link, sandbox: Option<String>| Interface {
+fn describe_result(call: &Call, pair: &Pair, ifb: Option<&Link>, grant: &Grant) -> CniResult {
+    let interface = |link: &Link, sandbox: Option<String>| Interface {
         name: link.name.clone(),
         mac: link.address.map(|mac| mac.to_string()),
         mtu: Some(link.mtu),
@@ -254,11 +275,13 @@ fn describe_result(call: &Call, pair: &Pair, grant: &Grant) -> CniResult {
         gw: Some(veth::gateway(route.dst.is_v6())),
         ..route.clone()
     };
+    let mut interfaces = vec![
+        interface(&pair.host, None),
+        interface(&pair.pod, Some(call.netns.clone())),
+    ];
+    interfaces.extend(ifb.map(|ifb| interface(ifb, None)));
     CniResult {
-        interfaces: vec![
-            interface(&pair.host, None),
-            interface(&pair.pod, Some(call.netns.clone())),
-        ],
+        interfaces,
         ips: grant.addresses.iter().map(ip).collect(),
         routes: grant.routes.iter().map(route).collect(),
         dns: grant.dns.clone(),

@@ -125,6 +125,7 @@ impl Attachments {
                 pod: None,
                 mtu: 0,
                 port_mappings: Vec::new(),
+                bandwidth: None,
                 other: BTreeMap::new(),
             }),
         })

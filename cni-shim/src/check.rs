@@ -7,6 +7,7 @@ use selvage_netlink::route::{self, Filter, Target};
 use selvage_netlink::{Prefix, Socket, addr, neigh, open};
 
 use crate::attachment::{Attachments, Known};
+use crate::bandwidth;
 use crate::ipam;
 use crate::ipam::delegate::Delegate;
 use crate::ipam::lease::Leases;
@@ -149,6 +150,7 @@ fn host_side(attachment: &Attachment, pod: &Link) -> Result<(), CniError> {
             "{name} on the host is not the other end of the pod's interface"
         )));
     }
+    bandwidth::check(&mut host, attachment, &link)?;
     if !link.is_up() {
         // Under `optional` the agent opens it when it can.
         let may_wait = attachment.policy == PolicyMode::Optional;

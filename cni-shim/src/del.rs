@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use crate::attachment::{Attachments, Known};
+use crate::bandwidth;
 use crate::handover::{self, Budget};
 use crate::ipam;
 use crate::ipam::delegate::Delegate;
@@ -29,6 +30,10 @@ pub fn run(call: &Call, conf: &NetConf, budget: &Budget) -> Result<(), CniError>
     };
     portmap::end(&attachments, &call.container_id, &call.ifname)?;
     let host_if = veth::host_name(&conf.name, &call.container_id, &call.ifname);
+    // Where nothing is known, it may have been limited.
+    if known.as_ref().is_none_or(|known| known.bandwidth.is_some()) {
+        bandwidth::end(&host_if)?;
+    }
     veth::delete(&mut veth::host_socket()?, &host_if)?;
     let owner = Owner {
         container_id: call.container_id.clone(),
@@ -53,6 +58,9 @@ pub(crate) fn end(
     budget: &Budget,
 ) -> Result<(), CniError> {
     portmap::end(attachments, &attachment.container_id, &attachment.ifname)?;
+    if attachment.bandwidth.is_some() {
+        bandwidth::end(&attachment.host_if)?;
+    }
     veth::delete(&mut veth::host_socket()?, &attachment.host_if)?;
     let owner = ipam::owner_of(attachment);
     handover::detach(&owner.container_id, &owner.ifname, run_dir, budget);

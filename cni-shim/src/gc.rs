@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::attachment::Attachments;
+use crate::bandwidth;
 use crate::del;
 use crate::handover::Budget;
 use crate::ipam;
@@ -46,6 +47,7 @@ pub fn run(call: &Call, conf: &NetConf, budget: &Budget) -> Result<(), CniError>
     }
     note(attachments.remove_unfinished());
     note(portmap::sweep(&attachments));
+    note(bandwidth::sweep());
     if ipam::is_built_in(conf) {
         note(leases(conf, &valid));
     } else if let Some(kind) = &conf.ipam_type {

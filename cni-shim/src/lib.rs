@@ -17,6 +17,7 @@
 
 pub mod add;
 pub mod attachment;
+pub mod bandwidth;
 pub mod check;
 pub mod conflist;
 pub mod del;

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::bandwidth::Bandwidth;
 use crate::portmap::PortMapping;
 
 /// The version of the protocol that this build speaks.
@@ -97,6 +98,9 @@ pub struct Attachment {
     /// The node's ports that lead to the pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub port_mappings: Vec<PortMapping>,
+    /// How much the pod may receive and send.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
     /// Members that this build does not know; kept when an attachment is written again.
     #[serde(flatten)]
     pub other: BTreeMap<String, serde_json::Value>,
@@ -279,6 +283,7 @@ pub fn receive<T: DeserializeOwned>(from: &mut impl Read) -> Result<T, LinkError
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bandwidth::Limit;
     use crate::portmap::Transport;
 
     pub(crate) fn attachment() -> Attachment {
@@ -309,6 +314,13 @@ mod tests {
                 protocol: Transport::Tcp,
                 host_ip: Some("192.0.2.1".parse().unwrap()),
             }],
+            bandwidth: Some(Bandwidth {
+                ingress: Some(Limit {
+                    rate: 1_000_000,
+                    burst: None,
+                }),
+                egress: None,
+            }),
             other: BTreeMap::new(),
         }
     }

@@ -3,7 +3,7 @@
 use crate::monitor::RouteEvent;
 use crate::nft::NftEvent;
 use crate::socket::{Message, answer, messages};
-use crate::{conntrack, nft};
+use crate::{conntrack, nft, qdisc};
 
 /// Decodes a datagram with every decoder of this crate, whatever protocol it came from, and
 /// returns how many of its messages made sense to one. No bytes make it panic.
@@ -16,6 +16,7 @@ fn makes_sense(message: &Message<'_>) -> bool {
         RouteEvent::decode(message).is_some(),
         NftEvent::decode(message).is_some(),
         conntrack::decode(message).is_some(),
+        qdisc::decode_any(message),
         nft::list::decode_any(message),
         answer(message),
     ];
@@ -31,9 +32,9 @@ mod tests {
     use crate::batch::Batch;
 
     /// Message types with a decoder.
-    const KINDS: [u16; 24] = [
-        2, 3, 16, 17, 20, 21, 24, 25, 28, 29, 104, 105, 0x100, 0x102, 0xa00, 0xa03, 0xa06, 0xa08,
-        0xa09, 0xa0c, 0xa0e, 0xa0f, 0xa12, 0xa16,
+    const KINDS: [u16; 26] = [
+        2, 3, 16, 17, 20, 21, 24, 25, 28, 29, 36, 44, 104, 105, 0x100, 0x102, 0xa00, 0xa03, 0xa06,
+        0xa08, 0xa09, 0xa0c, 0xa0e, 0xa0f, 0xa12, 0xa16,
     ];
 
     /// Bytes that look like attributes: nested ones, some with a wrong length.

@@ -1,5 +1,5 @@
 //! The words that Selvage speaks to the Linux kernel: netlink for links, addresses, routes,
-//! nexthops, neighbours, nf_tables and conntrack, and network namespaces.
+//! nexthops, neighbours, queues, nf_tables and conntrack, and network namespaces.
 //!
 //! Everything is synchronous: the kernel answers a request before `sendmsg` returns, so nothing
 //! here waits, except for [`Monitor`] and [`nft::Watch`], whose descriptor can be polled. Requests
@@ -38,6 +38,7 @@ pub mod nexthop;
 pub mod nft;
 pub mod open;
 pub mod prefix;
+pub mod qdisc;
 pub mod route;
 pub mod socket;
 mod sys;

@@ -253,6 +253,17 @@ pub fn add_bridge(batch: &mut Batch, name: &str) {
     });
 }
 
+/// Creates an interface that packets are sent by way of to wait in its queue, left down.
+pub fn add_ifb(batch: &mut Batch, name: &str, mtu: u32, group: u32) {
+    batch.push(RTM_NEWLINK, CREATE | EXCL, |body| {
+        header(body, 0, 0, 0);
+        body.text(IFLA_IFNAME, name);
+        body.u32(IFLA_MTU, mtu);
+        body.u32(IFLA_GROUP, group);
+        body.nest(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, "ifb"));
+    });
+}
+
 /// Changes a link by index.
 pub fn change(batch: &mut Batch, index: u32, change: &Change<'_>) {
     batch.push(RTM_SETLINK, 0, |body| {

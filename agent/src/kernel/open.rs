@@ -82,6 +82,11 @@ fn is_pod_link(link: &link::Link) -> bool {
     link.group == POD_LINK_GROUP && link.kind == "veth"
 }
 
+/// A pod's interface, or the one that its packets wait at where its bandwidth is limited.
+fn is_ours(link: &link::Link) -> bool {
+    is_pod_link(link) || link.group == POD_LINK_GROUP && link.kind == "ifb"
+}
+
 fn remove_tables(names: &[&str]) -> Result<Vec<String>, Error> {
     let mut socket = Socket::open(Protocol::Netfilter)?;
     let ours = |table: &list::TableInfo| {
@@ -144,18 +149,18 @@ fn remove_nexthops(socket: &mut Socket) -> Result<usize, Error> {
 }
 
 fn remove_links(socket: &mut Socket) -> Result<Vec<String>, Error> {
-    let links = pod_links(socket)?;
+    let all = link::list(socket)?;
+    let links: Vec<_> = all.iter().filter(|link| is_ours(link)).collect();
     // One after the other waits for the network's grace period each time; by group it is one wait.
     // Another kind of link in the group would go, too, so the group is used only if it is all ours.
-    let all = link::list(socket)?;
     let only_ours = all
         .iter()
         .filter(|link| link.group == POD_LINK_GROUP)
-        .all(is_pod_link);
+        .all(is_ours);
     let report = match only_ours && !links.is_empty() {
         true => socket.report(|batch| link::delete_group(batch, POD_LINK_GROUP))?,
         false => socket.report(|batch| links.iter().for_each(|l| link::delete(batch, l.index)))?,
     };
     report.ignoring(rustix::io::Errno::NODEV)?;
-    Ok(links.into_iter().map(|link| link.name).collect())
+    Ok(links.into_iter().map(|link| link.name.clone()).collect())
 }

@@ -52,6 +52,7 @@ fn attachment(container: &str, index: u32, address: &str) -> link::Attachment {
         }),
         mtu: 0,
         port_mappings: Vec::new(),
+        bandwidth: None,
         other: BTreeMap::new(),
     }
 }

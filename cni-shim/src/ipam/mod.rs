@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use crate::attachment::{Attachments, Known, already_attached};
+use crate::bandwidth;
 use crate::fault;
 use crate::link::Attachment;
 use crate::masquerade;
@@ -314,6 +315,9 @@ fn free_of(
         return Ok(());
     }
     portmap::forget(attachments, addr)?;
+    if attachment.bandwidth.is_some() {
+        bandwidth::end(&attachment.host_if)?;
+    }
     if attachment.ip_masq {
         masquerade::end(&[addr])?;
     }

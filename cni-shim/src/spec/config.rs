@@ -13,6 +13,7 @@ use super::error::{CniError, Code};
 use super::field::Field;
 use super::request::{self, Command};
 use super::version::Version;
+use crate::bandwidth::Bandwidth;
 use crate::link::{DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, PolicyMode};
 use crate::portmap::PortMapping;
 
@@ -46,6 +47,8 @@ pub struct NetConf {
     pub mac: Option<[u8; 6]>,
     /// `runtimeConfig.portMappings`, for ADD.
     pub port_mappings: Vec<PortMapping>,
+    /// `runtimeConfig.bandwidth`, or the members of the reference plugin, for ADD.
+    pub bandwidth: Option<Bandwidth>,
     /// `cni.dev/valid-attachments`, as (container id, interface).
     pub valid_attachments: Option<Vec<(String, String)>>,
     /// All of it, as it came.
@@ -115,9 +118,6 @@ impl NetConf {
         let ipam = root.get("ipam")?;
         let ipam_type = ipam.as_ref().map(|f| f.get("type")).transpose()?.flatten();
         let runtime = root.get("runtimeConfig")?;
-        if command == Command::Add {
-            refuse_unsupported(runtime.as_ref())?;
-        }
         let conf = Self {
             version,
             name: name(&root)?,
@@ -157,6 +157,10 @@ impl NetConf {
             port_mappings: match &runtime {
                 Some(runtime) if command == Command::Add => PortMapping::read_all(runtime)?,
                 _ => Vec::new(),
+            },
+            bandwidth: match command {
+                Command::Add => Bandwidth::read(&root)?,
+                _ => None,
             },
             valid_attachments: if command == Command::Gc {
                 valid_attachments(&root)?
@@ -259,23 +263,6 @@ fn asked_mac(root: &Field<'_>, runtime: Option<&Field<'_>>) -> Result<Option<[u8
         }
     }
     Ok(None)
-}
-
-fn refuse_unsupported(runtime: Option<&Field<'_>>) -> Result<(), CniError> {
-    let Some(runtime) = runtime else {
-        return Ok(());
-    };
-    if let Some(bandwidth) = runtime.get("bandwidth")? {
-        for key in ["ingressRate", "ingressBurst", "egressRate", "egressBurst"] {
-            if let Some(value) = bandwidth
-                .get(key)?
-                .filter(|f| f.value().as_u64() != Some(0))
-            {
-                return Err(value.unsupported("bandwidth limits are not supported by this release"));
-            }
-        }
-    }
-    Ok(())
 }
 
 fn valid_attachments(root: &Field<'_>) -> Result<Option<Vec<(String, String)>>, CniError> {
@@ -384,8 +371,8 @@ mod tests {
             ),
             (
                 r#"{"cniVersion":"1.0.0","name":"n","runtimeConfig":{"bandwidth":{"ingressRate":8}}}"#,
-                2,
-                "runtimeConfig.bandwidth.ingressRate",
+                7,
+                "runtimeConfig.bandwidth: ingressRate",
             ),
         ];
         for (json, code, part) in table {

@@ -81,6 +81,13 @@ impl<'a> Field<'a> {
         number.ok_or_else(|| self.wrong("a number from 0 to 4294967295"))
     }
 
+    /// A number from 0 to 2^64-1.
+    pub fn u64(&self) -> Result<u64, CniError> {
+        self.value
+            .as_u64()
+            .ok_or_else(|| self.wrong("a number from 0 to 18446744073709551615"))
+    }
+
     /// An address.
     pub fn addr(&self) -> Result<IpAddr, CniError> {
         self.str()?.parse().map_err(|_| self.wrong("an IP address"))

@@ -22,7 +22,7 @@ const BUDGET: Budget = Budget {
 };
 
 /// More points than there are.
-const LIMIT: u32 = 80;
+const LIMIT: u32 = 100;
 
 struct Node {
     host: OwnedFd,
@@ -47,7 +47,8 @@ impl Node {
         let conf = format!(
             r#"{{"cniVersion":"1.1.0","name":"net","policy":"none","ipMasq":true,"stateDir":"{dir}/state","runDir":"{dir}",
                 "runtimeConfig":{{"portMappings":[{{"hostPort":53,"containerPort":53,"protocol":"udp"}},
-                    {{"hostPort":80,"containerPort":80,"hostIP":"127.0.0.1"}}]}},
+                    {{"hostPort":80,"containerPort":80,"hostIP":"127.0.0.1"}}],
+                    "bandwidth":{{"ingressRate":8000,"ingressBurst":8000,"egressRate":8000,"egressBurst":8000}}}},
                 "ipam":{{"dataDir":"{dir}/data","ranges":[[{{"subnet":"10.1.0.0/24"}}],[{{"subnet":"fd00::/64"}}]]}}}}"#
         );
         let pod = format!("/proc/{}/fd/{}", std::process::id(), self.pod.as_raw_fd());
@@ -130,7 +131,7 @@ fn an_add_that_fails_at_any_step_leaves_nothing() {
         let (ok, reached) = node.call("ADD", Some((Fault::Fail, step)));
         assert_eq!(ok, !reached, "step {step}");
         if ok {
-            assert!(step > 14, "ADD has points");
+            assert!(step > 18, "ADD has points");
             return;
         }
         node.assert_clean(&format!("ADD failed at step {step}"));
@@ -147,7 +148,7 @@ fn del_after_a_death_at_any_step_of_add_or_del() {
         assert_eq!(node.call("DEL", None), (true, false));
         node.assert_clean(&format!("killed at step {step}"));
         if !add_reached && !del_reached {
-            assert!(step > 14, "both have points");
+            assert!(step > 18, "both have points");
             return;
         }
     }

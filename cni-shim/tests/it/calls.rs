@@ -144,22 +144,12 @@ fn what_is_not_supported_is_refused_by_name() {
     ];
     let conf =
         r#"{"cniVersion":"1.1.0","name":"n","ipam":{"subnet":"10.1.0.0/24"},"runtimeConfig":RC}"#;
-    for (runtime, part) in [
-        (
-            r#"{"portMappings":[{"hostPort":80,"containerPort":80,"hostIP":"::1"}]}"#,
-            "runtimeConfig.portMappings[0].hostIP",
-        ),
-        (
-            r#"{"bandwidth":{"egressRate":1000}}"#,
-            "runtimeConfig.bandwidth.egressRate",
-        ),
-    ] {
-        assert!(
-            call(&add, &conf.replace("RC", runtime))
-                .expect_code(2)
-                .contains(part)
-        );
-    }
+    let runtime = r#"{"portMappings":[{"hostPort":80,"containerPort":80,"hostIP":"::1"}]}"#;
+    let message = call(&add, &conf.replace("RC", runtime)).expect_code(2);
+    assert!(
+        message.contains("runtimeConfig.portMappings[0].hostIP"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! they need root. Nothing outside of those is changed.
 
 mod agent;
+mod bandwidth;
 mod calls;
 mod delegate;
 mod gc;

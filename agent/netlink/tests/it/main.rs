@@ -6,4 +6,5 @@ mod conntrack;
 mod links;
 mod nexthops;
 mod nft;
+mod qdiscs;
 mod routes;
