@@ -1,8 +1,9 @@
-//! B10: pods made and unmade one after the other, by our plugin and by the reference `ptp` with `host-local`, in turn.
+//! B10: pods made and unmade one after the other, by our plugin and by the reference `ptp` with `host-local`, in turn; and with
+//! a host port, limits of bandwidth and masquerading, for which the reference takes a list of three plugins.
 
 use std::{
     io::Write,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -16,44 +17,33 @@ use crate::report::Report;
 /// Where Debian puts the reference plugins.
 const REFERENCE: &str = "/usr/lib/cni";
 
+/// A plugin, or a list of them, as a runtime calls it.
 struct Plugin {
     name: &'static str,
-    program: PathBuf,
-    kind: &'static str,
+    /// `type`s in the order of ADD.
+    kinds: &'static [&'static str],
     dual: bool,
+    /// With a host port of its own, limits of bandwidth, and masquerading.
+    full: bool,
 }
 
+const OURS: &[&str] = &["selvage-cni"];
+const PTP: &[&str] = &["ptp"];
+const CHAIN: &[&str] = &["ptp", "portmap", "bandwidth"];
+
+const PLUGINS: [Plugin; 6] = [
+    Plugin::new("Selvage", OURS, false, false),
+    Plugin::new("ptp + host-local 1.1.1", PTP, false, false),
+    Plugin::new("Selvage, dual stack", OURS, true, false),
+    Plugin::new("ptp, dual stack", PTP, true, false),
+    Plugin::new("Selvage, full", OURS, false, true),
+    Plugin::new("ptp, portmap, bandwidth, full", CHAIN, false, true),
+];
+
 pub(crate) fn run(lab: &Lab, pods: usize, runs: usize) -> Result<()> {
-    let shim = programs::find("selvage-cni")?;
-    let plugins = [
-        Plugin {
-            name: "Selvage",
-            program: shim.clone(),
-            kind: "selvage-cni",
-            dual: false,
-        },
-        Plugin {
-            name: "ptp + host-local 1.1.1",
-            program: Path::new(REFERENCE).join("ptp"),
-            kind: "ptp",
-            dual: false,
-        },
-        Plugin {
-            name: "Selvage, dual stack",
-            program: shim,
-            kind: "selvage-cni",
-            dual: true,
-        },
-        Plugin {
-            name: "ptp, dual stack",
-            program: Path::new(REFERENCE).join("ptp"),
-            kind: "ptp",
-            dual: true,
-        },
-    ];
     let mut report = Report::new(&format!("B10 CNI, {pods} pods one after the other"));
     for run in 0..runs {
-        for (i, plugin) in plugins.iter().enumerate() {
+        for (i, plugin) in PLUGINS.iter().enumerate() {
             match plugin.measure(lab, &format!("b10-{i}-{run}"), pods) {
                 Ok([add, del]) => report.add(
                     plugin.name,
@@ -81,58 +71,111 @@ fn last(sorted: &[f64]) -> f64 {
 }
 
 impl Plugin {
+    const fn new(
+        name: &'static str,
+        kinds: &'static [&'static str],
+        dual: bool,
+        full: bool,
+    ) -> Plugin {
+        Plugin {
+            name,
+            kinds,
+            dual,
+            full,
+        }
+    }
+
     /// Sorted times of ADD and of DEL in milliseconds.
     fn measure(&self, lab: &Lab, name: &str, pods: usize) -> Result<[Vec<f64>; 2]> {
-        ensure!(
-            self.program.exists(),
-            "{} is not installed",
-            self.program.display()
-        );
+        let mut programs = Vec::new();
+        for kind in self.kinds {
+            let program = match *kind {
+                "selvage-cni" => programs::find(kind)?,
+                kind => Path::new(REFERENCE).join(kind),
+            };
+            ensure!(program.exists(), "{} is not installed", program.display());
+            programs.push(program);
+        }
         let node = lab.netns(name)?;
         let directory = lab.subdirectory(name)?;
-        let configuration = self.configuration(&directory).to_string();
         let namespaces = (0..pods)
             .map(|i| lab.netns(&format!("{name}-{i}")))
             .collect::<Result<Vec<_>>>()?;
         let mut times = [Vec::new(), Vec::new()];
+        let mut results = Vec::new();
         for (i, pod) in namespaces.iter().enumerate() {
-            times[0].push(self.call(&node, "ADD", i, pod, &configuration)?);
+            let (mut sum, mut result) = (0.0, Value::Null);
+            for (kind, program) in self.kinds.iter().zip(&programs) {
+                let configuration = self.configuration(kind, &directory, i, &result);
+                let (printed, took) = self.call(&node, program, "ADD", i, pod, &configuration)?;
+                result = serde_json::from_slice(&printed)?;
+                sum += took;
+            }
+            times[0].push(sum);
+            results.push(result);
         }
-        for (i, pod) in namespaces.iter().enumerate() {
-            times[1].push(self.call(&node, "DEL", i, pod, &configuration)?);
+        for ((i, pod), result) in namespaces.iter().enumerate().zip(&results) {
+            let mut sum = 0.0;
+            for (kind, program) in self.kinds.iter().zip(&programs).rev() {
+                let configuration = self.configuration(kind, &directory, i, result);
+                sum += self.call(&node, program, "DEL", i, pod, &configuration)?.1;
+            }
+            times[1].push(sum);
         }
         times.iter_mut().for_each(|t| t.sort_by(f64::total_cmp));
         Ok(times)
     }
 
-    fn configuration(&self, directory: &Path) -> Value {
+    /// What a runtime writes to the standard input of a plugin for pod `i`.
+    fn configuration(&self, kind: &str, directory: &Path, i: usize, previous: &Value) -> Value {
+        let mut configuration = json!({"cniVersion": "1.0.0", "name": "bench", "type": kind});
+        if !previous.is_null() {
+            configuration["prevResult"] = previous.clone();
+        }
+        if self.full {
+            // Of each kind what it has a use for; ours has one for all of it.
+            let (rate, burst) = (1_000_000_000_u64, 8_000_000_u64);
+            configuration["runtimeConfig"] = json!({
+                "portMappings": [{"hostPort": 20_000 + i, "containerPort": 80, "protocol": "tcp"}],
+                "bandwidth": {"ingressRate": rate, "ingressBurst": burst, "egressRate": rate, "egressBurst": burst},
+            });
+            configuration["snat"] = json!(true);
+            configuration["ipMasq"] = json!(true);
+        }
+        if kind == "selvage-cni" {
+            configuration["policy"] = json!("none");
+            configuration["runDir"] = json!(directory.join("run"));
+            configuration["stateDir"] = json!(directory.join("state"));
+            // A runtime gives the first plugin none.
+            configuration["prevResult"] = Value::Null;
+        }
+        if self.kinds.first() == Some(&kind) {
+            configuration["ipam"] = self.ipam(directory);
+        }
+        configuration
+    }
+
+    fn ipam(&self, directory: &Path) -> Value {
         let mut ranges = vec![json!([{"subnet": "10.244.0.0/16"}])];
         let mut routes = vec![json!({"dst": "0.0.0.0/0"})];
         if self.dual {
             ranges.push(json!([{"subnet": "fd00:10:244::/64"}]));
             routes.push(json!({"dst": "::/0"}));
         }
-        let mut configuration = json!({
-            "cniVersion": "1.0.0", "name": "bench", "type": self.kind,
-            "ipam": {"type": "host-local", "dataDir": directory.join("leases"), "ranges": ranges, "routes": routes},
-        });
-        if self.kind == "selvage-cni" {
-            configuration["policy"] = json!("none");
-            configuration["runDir"] = json!(directory.join("run"));
-            configuration["stateDir"] = json!(directory.join("state"));
-        }
-        configuration
+        json!({"type": "host-local", "dataDir": directory.join("leases"), "ranges": ranges, "routes": routes})
     }
 
+    /// What the program printed, and how long it took in milliseconds.
     fn call(
         &self,
         node: &Netns,
+        program: &Path,
         verb: &str,
         i: usize,
         pod: &Netns,
-        configuration: &str,
-    ) -> Result<f64> {
-        let mut command = Command::new(&self.program);
+        configuration: &Value,
+    ) -> Result<(Vec<u8>, f64)> {
+        let mut command = Command::new(program);
         command
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", format!("pod{i}"))
@@ -142,6 +185,7 @@ impl Plugin {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        let input = configuration.to_string();
         let (output, took) = node.run(|| {
             let begin = Instant::now();
             let mut child = command.spawn().context("cannot start the plugin")?;
@@ -149,18 +193,18 @@ impl Plugin {
                 .stdin
                 .take()
                 .context("no stdin")?
-                .write_all(configuration.as_bytes())?;
+                .write_all(input.as_bytes())?;
             let output = child.wait_with_output()?;
             Ok((output, begin.elapsed()))
         })?;
         if !output.status.success() {
             bail!(
                 "{verb} of {}: {}",
-                self.name,
+                program.display(),
                 String::from_utf8_lossy(&output.stdout).replace('\n', " ")
             );
         }
-        Ok(milliseconds(took))
+        Ok((output.stdout, milliseconds(took)))
     }
 }
 

@@ -5,7 +5,18 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
+use crate::hostports::elements;
 use crate::lab::{Node, Ns};
+
+/// A node whose pods ask for everything.
+fn node() -> Node {
+    let mut node = Node::new("none");
+    node.conf["runtimeConfig"] = json!({
+        "portMappings": [{"hostPort": 53, "containerPort": 53, "protocol": "udp"}],
+        "bandwidth": {"ingressRate": 8000, "ingressBurst": 8000, "egressRate": 8000, "egressBurst": 8000},
+    });
+    node
+}
 
 /// Kills the program `after` its start, by a clock of its own: the moment is arbitrary, the outcome must not be.
 fn kill_after(node: &Node, command: &str, pod: &Ns, after: Duration) {
@@ -19,29 +30,31 @@ fn kill_after(node: &Node, command: &str, pod: &Ns, after: Duration) {
 
 #[test]
 fn add_and_del_at_any_moment() {
-    let node = Node::new("none");
+    let node = node();
     for step in 0..60_u64 {
         let pod = Ns::new();
-        let after = Duration::from_micros(step * 70);
+        let after = Duration::from_micros(step * 100);
         kill_after(&node, "ADD", &pod, after);
         if step % 2 == 0 {
             kill_after(&node, "DEL", &pod, after);
         }
         node.del("a", &pod).expect_ok();
         node.assert_clean(&format!("killed after {after:?}"));
+        assert_eq!(elements(&node), 0, "killed after {after:?}");
         assert!(pod.links().is_empty());
     }
 }
 
 #[test]
 fn gc_after_a_death() {
-    let mut node = Node::new("none");
+    let mut node = node();
     node.conf["cni.dev/valid-attachments"] = json!([]);
     for step in 0..20_u64 {
         let pod = Ns::new();
-        kill_after(&node, "ADD", &pod, Duration::from_micros(step * 200));
+        kill_after(&node, "ADD", &pod, Duration::from_micros(step * 300));
         let env = [("CNI_COMMAND".to_owned(), "GC".into())].into();
         node.call_with(&env, &node.conf).expect_ok();
         node.assert_clean(&format!("step {step}"));
+        assert_eq!(elements(&node), 0, "step {step}");
     }
 }

@@ -72,6 +72,7 @@ fn links_and_addresses_become_facts() {
 fn cleanup_leaves_nothing_of_ours_and_everything_else() {
     in_netns(|| {
         sh("ip link add sv1 group 0x5e1 type veth peer name p1; ip link add v0 type veth peer name v1
+            ip link add si1 group 0x5e1 type ifb
             ip link set v0 up; ip link set v1 up; ip addr add 10.0.0.1/24 dev v0
             nft add table inet other; nft add table inet selvage; nft add table inet selvage-cni; nft add table ip selvage
             ip route add 10.1.0.0/16 via 10.0.0.9 proto 186
@@ -103,7 +104,7 @@ fn cleanup_leaves_nothing_of_ours_and_everything_else() {
         // A pod that runs keeps its network, unless it is asked for.
         let kept = || {
             sh(
-                "ip route show proto 86; ip -6 route show proto 86; nft list table inet selvage-cni; ip -o link show sv1",
+                "ip route show proto 86; ip -6 route show proto 86; nft list table inet selvage-cni; ip -o link show sv1; ip -o link show si1",
             )
         };
         let pod = kept();
@@ -121,13 +122,13 @@ fn cleanup_leaves_nothing_of_ours_and_everything_else() {
             routes: 2,
             nexthops: 0,
             tables: vec!["selvage-cni".to_owned()],
-            links: vec!["sv1".to_owned()],
+            links: vec!["sv1".to_owned(), "si1".to_owned()],
         };
         assert_eq!(removed, rest);
         let after = before
             .replace("table inet selvage\n", "")
             .replace("table inet selvage-cni\n", "")
-            .replace("\n5\n", "\n3\n");
+            .replace("\n6\n", "\n3\n");
         assert_eq!(others(), after);
         assert!(cleanup(true).unwrap().is_nothing());
     });
