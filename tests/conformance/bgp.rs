@@ -3,12 +3,14 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result, ensure};
-use selvage_lab::{Cluster, Lab, Netns};
+use selvage_lab::{Cluster, Lab, Netns, eventually_ok};
 use serde_json::json;
 
 use super::speaker::{KEEPALIVE, OPEN, Speaker, UPDATE, attributes, header, message, open, update};
 use crate::harness::Case;
-use crate::scene::{self, OWN, prefix, wait_kernel_route, wait_no_kernel_route};
+use crate::scene::{
+    self, OWN, SOON, kernel_route, prefix, wait_kernel_route, wait_no_kernel_route,
+};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -223,7 +225,11 @@ fn hold_time(lab: &Lab) -> Result<()> {
     let mut speaker = scene.session(0, 3)?;
     speaker.send(&update(&attributes(0, ASN, hop(0)), &[24, 10, 9, 9]))?;
     let to = prefix("10.9.9.0/24")?;
-    wait_kernel_route(scene.kernel()?, to)?;
+    eventually_ok(SOON, "its route is in the kernel", || {
+        // Alive until then, however long it takes.
+        speaker.send(&message(KEEPALIVE, &[]))?;
+        kernel_route(scene.kernel()?, to)?.context("there is none")
+    })?;
     let ended = speaker.notification()?;
     ensure!(ended == (4, 0), "ended with {ended:?}");
     // Without graceful restart negotiated, its routes go with it.

@@ -19,7 +19,7 @@ use selvage_lab::{Cut, Lab, eventually, eventually_ok, programs};
 use crate::harness::{Case, Need};
 
 const SECOND: Duration = Duration::from_secs(1);
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 pub fn cases() -> Vec<Case> {
     vec![

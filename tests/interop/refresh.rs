@@ -295,6 +295,14 @@ fn gapless(lab: &Lab, daemon: &str) -> Result<()> {
                 !sessions.iter().any(|session| session.stale),
                 "{sessions:?}"
             );
+            // Of FRR and GoBGP it is seen by the routes.
+            for pods in PODS {
+                let route = other(&mut cluster, "tor")?.route(prefix(pods)?)?;
+                ensure!(
+                    route.as_ref().is_some_and(|r| !r.stale),
+                    "{pods}: {route:?}"
+                );
+            }
             Ok(())
         })?;
         ours.nothing_went()

@@ -53,9 +53,11 @@ fn api_server(lab: &Lab) -> Result<()> {
         _rack,
     } = start(lab)?;
     let admin = control.kubectl_in(&outside, &User::admin())?;
-    admin.apply(
-        "{apiVersion: v1, kind: ServiceAccount, metadata: {name: reader, namespace: default}}",
-    )?;
+    eventually_ok(SOON, "there is a namespace to make it in", || {
+        admin.apply(
+            "{apiVersion: v1, kind: ServiceAccount, metadata: {name: reader, namespace: default}}",
+        )
+    })?;
     let account = control.service_account_kubeconfig("default", "reader")?;
     let account = account.to_str().context("a path that is not UTF-8")?;
     let who = admin.json(&["--kubeconfig", account, "auth", "whoami"])?;
@@ -109,7 +111,10 @@ fn proxy(lab: &Lab) -> Result<()> {
     eventually(SOON, "the proxy has it", || proxy.connections() == 1)?;
     proxy.refuse();
     ensure!(silent.read(&mut [0]).is_ok_and(|length| length == 0));
-    ensure!(outside.run(|| Ok(TcpStream::connect(server)?)).is_err());
+    // A child of another trial that is about to be may hold a copy of the listener for a moment.
+    eventually(SOON, "connections are refused", || {
+        outside.run(|| Ok(TcpStream::connect(server)?)).is_err()
+    })?;
     proxy.accept()?;
     proxy.delay(Duration::from_millis(100));
     eventually_ok(SOON, "slow, but an answer", || {

@@ -188,8 +188,11 @@ fn policies(lab: &Lab) -> Result<()> {
     wait_answers(&from_other, web1, Answer::Silence)?;
     // Probes of the node pass all the time: nothing was restarted, all is Ready.
     for pod in cluster.pods(&["-n", "shop", "-l", "app in (web,client,other)"])? {
+        eventually_ok(SOON, "it is Ready", || {
+            ensure!(cluster.pod("shop", &pod.name)?.ready, "{}", pod.name);
+            Ok(())
+        })?;
         let object = kubectl.json(&["-n", "shop", "get", "pod", &pod.name])?;
-        ensure!(pod.ready, "{}", object["status"]);
         ensure!(
             object["status"]["containerStatuses"][0]["restartCount"] == 0,
             "{}",
@@ -425,7 +428,7 @@ fn a_deployment_is_rolled_out(cluster: &KubernetesCluster) -> Result<()> {
         .parse()?;
     let at = SocketAddr::new(address, 80);
     let client = cluster.pod_netns(&cluster.pod("shop", "stranger")?)?;
-    eventually_ok(SOON, "the service answers", || {
+    eventually_ok(PATIENCE, "the service answers", || {
         let answer = attempt(&client, address, Some(80))?;
         ensure!(answer == Answer::Yes, "{answer:?}");
         Ok(())
@@ -513,9 +516,8 @@ fn router(lab: &Lab) -> Result<()> {
     })?;
     // Its object is deleted: the others forget it at once, though it still speaks.
     cluster.kubectl().run(&["delete", "node", "n3"])?;
-    let at_once = Duration::from_secs(3);
     for cidr in &cidrs {
-        wait_gone(&cluster, *cidr, at_once)?;
+        wait_gone(&cluster, *cidr, SOON)?;
     }
     // A node fails: it is missed after the hold time, not before and not much later.
     let cidrs = cluster.pod_cidrs("n2")?;

@@ -328,7 +328,7 @@ fn large(lab: &Lab) -> Result<()> {
         // Nothing else happens to namespaces: only the API server can tell that nothing is missing.
         api.apply(&objects::namespace(&format!("more-{number}")))?;
         let agent = &cluster.node("n1")?.agent;
-        agent.ask(&["wait", "--for", "synced", "--timeout", "10s"])?;
+        agent.ask(&["wait", "--for", "synced", "--timeout", "60s"])?;
         let status = agent.json(&["status"])?;
         let known = status["source"]["objects"]["Namespace"].as_u64();
         let there = api.call("GET", "/api/v1/namespaces", None)?;

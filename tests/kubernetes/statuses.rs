@@ -1,7 +1,6 @@
 //! What the agent writes to the API server.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use selvage_lab::kubernetes::{ControlPlane, Kubectl, Settings, User};
@@ -272,19 +271,15 @@ fn node(lab: &Lab) -> Result<()> {
         version("node/n1")? == before.0,
         "the node's condition was written again"
     );
-    eventually_ok(
-        Duration::from_secs(10),
-        "the neighbour that is down is named",
-        || {
-            let report = kubectl.json(&["get", "bgpnodestatus/n1"])?;
-            ensure!(report["status"]["sessions"]["configured"] == 1, "{report}");
-            ensure!(
-                report["status"]["wrong"].to_string().contains("192.0.2.1"),
-                "{report}"
-            );
-            Ok(())
-        },
-    )
+    eventually_ok(2 * SOON, "the neighbour that is down is named", || {
+        let report = kubectl.json(&["get", "bgpnodestatus/n1"])?;
+        ensure!(report["status"]["sessions"]["configured"] == 1, "{report}");
+        ensure!(
+            report["status"]["wrong"].to_string().contains("192.0.2.1"),
+            "{report}"
+        );
+        Ok(())
+    })
 }
 
 /// Others in the folder of the CNI configuration: ours comes back, and one that is taken instead is named.

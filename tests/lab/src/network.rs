@@ -32,7 +32,7 @@ use crate::netns::Netns;
 const PROTOCOL_STATIC: u8 = 4;
 
 /// How long a new link may take to carry packets.
-const LIFE: Duration = Duration::from_secs(10);
+const LIFE: Duration = Duration::from_secs(30);
 
 /// A bridge in a namespace of its own. A handle: with the last one, and the last [`Link`], bridge and links go.
 #[derive(Clone, Debug)]

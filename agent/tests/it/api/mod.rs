@@ -12,8 +12,8 @@ use fake::{Fake, kinds_asked};
 use proptest::prelude::*;
 use selvage::config::ApiConfig;
 use selvage::objects::Kind;
-use selvage::source::ObjectEvent;
 use selvage::source::api::{self, Api, Settings};
+use selvage::source::{At, ObjectEvent, Problem};
 use selvage::store::Store;
 use serde_json::{Value, json};
 
@@ -440,7 +440,7 @@ fn a_bad_object_spoils_no_other() {
 fn a_policy_refused_at_first_sight_closes_its_pods() {
     both_ways(|fake| {
         let policy = |cidr: &str| {
-            json!({"metadata": {"namespace": "default", "name": "p"},
+            json!({"metadata": {"namespace": "default", "name": "p", "uid": "u"},
                 "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"ipBlock": {"cidr": cidr}}]}]}})
         };
         let rules = |bench: &Bench| {
@@ -450,6 +450,9 @@ fn a_policy_refused_at_first_sight_closes_its_pods() {
         fake.put("networkpolicies", policy("nonsense"));
         let mut bench = Bench::settled(fake);
         assert_eq!(rules(&bench), Some(0));
+        // Its event would not be found by `kubectl describe` without.
+        let known = |problem: &Problem| matches!(&problem.at, At::Api { uid, .. } if uid == "u");
+        assert!(bench.store.problems().all(known));
         assert!(
             bench
                 .problems()

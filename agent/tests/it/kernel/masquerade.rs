@@ -17,10 +17,11 @@ const NODE: &str = "169.254.1.1";
 
 /// The source that a server sees of a connection from `from`.
 fn seen(from: &OwnedFd, server: &OwnedFd, to: &str) -> String {
-    let to = (to.parse::<IpAddr>().unwrap(), 80);
+    let to = (to.parse::<IpAddr>().unwrap(), 0);
     let listener = netns::within(server.as_fd(), || TcpListener::bind(to))
         .unwrap()
         .unwrap();
+    let to = listener.local_addr().unwrap();
     let _client = netns::within(from.as_fd(), || TcpStream::connect(to))
         .unwrap()
         .unwrap();

@@ -489,4 +489,4 @@ impl Router {
 }
 
 /// How long a daemon may take to answer its own command line.
-const START: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(60);

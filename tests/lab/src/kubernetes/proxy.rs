@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::netns::Netns;
+use crate::probe::bind;
 
 /// Passes TCP connections on to a server, until told otherwise. Dropping it ends them.
 #[derive(Debug)]
@@ -120,9 +121,10 @@ impl Proxy {
             return Ok(());
         }
         for address in &self.listen {
-            let listener = self.netns.run(|| {
-                TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))
-            })?;
+            let listener = self
+                .netns
+                .run(|| bind(address.port(), || TcpListener::bind(address)))
+                .with_context(|| format!("cannot listen on {address}"))?;
             listener.set_nonblocking(true)?;
             let (stop, stopped) = UnixStream::pair()?;
             let (shared, server) = (Arc::clone(&self.shared), self.server);

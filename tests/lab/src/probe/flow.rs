@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
+use rustix::net::sockopt;
 
 use crate::netns::Netns;
 
@@ -63,7 +64,10 @@ impl Flow {
         let sink = to.run(|| super::bind(at.port(), || UdpSocket::bind((any, at.port()))))?;
         let source = from.run(|| Ok(UdpSocket::bind((any, 0))?))?;
         // Otherwise a full receive buffer would look like loss on the way.
-        rustix::net::sockopt::set_socket_recv_buffer_size(&sink, 4 << 20)?;
+        let size = 4 << 20;
+        if sockopt::set_socket_recv_buffer_size_force(&sink, size).is_err() {
+            sockopt::set_socket_recv_buffer_size(&sink, size)?;
+        }
         sink.set_read_timeout(Some(Duration::from_millis(20)))?;
         let interval = Duration::from_secs(1) / rate.max(1);
         let shared = Arc::new(Shared::default());
@@ -148,8 +152,13 @@ fn receive(socket: &UdpSocket, shared: &Shared) -> Result<Received> {
         duplicates: 0,
     };
     let mut buffer = [0; 16];
-    while !shared.drained.load(Ordering::Acquire) {
+    loop {
+        // Looked at first: what is in the buffer by now is counted.
+        let drained = shared.drained.load(Ordering::Acquire);
         let Ok(8) = socket.recv(&mut buffer) else {
+            if drained {
+                break;
+            }
             continue;
         };
         let [a, b, c, d, e, f, g, h, ..] = buffer;

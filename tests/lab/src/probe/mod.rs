@@ -55,8 +55,8 @@ impl Answer {
 
 /// Binds a port that a probe before this one may have used: for as long as another thread is between fork and exec, its
 /// child holds a copy of the closed socket.
-fn bind<T>(port: u16, mut bind: impl FnMut() -> io::Result<T>) -> Result<T> {
-    eventually_ok(Duration::from_secs(2), "a free port", || {
+pub(crate) fn bind<T>(port: u16, mut bind: impl FnMut() -> io::Result<T>) -> Result<T> {
+    eventually_ok(Duration::from_secs(10), "a free port", || {
         bind().with_context(|| format!("port {port}"))
     })
 }

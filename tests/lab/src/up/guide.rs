@@ -21,7 +21,7 @@ const CONVERGE: Duration = Duration::from_secs(15);
 /// How long one attempt waits for an answer.
 const ATTEMPT: Duration = Duration::from_millis(800);
 /// How long a flap lasts: noticed by the kernel, short for BGP.
-const FLAP: Duration = Duration::from_secs(2);
+const FLAP: Duration = Duration::from_secs(1);
 /// Hold time and some more.
 const HOLD: Duration = Duration::from_secs(30);
 
