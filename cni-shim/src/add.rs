@@ -232,7 +232,9 @@ fn place_ports(
         attachment.container_id.clone(),
         attachment.ifname.clone(),
     );
-    undo.push("host ports", move || portmap::end(&store, &id, &ifname));
+    undo.push("host ports", move || {
+        portmap::end(&store, &id, &ifname).map(drop)
+    });
     portmap::begin(attachments, attachment, &conf.port_mappings)?;
     fault::point()
 }

@@ -28,7 +28,7 @@ pub fn run(call: &Call, conf: &NetConf, budget: &Budget) -> Result<(), CniError>
         Known::This(attachment) => Some(*attachment),
         Known::Nothing | Known::Unreadable => None,
     };
-    portmap::end(&attachments, &call.container_id, &call.ifname)?;
+    let _ended = portmap::end(&attachments, &call.container_id, &call.ifname)?;
     let host_if = veth::host_name(&conf.name, &call.container_id, &call.ifname);
     // Where nothing is known, it may have been limited.
     if known.as_ref().is_none_or(|known| known.bandwidth.is_some()) {
@@ -57,7 +57,7 @@ pub(crate) fn end(
     run_dir: &Path,
     budget: &Budget,
 ) -> Result<(), CniError> {
-    portmap::end(attachments, &attachment.container_id, &attachment.ifname)?;
+    let _ended = portmap::end(attachments, &attachment.container_id, &attachment.ifname)?;
     if attachment.bandwidth.is_some() {
         bandwidth::end(&attachment.host_if)?;
     }

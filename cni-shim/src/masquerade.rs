@@ -77,11 +77,11 @@ fn socket() -> Result<Socket, CniError> {
 fn insert(socket: &mut Socket, addresses: &[IpAddr], inside: &[Cidr]) -> Result<(), Error> {
     let mut add = |set: &Set<'_>, element: Element<'_>| {
         let mut transaction = Transaction::new();
-        transaction.add_elements(&TABLE, set, [element]);
+        transaction.ensure_elements(&TABLE, set, [element]);
         match transaction.commit(socket) {
-            // A range that overlaps another is refused in the same way: pools of one network do not.
-            Err(e) if !e.is(Errno::EXIST) => Err(e),
-            _ => Ok(()),
+            // A range that overlaps another: pools of one network do not.
+            Err(e) if e.is(Errno::EXIST) || e.is(Errno::NOTEMPTY) => Ok(()),
+            other => other,
         }
     };
     for cidr in inside {

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 
 use rustix::io::Errno;
 use selvage_netlink::conntrack::{self, Filter, Flow, Ports};
-use selvage_netlink::{Error, Protocol, Socket, addr};
+use selvage_netlink::{Error, Protocol, Socket, addr, link};
 
 pub use mapping::{PortMapping, Transport};
 
@@ -78,19 +78,23 @@ pub fn begin(
     end_old_flows(&mut nft, &entries)
 }
 
+/// Closing a socket waits until the kernel has freed what was deleted. Whoever has more to wait for keeps this until then.
+#[derive(Debug)]
+pub struct Ended(#[allow(dead_code, reason = "held for its drop")] Option<Socket>);
+
 /// Takes an attachment's mappings out of the kernel, then out of its file. None, and no file, is no error.
-pub fn end(attachments: &Attachments, container_id: &str, ifname: &str) -> Result<(), CniError> {
+pub fn end(attachments: &Attachments, container_id: &str, ifname: &str) -> Result<Ended, CniError> {
     if !attachments.has_ports() {
-        return Ok(());
+        return Ok(Ended(None));
     }
     let _lock = attachments.lock_ports()?;
     // What the file says under the lock: another call may have ended them meanwhile.
     let Known::This(mut attachment) = attachments.load(container_id, ifname)? else {
-        return Ok(());
+        return Ok(Ended(None));
     };
     let mappings = std::mem::take(&mut attachment.port_mappings);
     if mappings.is_empty() {
-        return Ok(());
+        return Ok(Ended(None));
     }
     let mut nft = socket()?;
     let entries = table::entries(&mappings, &attachment.addresses);
@@ -98,7 +102,8 @@ pub fn end(attachments: &Attachments, container_id: &str, ifname: &str) -> Resul
     fault::point()?;
     end_flows_of(&mut nft, &mappings, &attachment.addresses)?;
     fault::point()?;
-    attachments.update(&attachment)
+    attachments.update(&attachment)?;
+    Ok(Ended(Some(nft)))
 }
 
 /// Takes away whatever leads to an address that is about to be free, where nothing else is known.
@@ -231,11 +236,21 @@ fn ensure(nft: &mut Socket, attachments: &Attachments) -> Result<(), CniError> {
     table::rebuild(nft, &living(attachments)?).map_err(|e| failed("place", &e))
 }
 
-/// What the attachments of living pods ask for.
+/// What the attachments of living pods ask for; first those whose interface is open: an ADD that died may have noted
+/// a port without having placed it, which was another's then.
 fn living(attachments: &Attachments) -> Result<Vec<Entry>, CniError> {
     let boot = attachment::boot_id();
+    let links =
+        link::list(&mut veth::host_socket()?).map_err(|e| kernel("cannot list interfaces", &e))?;
+    let is_closed = |attachment: &Attachment| {
+        !links
+            .iter()
+            .any(|link| link.name == attachment.host_if && link.is_up())
+    };
+    let mut all = attachments.list()?;
+    all.sort_by_key(is_closed);
     let mut entries = Vec::new();
-    for attachment in attachments.list()? {
+    for attachment in all {
         if attachment.port_mappings.is_empty()
             || attachment::is_gone(&attachment, &boot, veth::exists)
         {

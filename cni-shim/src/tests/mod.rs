@@ -2,6 +2,7 @@
 
 mod hostile;
 mod leases;
+mod ports;
 mod steps;
 
 use std::path::{Path, PathBuf};

@@ -189,7 +189,8 @@ fn check_finds_what_is_missing() {
 #[test]
 fn what_a_dead_pod_left_is_found() {
     let mut node = limited(0, MEGABIT);
-    let pod = Ns::new();
+    // All at once: a namespace that is made later could have the number of one that is gone.
+    let [pod, again, last] = [Ns::new(), Ns::new(), Ns::new()];
     node.add("a", &pod).expect_ok();
     drop(pod);
     eventually("the end of the veth", || {
@@ -197,9 +198,8 @@ fn what_a_dead_pod_left_is_found() {
     });
     assert_eq!(ifbs(&node).len(), 1, "it does not go with the veth");
     // The same attachment again finds the old one in its way.
-    let pod = Ns::new();
-    node.add("a", &pod).expect_ok();
-    drop(pod);
+    node.add("a", &again).expect_ok();
+    drop(again);
     eventually("the end of the veth", || {
         node.pod_links().iter().all(|link| link.kind == "ifb")
     });
@@ -210,10 +210,9 @@ fn what_a_dead_pod_left_is_found() {
     node.call_with(&env, &node.conf).expect_ok();
     assert_eq!(ifbs(&node).len(), 0);
 
-    let pod = Ns::new();
-    node.add("b", &pod).expect_ok();
+    node.add("b", &last).expect_ok();
     std::fs::remove_dir_all(node.scratch.0.join("state")).unwrap();
-    drop(pod);
+    drop(last);
     node.call("DEL", "b", "").expect_ok();
     node.assert_clean("by DEL, by its name alone");
 }

@@ -199,6 +199,17 @@ impl Transaction {
         self.elements(table, set, NEWSETELEM, CREATE | EXCL, elements);
     }
 
+    /// Adds those elements that are not there yet; one of a map that leads elsewhere is refused (`EBUSY`), as is a
+    /// range that overlaps another one. A transaction that is refused takes the kernel a grace period, this does not.
+    pub fn ensure_elements<'e>(
+        &mut self,
+        table: &Table<'_>,
+        set: &Set<'_>,
+        elements: impl IntoIterator<Item = Element<'e>>,
+    ) {
+        self.elements(table, set, NEWSETELEM, CREATE, elements);
+    }
+
     /// Deletes elements; one that is not there is refused (`ENOENT`).
     pub fn delete_elements<'e>(
         &mut self,
