@@ -1,15 +1,24 @@
 //! A pod with a host port on a node with an agent: policy by source holds, on the way through the node as well.
 
 use std::net::SocketAddr;
+use std::process::Command;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use selvage_lab::daemon::find_program;
 use selvage_lab::probe::tcp::Conversation;
 use selvage_lab::probe::{Answer, tcp};
+use selvage_lab::process::output_of;
 use selvage_lab::{Cluster, Lab, Netns, eventually_ok};
 use serde_json::{Value, json};
 
-use crate::harness::Case;
-use crate::scene::{ATTEMPT, OWN, SOON, two_nodes};
+use crate::harness::{Case, Need};
+use crate::scene::{ATTEMPT, SOON, two_nodes};
+
+const ALL: &[Need] = &[
+    Need::Own("selvage"),
+    Need::Own("selvage-cni"),
+    Need::System("nft", "nftables"),
+];
 
 /// Of node n1, for port 80 of shop/web.
 const PORT: u16 = 8080;
@@ -17,7 +26,7 @@ const PORT: u16 = 8080;
 pub fn cases() -> Vec<Case> {
     vec![Case::new(
         "e2e::policy_by_source_holds_at_a_host_port",
-        OWN,
+        ALL,
         by_source,
     )]
 }
@@ -66,6 +75,28 @@ fn by_source(lab: &Lab) -> Result<()> {
             let answer = tcp::connect(cluster.netns("n1")?, to, SOON)?;
             ensure!(answer == Answer::Yes, "the node to {to}: {answer:?}");
         }
+    }
+
+    // Somebody empties all tables: no pod has to start for the port to be there again.
+    for alive in [true, false] {
+        if !alive {
+            cluster.node("n1")?.agent.process().kill()?;
+        }
+        let mut command = Command::new(find_program("nft").context("nft")?);
+        command.args(["flush", "ruleset"]);
+        output_of(cluster.netns("n1")?, command)?;
+        if !alive {
+            cluster.node("n1")?.agent.restart()?;
+        }
+        for to in at_node(&cluster).into_iter().chain([local]) {
+            let what = format!("the node to {to}, agent alive: {alive}");
+            eventually_ok(SOON, &what, || {
+                let answer = tcp::connect(cluster.netns("n1")?, to, ATTEMPT)?;
+                ensure!(answer == Answer::Yes, "{answer:?}");
+                Ok(())
+            })?;
+        }
+        wait(&cluster, "default/client", Answer::Silence)?;
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use selvage_lab::kubernetes::{
 use selvage_lab::probe::flow::Flow;
 use selvage_lab::probe::{Answer, tcp};
 use selvage_lab::{Lab, Netns, eventually, eventually_ok};
+use selvage_netlink::link;
 
 use super::{SELVAGE, install, statuses};
 use crate::harness::{Case, Need};
@@ -200,7 +201,51 @@ fn policies(lab: &Lab) -> Result<()> {
         );
     }
     kubectl.run(&["-n", "shop", "delete", "networkpolicy", "--all"])?;
-    wait_answers(&from_other, web2, Answer::Yes)
+    wait_answers(&from_other, web2, Answer::Yes)?;
+    host_port(&cluster)
+}
+
+/// A port of the node and a limit, as ingress controllers have them: they come and go with the pod.
+fn host_port(cluster: &KubernetesCluster) -> Result<()> {
+    const PORT: u16 = 8088;
+    let pod = server("front", "app: front", "n1")
+        .replace("args:", "ports: [{containerPort: 8080, hostPort: 8088}]\n      args:")
+        .replace(
+            "labels:",
+            "annotations: {kubernetes.io/ingress-bandwidth: 100M, kubernetes.io/egress-bandwidth: 100M}, labels:",
+        );
+    let kubectl = cluster.kubectl();
+    kubectl.apply(&pod)?;
+    let (node, far) = (cluster.node("n1")?, cluster.node("n2")?.netns());
+    let mut ways: Vec<(&Netns, IpAddr)> = Vec::new();
+    ways.extend(node.addresses().into_iter().map(|to| (far, to)));
+    ways.extend(node.addresses().into_iter().map(|to| (node.netns(), to)));
+    ways.push((node.netns(), IpAddr::from([127, 0, 0, 1])));
+    ensure!(ways.len() == 5, "{ways:?}");
+    let wait = |wanted: Answer| -> Result<()> {
+        for (from, to) in &ways {
+            let what = format!("{} to port {PORT} of {to}: {wanted:?}", from.name());
+            eventually_ok(PATIENCE, &what, || {
+                let answer = attempt(from, *to, Some(PORT))?;
+                ensure!(answer == wanted, "{answer:?}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    };
+    let limited = || -> Result<usize> {
+        let links = link::list(&mut node.netns().rtnetlink()?)?;
+        Ok(links.iter().filter(|link| link.kind == "ifb").count())
+    };
+    wait(Answer::Yes)?;
+    ensure!(limited()? == 1, "the pod is not limited");
+    kubectl.run(&["-n", "shop", "delete", "pod", "front"])?;
+    wait(Answer::Refused)?;
+    eventually_ok(SOON, "nothing of the limit is left", || {
+        let left = limited()?;
+        ensure!(left == 0, "{left}");
+        Ok(())
+    })
 }
 
 /// Somebody asks the next addresses of a node again and again while a pod comes up there: it never answers.

@@ -263,6 +263,9 @@ impl World {
 
     /// Works until told to stop; says how.
     pub fn run(mut self, inbox: &Inbox<Work>) -> Shutdown {
+        if self.setup.features.cni {
+            pods::heal_host_ports(&self.setup.state_dir);
+        }
         loop {
             let busy = !self.ready.ready
                 || !self.waits.is_empty()

@@ -1,10 +1,10 @@
 //! Pods of this node: attached by the plugin, opened when their policy is in the kernel.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Instant};
+use std::{collections::BTreeSet, net::IpAddr, path::Path, thread, time::Instant};
 
 use ipnet::IpNet;
 use rustix::io::Errno;
-use selvage_cni::link;
+use selvage_cni::{attachment::Attachments, link, portmap};
 use selvage_policy::plan::Gen;
 use tracing::{debug, info, warn};
 
@@ -14,6 +14,23 @@ use crate::{
     kernel::{conntrack::FlowWork, open},
     store::{AttachmentId, Dirty, Observed},
 };
+
+/// Where pods have host ports, has the plugin's table made anew if somebody has emptied or removed it: without it the ports are
+/// closed, and pods with some could reach the node's loopback. Not by the world's thread: a plugin may hold the lock.
+pub(super) fn heal_host_ports(state_dir: &Path) {
+    let attachments = Attachments::of(state_dir);
+    if !attachments.has_ports() {
+        return;
+    }
+    let heal = move || {
+        if let Err(error) = portmap::heal(&attachments) {
+            warn!("host ports cannot be looked after: {error}");
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("host-ports".into()).spawn(heal) {
+        warn!(%error, "host ports cannot be looked after");
+    }
+}
 
 impl World {
     pub(super) fn link(&mut self, query: LinkQuery) -> Dirty {

@@ -8,7 +8,7 @@ use std::{
 use selvage_policy::{LocalStatus, plan::Gen};
 use tracing::{error, info, warn};
 
-use super::{FLOWS_REST, RETRY, World};
+use super::{FLOWS_REST, RETRY, World, pods::heal_host_ports};
 use crate::{
     desired,
     kernel::{
@@ -76,6 +76,7 @@ impl World {
                         // Who flushes one table often flushes all.
                         masquerade.doubt();
                     }
+                    heal_host_ports(&self.setup.state_dir);
                     self.flows.due = self.compiler.local_addresses();
                 }
                 self.flows.due.append(&mut self.flows.coming);
