@@ -75,7 +75,12 @@ impl Bandwidth {
 
 /// As the reference plugin has it: rate and burst both, or neither.
 fn limit(place: &Field<'_>, rate_key: &str, burst_key: &str) -> Result<Option<Limit>, CniError> {
-    let number = |key: &str| place.get(key)?.map(|field| field.u64()).transpose();
+    let number = |key: &str| {
+        place
+            .get_of_runtime(key)?
+            .map(|field| field.u64())
+            .transpose()
+    };
     let (rate, burst) = (
         number(rate_key)?.unwrap_or(0),
         number(burst_key)?.unwrap_or(0),
@@ -319,6 +324,12 @@ mod tests {
             (
                 json!({"runtimeConfig": {"bandwidth": {"ingressRate": 1000, "ingressBurst": 80_000}}}),
                 Some((limit(1000, Some(80_000)), None)),
+            ),
+            // As containerd writes it.
+            (
+                json!({"runtimeConfig": {"bandwidth": {"IngressRate": 100_000_000, "IngressBurst": u32::MAX,
+                    "EgressRate": 100_000_000, "EgressBurst": u32::MAX}}}),
+                Some((limit(100_000_000, None), limit(100_000_000, None))),
             ),
             (
                 json!({"egressRate": 1000, "egressBurst": u32::MAX}),

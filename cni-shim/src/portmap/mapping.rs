@@ -75,7 +75,7 @@ impl PortMapping {
 
     fn read(field: &Field<'_>) -> Result<Option<Self>, CniError> {
         let port = |key: &str| {
-            let Some(value) = field.get(key)? else {
+            let Some(value) = field.get_of_runtime(key)? else {
                 return Ok(0);
             };
             u16::try_from(value.u32()?).map_err(|_| value.invalid("a port, at most 65535"))
@@ -107,7 +107,7 @@ impl PortMapping {
 }
 
 fn host_ip(field: &Field<'_>) -> Result<Option<IpAddr>, CniError> {
-    let Some(value) = field.get("hostIP")?.filter(|f| f.value() != "") else {
+    let Some(value) = field.get_of_runtime("hostIP")?.filter(|f| f.value() != "") else {
         return Ok(None);
     };
     let addr = value.addr()?;
@@ -118,7 +118,10 @@ fn host_ip(field: &Field<'_>) -> Result<Option<IpAddr>, CniError> {
 }
 
 fn transport(field: &Field<'_>) -> Result<Transport, CniError> {
-    let Some(protocol) = field.get("protocol")?.filter(|f| f.value() != "") else {
+    let Some(protocol) = field
+        .get_of_runtime("protocol")?
+        .filter(|f| f.value() != "")
+    else {
         return Ok(Transport::Tcp);
     };
     match protocol.str()?.to_ascii_lowercase().as_str() {
@@ -176,6 +179,16 @@ mod tests {
                 json!({"hostPort": 80, "containerPort": 8080, "protocol": "sctp", "hostIP": "fd00::1"}),
                 Some(mapping(Transport::Sctp, Some("fd00::1"))),
             ),
+            // As containerd writes it.
+            (
+                json!({"HostPort": 80, "ContainerPort": 8080, "Protocol": "tcp", "HostIP": ""}),
+                Some(mapping(Transport::Tcp, None)),
+            ),
+            (
+                json!({"HostPort": 80, "ContainerPort": 8080, "Protocol": "sctp", "HostIP": "fd00::1"}),
+                Some(mapping(Transport::Sctp, Some("fd00::1"))),
+            ),
+            (json!({"HostPort": 0, "ContainerPort": 8080}), None),
             (json!({"hostPort": 0, "containerPort": 8080}), None),
             (json!({"containerPort": 8080}), None),
         ] {

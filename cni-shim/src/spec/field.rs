@@ -50,6 +50,19 @@ impl<'a> Field<'a> {
             .map(|value| Self { path, value }))
     }
 
+    /// A member that runtimes write in their language's manner: `hostPort` is `HostPort` from containerd (go-cni), and who is
+    /// written in Go takes either. The exact one goes first.
+    pub fn get_of_runtime(&self, key: &str) -> Result<Option<Self>, CniError> {
+        if let Some(found) = self.get(key)? {
+            return Ok(Some(found));
+        }
+        let alike = self.value.as_object().into_iter().flatten();
+        let alike = alike
+            .map(|(other, _)| other)
+            .find(|other| other.eq_ignore_ascii_case(key) && other.as_str() != key);
+        alike.map_or(Ok(None), |other| self.get(other))
+    }
+
     /// The elements of a list.
     pub fn list(&self) -> Result<Vec<Self>, CniError> {
         let list = self.value.as_array().ok_or_else(|| self.wrong("a list"))?;
