@@ -354,17 +354,18 @@ impl AgentConfig {
                 "leave out --bgp-port, or give 1 to 65535",
             ));
         }
-        // A directory of objects may describe a node whose runtime is another's.
-        let by_default =
-            matches!(source, SourceConfig::Api(_)).then(|| conflist::DEFAULT_PATH.into());
+        let features = match &features {
+            Some(names) => Features::parse(names.iter().map(String::as_str))?,
+            None => Features::ALL,
+        };
+        // A directory of objects may describe a node whose runtime is another's; without the plugin's feature it is.
+        let ours = features.cni && matches!(source, SourceConfig::Api(_));
+        let by_default = ours.then(|| conflist::DEFAULT_PATH.into());
         Ok(AgentConfig {
             node: node
                 .ok_or_else(|| ConfigError::new("the node has no name", "give one with --node"))?,
             source,
-            features: match &features {
-                Some(names) => Features::parse(names.iter().map(String::as_str))?,
-                None => Features::ALL,
-            },
+            features,
             run_dir: run_dir
                 .or(file.run_dir)
                 .unwrap_or_else(|| DEFAULT_RUN_DIR.into()),
@@ -496,6 +497,14 @@ mod tests {
         assert_eq!(load(None), Some(conflist::DEFAULT_PATH.into()));
         assert_eq!(load(Some("/x")), Some("/x".into()));
         assert_eq!(load(Some("off")), None);
+        let policy_only = AgentArgs {
+            objects: None,
+            kubeconfig: Some("/c".into()),
+            features: Some(vec!["policy".into()]),
+            ..args()
+        };
+        let config = AgentConfig::load(policy_only, None).unwrap();
+        assert_eq!(config.cni_conf, None, "pods are another network's");
     }
 
     #[test]
