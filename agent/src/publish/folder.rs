@@ -5,8 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::inotify::{self, CreateFlags};
 use tokio::net::unix::pipe::Receiver;
+
+use crate::source::watch::watch_folder;
 
 /// Endings of files that runtimes take for configurations (libcni's `ConfFiles`).
 const ENDINGS: [&str; 3] = ["conf", "conflist", "json"];
@@ -18,21 +20,13 @@ const AWAY: Duration = Duration::from_secs(5);
 /// # Errors
 /// When there is no inotify to be had.
 pub async fn watch(folder: PathBuf, tell: impl Fn()) -> io::Result<()> {
-    let flags = WatchFlags::CLOSE_WRITE
-        | WatchFlags::MOVED_TO
-        | WatchFlags::MOVED_FROM
-        | WatchFlags::CREATE
-        | WatchFlags::DELETE
-        | WatchFlags::DELETE_SELF
-        | WatchFlags::MOVE_SELF
-        | WatchFlags::ONLYDIR;
     let watcher = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
     // It is read as a pipe is; what it says does not matter, only that it does.
     let said = Receiver::from_owned_fd_unchecked(watcher.try_clone()?)?;
     let mut buffer = vec![0; 4 << 10];
     loop {
         // Each time, for a folder that was removed and made again is another one.
-        let watched = inotify::add_watch(&watcher, &folder, flags).is_ok();
+        let watched = watch_folder(&watcher, &folder).is_ok();
         tell();
         if watched {
             said.readable().await?;

@@ -77,6 +77,20 @@ pub fn stage_all(directory: &mut Directory, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Has `inotify` tell of files in a folder that come, go or change, and of the folder's own end. Again is no error.
+pub(crate) fn watch_folder(inotify: &OwnedFd, folder: &Path) -> io::Result<()> {
+    let flags = WatchFlags::CLOSE_WRITE
+        | WatchFlags::MOVED_TO
+        | WatchFlags::MOVED_FROM
+        | WatchFlags::CREATE
+        | WatchFlags::DELETE
+        | WatchFlags::DELETE_SELF
+        | WatchFlags::MOVE_SELF
+        | WatchFlags::ONLYDIR;
+    inotify::add_watch(inotify, folder, flags)?;
+    Ok(())
+}
+
 struct Source {
     inotify: OwnedFd,
     /// The directory that is watched.
@@ -117,15 +131,7 @@ impl Source {
     }
 
     fn watch(&mut self) -> io::Result<()> {
-        let flags = WatchFlags::CLOSE_WRITE
-            | WatchFlags::MOVED_TO
-            | WatchFlags::MOVED_FROM
-            | WatchFlags::CREATE
-            | WatchFlags::DELETE
-            | WatchFlags::DELETE_SELF
-            | WatchFlags::MOVE_SELF
-            | WatchFlags::ONLYDIR;
-        inotify::add_watch(&self.inotify, &self.folder, flags)?;
+        watch_folder(&self.inotify, &self.folder)?;
         self.watching = true;
         Ok(())
     }
