@@ -1,6 +1,5 @@
 //! What the outside sees of this node: the CNI configuration, the node's condition, statuses of objects.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use selvage_cni::conflist::Conflist;
@@ -44,8 +43,6 @@ pub(super) struct Publishing {
     wrote: Option<Instant>,
     /// Somebody's hand was there; not put right before this time, should that hand not rest.
     put_right: Option<Instant>,
-    /// The configuration of another network that runtimes take instead.
-    before_ours: Option<PathBuf>,
     /// Since when the kernel has no policy because it refuses it.
     refused_since: Option<Instant>,
 }
@@ -329,22 +326,17 @@ impl World {
         let Some(path) = self.setup.cni_conf.as_deref() else {
             return;
         };
-        let before = folder::before(path);
-        if before != self.publishing.before_ours {
-            let observed = match &before {
-                Some(other) => Observed::Lacking(
-                    "cni-configuration",
-                    format!(
-                        "new pods get their network from {}, which comes before {}: remove it if this network is to take its place",
-                        other.display(),
-                        path.display()
-                    ),
+        self.store.observe(match folder::before(path) {
+            Some(other) => Observed::Lacking(
+                "cni-configuration",
+                format!(
+                    "new pods get their network from {}, which comes before {}: remove it if this network is to take its place",
+                    other.display(),
+                    path.display()
                 ),
-                None => Observed::NotLacking("cni-configuration"),
-            };
-            self.store.observe(observed);
-            self.publishing.before_ours = before;
-        }
+            ),
+            None => Observed::NotLacking("cni-configuration"),
+        });
         if self.publishing.written && self.conflist().is_some_and(|ours| !ours.is_at(path)) {
             warn!(path = %path.display(), "somebody has removed or changed the CNI configuration; it is written again");
             self.publishing.written = false;
