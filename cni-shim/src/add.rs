@@ -15,6 +15,7 @@ use crate::ipam::delegate::Delegate;
 use crate::ipam::{self, BuiltIn, Grant};
 use crate::link::{Attachment, PolicyMode};
 use crate::masquerade;
+use crate::nft::Nft;
 use crate::portmap;
 use crate::spec::request::Call;
 use crate::spec::result::{Interface, Ip, Route};
@@ -105,7 +106,7 @@ fn attach(
     veth::create(&mut host, sandbox, &wanted)?;
     let name = attachment.host_if.clone();
     undo.push("the interface", move || {
-        veth::delete(&mut veth::host_socket()?, &name)
+        veth::delete(&mut veth::host_socket()?, &[&name], None)
     });
     fault::point()?;
     let pair = veth::inspect(&mut host, sandbox, &wanted)?;
@@ -116,13 +117,14 @@ fn attach(
     attachments.update(&attachment)?;
     let ifb = limit(&attachment, &mut host, &pair, undo)?;
     let outcome = hand_over(conf, budget, &attachment, undo)?;
-    place_ports(conf, attachments, &mut attachment, undo)?;
+    let mut nft = Nft::default();
+    place_ports(conf, &mut nft, attachments, &mut attachment, undo)?;
     if let Outcome::Open { masquerade } = outcome {
         let inside = match ipam {
             Ipam::BuiltIn(plan) => plan.subnets(),
             Ipam::Delegate(_) => Vec::new(),
         };
-        open(&attachment, masquerade, &inside, &mut host, undo)?;
+        open(&attachment, masquerade, &inside, &mut host, &mut nft, undo)?;
     }
     fault::point()?;
     Ok(describe_result(call, &pair, ifb.as_ref(), &grant))
@@ -218,13 +220,14 @@ fn limit(
 /// Host ports lead to the pod from here on, through an interface that lets nothing pass yet.
 fn place_ports(
     conf: &NetConf,
+    nft: &mut Nft,
     attachments: &Attachments,
     attachment: &mut Attachment,
     undo: &mut Undo<'_>,
 ) -> Result<(), CniError> {
     if conf.port_mappings.is_empty() {
         // Somebody else's: if that cannot be done, this pod does not suffer.
-        let _ = portmap::heal(attachments);
+        let _ = portmap::heal(nft, attachments);
         return Ok(());
     }
     let (store, id, ifname) = (
@@ -233,9 +236,9 @@ fn place_ports(
         attachment.ifname.clone(),
     );
     undo.push("host ports", move || {
-        portmap::end(&store, &id, &ifname).map(drop)
+        portmap::end(&mut Nft::default(), &store, &id, &ifname)
     });
-    portmap::begin(attachments, attachment, &conf.port_mappings)?;
+    portmap::begin(nft, attachments, attachment, &conf.port_mappings)?;
     fault::point()
 }
 
@@ -245,12 +248,15 @@ fn open(
     masquerade: bool,
     inside: &[Cidr],
     host: &mut Socket,
+    nft: &mut Nft,
     undo: &mut Undo<'_>,
 ) -> Result<(), CniError> {
     if attachment.ip_masq && !masquerade {
         let addresses = attachment.addresses.clone();
-        undo.push("masquerading", move || masquerade::end(&addresses));
-        masquerade::begin(&attachment.addresses, inside)?;
+        undo.push("masquerading", move || {
+            masquerade::end(&mut Nft::default(), &addresses)
+        });
+        masquerade::begin(nft, &attachment.addresses, inside)?;
         fault::point()?;
     }
     open_interface(host, attachment.host_index, &attachment.addresses).map_err(|e| {

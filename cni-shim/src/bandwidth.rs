@@ -172,7 +172,7 @@ fn make_ifb(host: &mut Socket, name: &str, mtu: u32) -> Result<Link, CniError> {
     let make = |host: &mut Socket| host.apply(|batch| link::add_ifb(batch, name, mtu, GROUP));
     match make(host) {
         Err(e) if e.is(Errno::EXIST) => {
-            delete_ifb(host, name)?;
+            veth::delete(host, &[name], None)?;
             make(host).map_err(|e| failed(&what, "ifb", &e))?;
         }
         made => made.map_err(|e| failed(&what, "ifb", &e))?,
@@ -191,28 +191,11 @@ fn make_ifb(host: &mut Socket, name: &str, mtu: u32) -> Result<Link, CniError> {
 
 /// Removes what does not go with the host's end. What is not there, or not ours, is no error.
 pub fn end(host_if: &str) -> Result<(), CniError> {
-    delete_ifb(&mut veth::host_socket()?, &ifb_name(host_if))
-}
-
-fn delete_ifb(host: &mut Socket, name: &str) -> Result<(), CniError> {
-    match veth::find(host, name)? {
-        Some(found) if is_ours(&found) => delete(host, &found),
-        _ => Ok(()),
-    }
+    veth::delete(&mut veth::host_socket()?, &[&ifb_name(host_if)], None)
 }
 
 fn is_ours(link: &Link) -> bool {
     link.group == GROUP && link.kind == "ifb"
-}
-
-fn delete(host: &mut Socket, link: &Link) -> Result<(), CniError> {
-    match host.apply(|batch| link::delete(batch, link.index)) {
-        Err(e) if !e.is(Errno::NODEV) => Err(kernel(
-            &format!("cannot delete the interface {}", link.name),
-            &e,
-        )),
-        _ => fault::point(),
-    }
 }
 
 /// Removes each `ifb` interface of ours whose veth is gone. Only while no ADD runs.
@@ -224,10 +207,11 @@ pub fn sweep() -> Result<(), CniError> {
             .iter()
             .any(|link| link.kind == "veth" && ifb_name(&link.name) == ifb.name)
     };
-    links
-        .iter()
-        .filter(|link| is_ours(link) && !has_veth(link))
-        .try_for_each(|ifb| delete(&mut host, ifb))
+    let stale = links.iter().filter(|link| is_ours(link) && !has_veth(link));
+    for ifb in stale {
+        veth::delete(&mut host, &[&ifb.name], None)?;
+    }
+    Ok(())
 }
 
 /// The first thing that is not as the attachment says.

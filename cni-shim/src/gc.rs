@@ -8,6 +8,7 @@ use crate::del;
 use crate::handover::Budget;
 use crate::ipam;
 use crate::ipam::delegate::Delegate;
+use crate::nft::Nft;
 use crate::portmap;
 use crate::spec::request::Call;
 use crate::spec::{CniError, Command, NetConf};
@@ -46,7 +47,7 @@ pub fn run(call: &Call, conf: &NetConf, budget: &Budget) -> Result<(), CniError>
         Err(e) => note(Err(e)),
     }
     note(attachments.remove_unfinished());
-    note(portmap::sweep(&attachments));
+    note(portmap::sweep(&mut Nft::default(), &attachments));
     note(bandwidth::sweep());
     if ipam::is_built_in(conf) {
         note(leases(conf, &valid));

@@ -28,6 +28,7 @@ pub mod ipam;
 pub mod link;
 pub mod loopback;
 pub mod masquerade;
+pub mod nft;
 pub mod plugin;
 pub mod portmap;
 pub mod spec;

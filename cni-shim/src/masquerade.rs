@@ -11,8 +11,9 @@ use std::net::IpAddr;
 use rustix::io::Errno;
 use selvage_netlink::nft::expr::{CmpOp, Expr, Meta, Reg};
 use selvage_netlink::nft::{Base, ChainType, DataType, Element, Hook, Set, Table, Transaction};
-use selvage_netlink::{Error, Protocol, Socket};
+use selvage_netlink::{Error, Socket};
 
+use crate::nft::Nft;
 use crate::spec::{Cidr, CniError};
 use crate::veth::{GROUP, kernel};
 
@@ -35,14 +36,14 @@ const fn ranges(name: &'static str, key: &'static [DataType]) -> Set<'static> {
 const SRCNAT: i32 = 100;
 
 /// Masquerades what comes from `addresses` and does not go to `inside`. What is in the sets already stays there.
-pub fn begin(addresses: &[IpAddr], inside: &[Cidr]) -> Result<(), CniError> {
-    let mut socket = socket()?;
-    let added = insert(&mut socket, addresses, inside).or_else(|e| match e {
+pub fn begin(nft: &mut Nft, addresses: &[IpAddr], inside: &[Cidr]) -> Result<(), CniError> {
+    let socket = nft.socket()?;
+    let added = insert(socket, addresses, inside).or_else(|e| match e {
         e if e.is(Errno::NOENT) => {
             // Somebody else may have made the table meanwhile.
-            match make_table(&mut socket) {
+            match make_table(socket) {
                 Err(e) if !e.is(Errno::EXIST) => Err(e),
-                _ => insert(&mut socket, addresses, inside),
+                _ => insert(socket, addresses, inside),
             }
         }
         e => Err(e),
@@ -51,13 +52,13 @@ pub fn begin(addresses: &[IpAddr], inside: &[Cidr]) -> Result<(), CniError> {
 }
 
 /// Ends it. What is not there is no error.
-pub fn end(addresses: &[IpAddr]) -> Result<(), CniError> {
-    let mut socket = socket()?;
+pub fn end(nft: &mut Nft, addresses: &[IpAddr]) -> Result<(), CniError> {
+    let socket = nft.socket()?;
     for addr in addresses {
         let key = octets(*addr);
         let mut transaction = Transaction::new();
         transaction.delete_elements(&TABLE, set(*addr), [Element::one(&key)]);
-        match transaction.commit(&mut socket) {
+        match transaction.commit(socket) {
             Err(e) if !e.is(Errno::NOENT) => {
                 return Err(kernel(
                     &format!("cannot end masquerading for {addr} (table inet selvage-cni)"),
@@ -68,10 +69,6 @@ pub fn end(addresses: &[IpAddr]) -> Result<(), CniError> {
         }
     }
     Ok(())
-}
-
-fn socket() -> Result<Socket, CniError> {
-    Socket::open(Protocol::Netfilter).map_err(|e| kernel("cannot speak to nf_tables", &e))
 }
 
 fn insert(socket: &mut Socket, addresses: &[IpAddr], inside: &[Cidr]) -> Result<(), Error> {

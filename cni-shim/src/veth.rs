@@ -7,14 +7,16 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use selvage_netlink::link::{self, Link, VethEnd};
 use selvage_netlink::route::{self, Hop, Target};
-use selvage_netlink::{Batch, Error, Mac, Prefix, Protocol, Socket, addr, neigh, netns};
+use selvage_netlink::{
+    Batch, Error, Mac, Prefix, Protocol, Socket, addr, delete_links, neigh, netns,
+};
 
 use crate::fault;
 use crate::spec::result::Route;
@@ -421,20 +423,30 @@ fn run(socket: &mut Socket, steps: &[Step], place: &str) -> Result<(), CniError>
     Ok(())
 }
 
-/// Deletes a host end, and the pod's with it. Only what is in our group is touched; what is gone is no error.
-pub fn delete(host: &mut Socket, name: &str) -> Result<(), CniError> {
-    let Some(found) = find(host, name)? else {
-        return Ok(());
-    };
-    if found.group != GROUP {
+/// Deletes interfaces of the host, all at the same time; with a host end goes the pod's. They are gone for everybody when
+/// this returns; a child process waits for the kernel to finish, and holds `kept` open until then
+/// ([`selvage_netlink::deletion`]). Only what is in our group is touched; what is gone is no error.
+pub fn delete(
+    host: &mut Socket,
+    names: &[&str],
+    kept: Option<BorrowedFd<'_>>,
+) -> Result<(), CniError> {
+    let mut found = Vec::new();
+    for name in names {
+        found.extend(find(host, name)?.filter(|link| link.group == GROUP));
+    }
+    if found.is_empty() {
         return Ok(());
     }
-    match host.apply(|batch| link::delete(batch, found.index)) {
-        Err(e) if !e.is(Errno::NODEV) => {
-            Err(kernel(&format!("cannot delete the interface {name}"), &e))
-        }
-        _ => fault::point(),
-    }
+    let indexes: Vec<u32> = found.iter().map(|link| link.index).collect();
+    delete_links(&indexes, kept).map_err(|e| {
+        let names: Vec<_> = found.iter().map(|link| link.name.as_str()).collect();
+        kernel(
+            &format!("cannot delete the interface {}", names.join(" and ")),
+            &e,
+        )
+    })?;
+    fault::point()
 }
 
 #[cfg(test)]

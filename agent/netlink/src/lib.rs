@@ -29,6 +29,7 @@ pub mod attr;
 pub mod batch;
 pub mod conntrack;
 mod decode;
+pub mod deletion;
 pub mod error;
 pub mod link;
 pub mod monitor;
@@ -45,6 +46,7 @@ mod sys;
 
 pub use batch::Batch;
 pub use decode::decode_any;
+pub use deletion::delete_links;
 pub use error::{Error, Failure, Refusal, Result};
 pub use link::Mac;
 pub use monitor::{Monitor, RouteEvent};

@@ -1,15 +1,18 @@
 //! System calls for which rustix has no safe function: the netlink socket options, a filter, the namespace
-//! cookie and `unshare`. The only file of this crate with `unsafe` in it.
+//! cookie, `unshare`, and a child process that sends one message. The only file of this crate with `unsafe` in it.
 #![allow(unsafe_code, reason = "system calls that rustix does not offer")]
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_int, c_long, c_uint, c_void};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 const SOL_SOCKET: c_int = 1;
 const SO_ATTACH_FILTER: c_int = 26;
 const SO_NETNS_COOKIE: c_int = 71;
 const SOL_NETLINK: c_int = 270;
+const MSG_DONTWAIT: c_int = 0x40;
+/// The same number on all architectures (Linux 5.9).
+const SYS_CLOSE_RANGE: c_long = 436;
 
 /// Options at level `SOL_NETLINK` (`linux/netlink.h`).
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +28,12 @@ unsafe extern "C" {
     fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: u32) -> c_int;
     fn getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut u32)
     -> c_int;
+    fn fork() -> c_int;
+    fn _exit(status: c_int) -> !;
+    fn syscall(number: c_long, ...) -> c_long;
+    fn send(fd: c_int, bytes: *const c_void, len: usize, flags: c_int) -> isize;
+    fn recv(fd: c_int, bytes: *mut c_void, len: usize, flags: c_int) -> isize;
+    fn write(fd: c_int, bytes: *const c_void, len: usize) -> isize;
 }
 
 /// Sets a netlink option; fails with `ENOPROTOOPT` where the kernel does not know it.
@@ -129,4 +138,68 @@ pub(crate) fn unshare_network() -> rustix::io::Result<()> {
     // SAFETY: CLONE_NEWNET alone changes neither the descriptor table nor memory, which is what
     // makes unshare unsafe; only later socket and procfs look-ups of this thread are affected.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
+}
+
+/// Starts a child process that sends `message`, which asks for an acknowledgement, over the netlink socket and ends when
+/// the kernel has done what it says. If the kernel refuses it, the child writes the error number, four bytes, to
+/// `report`. The child keeps no other descriptor open than these two and `kept`.
+pub(crate) fn send_in_child(
+    socket: BorrowedFd<'_>,
+    message: &[u8],
+    report: BorrowedFd<'_>,
+    kept: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let (socket, report) = (socket.as_raw_fd(), report.as_raw_fd());
+    // In ascending order: what lies between is closed.
+    let mut open = [socket, report, kept.map_or(report, |fd| fd.as_raw_fd())];
+    open.sort_unstable();
+    // SAFETY: the child runs on a copy of this thread's memory, in which a lock of the allocator may be held by a thread
+    // that does not exist there. It calls nothing but `child`, which makes system calls on locals and on descriptors
+    // that it has inherited, allocates nothing, and does not return.
+    match unsafe { fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => child(socket, message, report, open),
+        _ => Ok(()),
+    }
+}
+
+/// What the child of [`send_in_child`] does.
+fn child(socket: c_int, message: &[u8], report: c_int, open: [c_int; 3]) -> ! {
+    // `struct nlmsghdr`, then the error number.
+    const ERROR_AT: usize = 16;
+    let mut answer = [0u8; 256];
+    let mut begin: c_uint = 0;
+    // SAFETY: descriptors are closed that nothing in this process uses any more; the others were open in the parent when
+    // it forked. All pointers are to locals that outlive the calls, with their lengths. `_exit` runs no destructor.
+    unsafe {
+        let mut closed = 0;
+        for kept in open {
+            let kept = kept as c_uint;
+            if begin < kept {
+                closed |= syscall(SYS_CLOSE_RANGE, begin, kept - 1, 0 as c_uint);
+            }
+            begin = kept + 1;
+        }
+        closed |= syscall(SYS_CLOSE_RANGE, begin, c_uint::MAX, 0 as c_uint);
+        // Whoever waits for the end of the caller's output must not wait for this process: then the caller does it.
+        if closed == 0 && send(socket, message.as_ptr().cast(), message.len(), 0) >= 0 {
+            let length = recv(
+                socket,
+                answer.as_mut_ptr().cast(),
+                answer.len(),
+                MSG_DONTWAIT,
+            );
+            let code = match answer.get(ERROR_AT..ERROR_AT + 4) {
+                Some(&[a, b, c, d]) if length >= (ERROR_AT + 4) as isize => {
+                    i32::from_ne_bytes([a, b, c, d])
+                }
+                _ => 0,
+            };
+            if code < 0 {
+                let errno = code.wrapping_neg().to_ne_bytes();
+                write(report, errno.as_ptr().cast(), errno.len());
+            }
+        }
+        _exit(0)
+    }
 }

@@ -179,10 +179,8 @@ fn attachments(args: &Args, removed: &mut Removed) -> Result<(), Failure> {
                 ifname: attachment.ifname.clone(),
             };
             let before = leases_in(&dir);
-            ipam::release(Some(&attachment), &Leases::at(dir.clone()), &owner, &|_| {
-                Ok(())
-            })
-            .map_err(|error| Failure::new(format!("{error}")))?;
+            ipam::release(Some(&attachment), &Leases::at(dir.clone()), &owner)
+                .map_err(|error| Failure::new(format!("{error}")))?;
             removed.leases += before.saturating_sub(leases_in(&dir));
             remembered(&dir, &attachment, removed)?;
             directories.insert(dir);

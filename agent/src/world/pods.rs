@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, path::Path, thread, time::Instant}
 
 use ipnet::IpNet;
 use rustix::io::Errno;
-use selvage_cni::{attachment::Attachments, link, portmap};
+use selvage_cni::{attachment::Attachments, link, nft::Nft, portmap};
 use selvage_policy::plan::Gen;
 use tracing::{debug, info, warn};
 
@@ -23,7 +23,7 @@ pub(super) fn heal_host_ports(state_dir: &Path) {
         return;
     }
     let heal = move || {
-        if let Err(error) = portmap::heal(&attachments) {
+        if let Err(error) = portmap::heal(&mut Nft::default(), &attachments) {
             warn!("host ports cannot be looked after: {error}");
         }
     };

@@ -16,6 +16,7 @@ use crate::bandwidth;
 use crate::fault;
 use crate::link::Attachment;
 use crate::masquerade;
+use crate::nft::Nft;
 use crate::portmap;
 use crate::spec::config::BUILT_IN_IPAM;
 use crate::spec::field::Field;
@@ -255,16 +256,24 @@ pub fn claim(
     fault::point()
 }
 
-/// Called for each address that is about to be free again.
-pub type Before<'a> = &'a dyn Fn(IpAddr) -> Result<(), CniError>;
-
-/// Gives back what an attachment holds; `None`: whatever is leased to `owner` below `leases`, as
-/// nothing is known about where to look. What is another's by now is neither freed nor touched.
+/// Gives back what an attachment holds: the addresses of [`each_held`].
 pub fn release(
     attachment: Option<&Attachment>,
     leases: &Leases,
     owner: &Owner,
-    before: Before<'_>,
+) -> Result<(), CniError> {
+    each_held(attachment, leases, owner, |locked, addr| {
+        locked.remove(addr)
+    })
+}
+
+/// Calls `act` for each address that an attachment holds, with the leases locked. `None`: whatever is leased to `owner`
+/// below `leases`, as nothing is known about where to look. What is another's by now is left out.
+pub fn each_held(
+    attachment: Option<&Attachment>,
+    leases: &Leases,
+    owner: &Owner,
+    mut act: impl FnMut(&Locked<'_>, IpAddr) -> Result<(), CniError>,
 ) -> Result<(), CniError> {
     let known = match attachment {
         Some(Attachment {
@@ -285,8 +294,7 @@ pub fn release(
     };
     for addr in addresses {
         if locked.is_held_by(addr, owner)? {
-            before(addr)?;
-            locked.remove(addr)?;
+            act(&locked, addr)?;
         }
     }
     Ok(())
@@ -314,12 +322,13 @@ fn free_of(
     if !leases.is_held_by(addr, &owner_of(attachment))? {
         return Ok(());
     }
-    portmap::forget(attachments, addr)?;
+    let mut nft = Nft::default();
+    portmap::forget(&mut nft, attachments, addr)?;
     if attachment.bandwidth.is_some() {
         bandwidth::end(&attachment.host_if)?;
     }
     if attachment.ip_masq {
-        masquerade::end(&[addr])?;
+        masquerade::end(&mut nft, &[addr])?;
     }
     leases.remove(addr)
 }

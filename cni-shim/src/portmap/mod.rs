@@ -14,13 +14,14 @@ use std::net::IpAddr;
 
 use rustix::io::Errno;
 use selvage_netlink::conntrack::{self, Filter, Flow, Ports};
-use selvage_netlink::{Error, Protocol, Socket, addr, link};
+use selvage_netlink::{Error, Socket, addr, link};
 
 pub use mapping::{PortMapping, Transport};
 
 use crate::attachment::{self, Attachments, Known};
 use crate::fault;
 use crate::link::Attachment;
+use crate::nft::Nft;
 use crate::spec::{CniError, Code};
 use crate::veth::{self, kernel};
 use table::Entry;
@@ -50,18 +51,19 @@ pub fn check_families(mappings: &[PortMapping], addresses: &[IpAddr]) -> Result<
 /// Places `mappings`: into the attachment and its file, then into the kernel. What is another living pod's is refused
 /// with code 50.
 pub fn begin(
+    nft: &mut Nft,
     attachments: &Attachments,
     attachment: &mut Attachment,
     mappings: &[PortMapping],
 ) -> Result<(), CniError> {
     let _lock = attachments.lock_ports()?;
-    let mut nft = socket()?;
-    ensure(&mut nft, attachments)?;
+    let nft = nft.socket()?;
+    ensure(nft, attachments)?;
     fault::point()?;
     let entries = table::entries(mappings, &attachment.addresses);
     let mut old = Vec::new();
     for entry in &entries {
-        if let Some(found) = table::get(&mut nft, entry).map_err(|e| failed("look for", &e))? {
+        if let Some(found) = table::get(nft, entry).map_err(|e| failed("look for", &e))? {
             refuse_taken(attachments, attachment, &found)?;
             old.push(found);
         }
@@ -69,48 +71,48 @@ pub fn begin(
     attachment.port_mappings = mappings.to_vec();
     attachments.update(attachment)?;
     fault::point()?;
-    table::exchange(&mut nft, &old, &entries).map_err(|e| failed("place", &e))?;
+    table::exchange(nft, &old, &entries).map_err(|e| failed("place", &e))?;
     fault::point()?;
     if wants_localnet(mappings, &attachment.addresses) {
         let path = localnet(&attachment.host_if);
         fs::write(&path, "1").map_err(|e| CniError::file("write", path.as_ref(), &e))?;
     }
-    end_old_flows(&mut nft, &entries)
+    end_old_flows(nft, &entries)
 }
 
-/// Closing a socket waits until the kernel has freed what was deleted. Whoever has more to wait for keeps this until then.
-#[derive(Debug)]
-pub struct Ended(#[allow(dead_code, reason = "held for its drop")] Option<Socket>);
-
 /// Takes an attachment's mappings out of the kernel, then out of its file. None, and no file, is no error.
-pub fn end(attachments: &Attachments, container_id: &str, ifname: &str) -> Result<Ended, CniError> {
+pub fn end(
+    nft: &mut Nft,
+    attachments: &Attachments,
+    container_id: &str,
+    ifname: &str,
+) -> Result<(), CniError> {
     if !attachments.has_ports() {
-        return Ok(Ended(None));
+        return Ok(());
     }
     let _lock = attachments.lock_ports()?;
     // What the file says under the lock: another call may have ended them meanwhile.
     let Known::This(mut attachment) = attachments.load(container_id, ifname)? else {
-        return Ok(Ended(None));
+        return Ok(());
     };
     let mappings = std::mem::take(&mut attachment.port_mappings);
     if mappings.is_empty() {
-        return Ok(Ended(None));
+        return Ok(());
     }
-    let mut nft = socket()?;
+    let nft = nft.socket()?;
     let entries = table::entries(&mappings, &attachment.addresses);
-    table::remove(&mut nft, &entries).map_err(|e| failed("remove", &e))?;
+    table::remove(nft, &entries).map_err(|e| failed("remove", &e))?;
     fault::point()?;
-    end_flows_of(&mut nft, &mappings, &attachment.addresses)?;
+    end_flows_of(nft, &mappings, &attachment.addresses)?;
     fault::point()?;
-    attachments.update(&attachment)?;
-    Ok(Ended(Some(nft)))
+    attachments.update(&attachment)
 }
 
 /// Takes away whatever leads to an address that is about to be free, where nothing else is known.
-pub fn forget(attachments: &Attachments, addr: IpAddr) -> Result<(), CniError> {
-    let mut nft = socket()?;
+pub fn forget(nft: &mut Nft, attachments: &Attachments, addr: IpAddr) -> Result<(), CniError> {
+    let nft = nft.socket()?;
     let mut look = || {
-        let mut found = table::all(&mut nft).map_err(|e| failed("list", &e))?;
+        let mut found = table::all(nft).map_err(|e| failed("list", &e))?;
         found.retain(|entry| entry.target() == Some(addr));
         Ok::<_, CniError>(found)
     };
@@ -120,36 +122,36 @@ pub fn forget(attachments: &Attachments, addr: IpAddr) -> Result<(), CniError> {
     }
     let _lock = attachments.lock_ports()?;
     let found = look()?;
-    table::remove(&mut nft, &found).map_err(|e| failed("remove", &e))
+    table::remove(nft, &found).map_err(|e| failed("remove", &e))
 }
 
 /// Where there are host ports, makes the table anew if somebody else has emptied or removed it.
-pub fn heal(attachments: &Attachments) -> Result<(), CniError> {
+pub fn heal(nft: &mut Nft, attachments: &Attachments) -> Result<(), CniError> {
     if !attachments.has_ports() {
         return Ok(());
     }
     let _lock = attachments.lock_ports()?;
-    ensure(&mut socket()?, attachments)
+    ensure(nft.socket()?, attachments)
 }
 
 /// The same, and removes elements that are no living pod's.
-pub fn sweep(attachments: &Attachments) -> Result<(), CniError> {
+pub fn sweep(nft: &mut Nft, attachments: &Attachments) -> Result<(), CniError> {
     if !attachments.has_ports() {
         return Ok(());
     }
     let _lock = attachments.lock_ports()?;
-    let mut nft = socket()?;
+    let nft = nft.socket()?;
     let wanted = living(attachments)?;
-    let there = table::all(&mut nft).map_err(|e| failed("list", &e))?;
+    let there = table::all(nft).map_err(|e| failed("list", &e))?;
     let is = |list: &[Entry], entry: &Entry| {
         list.iter()
             .any(|e| (e.set.name, &e.key, &e.data) == (entry.set.name, &entry.key, &entry.data))
     };
     let same = there.iter().all(|e| is(&wanted, e)) && wanted.iter().all(|e| is(&there, e));
-    if same && table::is_intact(&mut nft).map_err(|e| failed("list", &e))? {
+    if same && table::is_intact(nft).map_err(|e| failed("list", &e))? {
         return Ok(());
     }
-    table::rebuild(&mut nft, &wanted).map_err(|e| failed("place", &e))
+    table::rebuild(nft, &wanted).map_err(|e| failed("place", &e))
 }
 
 /// The first thing that is not as the attachment says.
@@ -159,15 +161,16 @@ pub fn check(attachment: &Attachment) -> Result<(), CniError> {
         return Ok(());
     }
     let differs = |what: String| CniError::new(Code::CheckFailed, what);
-    let mut nft = socket()?;
-    if !table::is_intact(&mut nft).map_err(|e| failed("list", &e))? {
+    let mut nft = Nft::default();
+    let nft = nft.socket()?;
+    if !table::is_intact(nft).map_err(|e| failed("list", &e))? {
         return Err(differs(
             "the rules for host ports are missing in the table inet selvage-cni; any ADD, DEL or GC makes it anew"
                 .to_owned(),
         ));
     }
     for entry in table::entries(mappings, &attachment.addresses) {
-        let found = table::get(&mut nft, &entry).map_err(|e| failed("look for", &e))?;
+        let found = table::get(nft, &entry).map_err(|e| failed("look for", &e))?;
         if found.is_some_and(|found| found.data == entry.data) {
             continue;
         }
@@ -344,10 +347,6 @@ fn end_flows(
     }
     nft.report(|batch| flows.iter().for_each(|flow| conntrack::delete(batch, flow)))?
         .ignoring(Errno::NOENT)
-}
-
-fn socket() -> Result<Socket, CniError> {
-    Socket::open(Protocol::Netfilter).map_err(|e| kernel("cannot speak to nf_tables", &e))
 }
 
 fn failed(what: &str, error: &Error) -> CniError {

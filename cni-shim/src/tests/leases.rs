@@ -98,12 +98,7 @@ impl Node {
             _ => None,
         };
         let owner = ipam::owner_of(&self.attachment(id));
-        ipam::release(
-            known.as_deref(),
-            &ipam::leases_of(&self.conf)?,
-            &owner,
-            &|_| Ok(()),
-        )?;
+        ipam::release(known.as_deref(), &ipam::leases_of(&self.conf)?, &owner)?;
         attachments.remove(id, "eth0")
     }
 

@@ -12,6 +12,7 @@ use super::Scratch;
 use crate::attachment::{Attachments, Known, boot_id};
 use crate::fault::armed::{Fault, with_fault};
 use crate::link::Attachment;
+use crate::nft::Nft;
 use crate::portmap::{self, PortMapping, Transport};
 use crate::spec::CniError;
 
@@ -141,11 +142,13 @@ impl World {
             }),
             Step::Heal => {
                 let attachments = self.attachments();
-                self.within(|| portmap::heal(&attachments)).unwrap();
+                self.within(|| portmap::heal(&mut Nft::default(), &attachments))
+                    .unwrap();
             }
             Step::Sweep => {
                 let attachments = self.attachments();
-                self.within(|| portmap::sweep(&attachments)).unwrap();
+                self.within(|| portmap::sweep(&mut Nft::default(), &attachments))
+                    .unwrap();
                 let strays: Vec<_> = self
                     .elements()
                     .into_iter()
@@ -172,10 +175,20 @@ impl World {
             let _lock = attachments.share()?;
             attachments.claim(&attachment)?;
             interface(id, true);
-            let done = portmap::begin(&attachments, &mut attachment, &mappings);
+            let done = portmap::begin(
+                &mut Nft::default(),
+                &attachments,
+                &mut attachment,
+                &mappings,
+            );
             if done.is_err() {
                 // As the undo stack does it.
-                portmap::end(&attachments, &attachment.container_id, "eth0")?;
+                portmap::end(
+                    &mut Nft::default(),
+                    &attachments,
+                    &attachment.container_id,
+                    "eth0",
+                )?;
                 interface(id, false);
                 attachments.remove(&attachment.container_id, "eth0")?;
             }
@@ -198,7 +211,7 @@ impl World {
     fn end(&mut self, id: u8, fault: Option<(Fault, u32)>) {
         let attachments = self.attachments();
         let call = || {
-            portmap::end(&attachments, &id.to_string(), "eth0")?;
+            portmap::end(&mut Nft::default(), &attachments, &id.to_string(), "eth0")?;
             interface(id, false);
             attachments.remove(&id.to_string(), "eth0")
         };
@@ -262,7 +275,8 @@ impl World {
     /// Whoever lives has its ports, and nothing leads to where nobody is.
     fn assert_right(&self, after: &Step) {
         let attachments = self.attachments();
-        self.within(|| portmap::heal(&attachments)).unwrap();
+        self.within(|| portmap::heal(&mut Nft::default(), &attachments))
+            .unwrap();
         for (id, pod) in &self.pods {
             let Pod::Lives(ports) = pod else { continue };
             let mut attachment = Self::attachment(*id);

@@ -1,5 +1,6 @@
 //! The program killed at arbitrary moments of its work; DEL, or GC, then finds everything.
 
+use std::io::Read;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -42,6 +43,27 @@ fn add_and_del_at_any_moment() {
         node.assert_clean(&format!("killed after {after:?}"));
         assert_eq!(elements(&node), 0, "killed after {after:?}");
         assert!(pod.links().is_empty());
+    }
+}
+
+/// A runtime waits until nobody holds the plugin's output any more, and the process that waits for the kernel outlives it.
+#[test]
+fn nobody_holds_the_output_when_del_has_ended() {
+    let node = node();
+    for _ in 0..10 {
+        let pod = Ns::new();
+        node.add("a", &pod).expect_ok();
+        let mut child = node.start(&node.env("DEL", "a", &pod.path()), &node.conf);
+        assert!(child.wait().unwrap().success());
+        node.assert_clean("after DEL");
+        let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        rustix::io::ioctl_fionbio(&out, true).unwrap();
+        rustix::io::ioctl_fionbio(&err, true).unwrap();
+        let read = [out.read(&mut [0]), err.read(&mut [0])];
+        assert!(
+            matches!(read, [Ok(0), Ok(0)]),
+            "somebody holds standard output or standard error: {read:?}"
+        );
     }
 }
 

@@ -3,6 +3,7 @@
 mod space;
 
 mod conntrack;
+mod deletion;
 mod links;
 mod nexthops;
 mod nft;
