@@ -1,6 +1,10 @@
 //! The table of peers: who is where, who may connect, whose place is free.
 
-use std::{collections::HashMap, collections::VecDeque, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use selvage_bgp_core::{
     clock::Now,
@@ -10,9 +14,6 @@ use selvage_bgp_core::{
 };
 
 use crate::stream::Member;
-
-/// A freed place is left alone for this long, so that nothing under way can be mistaken for its next owner's.
-const QUARANTINE: Duration = Duration::from_secs(30);
 
 /// A peer and what the shell knows of it.
 pub(crate) struct Slot {
@@ -46,7 +47,8 @@ impl Slot {
 pub(crate) struct Peers {
     slots: Vec<Option<Slot>>,
     by_key: HashMap<PeerKey, PeerIdx>,
-    free: VecDeque<(Now, PeerIdx)>,
+    /// Places that the next peers take. What is still under way for an earlier owner names a session that is no more.
+    free: VecDeque<PeerIdx>,
 }
 
 impl Peers {
@@ -72,7 +74,6 @@ impl Peers {
     /// Adds a peer; `None` when all 65,535 places are taken.
     pub(crate) fn add(
         &mut self,
-        now: Now,
         peer: Peer,
         config: Arc<PeerConfig>,
         dynamic: bool,
@@ -88,12 +89,8 @@ impl Peers {
             member: None,
             deadline: None,
         };
-        let rested = self
-            .free
-            .front()
-            .is_some_and(|(at, _)| now.since(*at) >= QUARANTINE);
-        let idx = match if rested { self.free.pop_front() } else { None } {
-            Some((_, idx)) => {
+        let idx = match self.free.pop_front() {
+            Some(idx) => {
                 self.slots[usize::from(idx.0)] = Some(slot);
                 idx
             }
@@ -112,10 +109,10 @@ impl Peers {
     }
 
     /// Takes a peer out.
-    pub(crate) fn remove(&mut self, now: Now, idx: PeerIdx) -> Option<Slot> {
+    pub(crate) fn remove(&mut self, idx: PeerIdx) -> Option<Slot> {
         let slot = self.slots.get_mut(usize::from(idx.0))?.take()?;
         self.by_key.remove(&slot.config.key);
-        self.free.push_back((now, idx));
+        self.free.push_back(idx);
         Some(slot)
     }
 }

@@ -6,6 +6,7 @@ mod flows;
 mod objects;
 mod peer;
 mod plugin;
+mod reflector;
 mod routes;
 mod table;
 
@@ -19,6 +20,7 @@ pub fn cases() -> Vec<Case> {
         objects::cases(),
         peer::cases(),
         plugin::cases(),
+        reflector::cases(),
         table::cases(),
     ]
     .concat()

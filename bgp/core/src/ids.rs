@@ -3,6 +3,10 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// An autonomous system number, four octets (RFC 6793).
@@ -55,13 +59,26 @@ impl fmt::Debug for RouterId {
     }
 }
 
-/// A peer inside the speaker: its place in every per-peer table. Reused after a peer is gone, hence [`Epoch`].
+/// A peer inside the speaker: its place in every per-peer table. Another peer may have the place as soon as the peer is
+/// gone, so a `PeerIdx` that is kept, or sent to another thread, is kept and sent beside an [`Epoch`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PeerIdx(pub u16);
 
-/// Counts the sessions of one [`PeerIdx`]: what carries an older epoch than the present one is ignored.
+/// The number of a session. No two sessions of a speaker have the same number, whichever peers they are with, and a later
+/// session has a higher one. What carries another epoch than a peer's present session is ignored. 0: no session.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct Epoch(pub u32);
+pub struct Epoch(pub u64);
+
+/// The counter of a speaker's sessions. All peers of a speaker hold a clone of one counter.
+#[derive(Clone, Debug, Default)]
+pub struct Epochs(Arc<AtomicU64>);
+
+impl Epochs {
+    /// The number of a session that begins now; the first is 1.
+    pub fn next(&self) -> Epoch {
+        Epoch(self.0.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+}
 
 /// An update group of the RIB: peers that are sent the same bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

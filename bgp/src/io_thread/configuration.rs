@@ -24,8 +24,14 @@ impl IoThread {
         // Nobody keeps our routes for longer than that.
         let restart_time = self.config.graceful_restart.restart_time;
         let restarting = self.restarting && now < Now(0) + restart_time;
-        let peer = Peer::new(self.config.clone(), config.clone(), self.seed, restarting);
-        let idx = self.peers.add(now, peer, config.clone(), dynamic)?;
+        let peer = Peer::new(
+            self.config.clone(),
+            config.clone(),
+            self.seed,
+            restarting,
+            self.epochs.clone(),
+        );
+        let idx = self.peers.add(peer, config.clone(), dynamic)?;
         self.to_rib
             .push(RibWork::Input(RibInput::Peer(idx, config)));
         self.handle(idx, Input::Start, &mut None);
@@ -33,9 +39,8 @@ impl IoThread {
     }
 
     pub(super) fn remove_peer(&mut self, idx: PeerIdx) {
-        let now = self.clock.now();
         self.leave_group(idx);
-        let Some(slot) = self.peers.remove(now, idx) else {
+        let Some(slot) = self.peers.remove(idx) else {
             return;
         };
         if let Some(at) = slot.deadline {
@@ -44,6 +49,8 @@ impl IoThread {
         for (_, token) in &slot.conns {
             self.drop_conn(*token);
         }
+        // The place may be another peer's at once.
+        self.connects.retain(|(peer, _)| *peer != idx);
         self.to_rib.push(RibWork::Input(RibInput::PeerGone(idx)));
     }
 

@@ -20,7 +20,7 @@ use mio::{Events, Poll, Token, event::Event, net::TcpListener};
 use selvage_bgp_core::{
     clock::{Now, earlier},
     config::{Password, SpeakerConfig},
-    ids::{GroupId, PeerIdx, PeerKey},
+    ids::{Epochs, GroupId, PeerIdx, PeerKey},
     prefix::Prefix,
     rib::RibOutput,
     session::{ConnId, Input, Output, Stop},
@@ -100,6 +100,8 @@ pub(crate) struct IoThread {
     restarting: bool,
     listeners: Vec<Listener>,
     peers: Peers,
+    /// Numbers the sessions of all peers.
+    epochs: Epochs,
     conns: Vec<Option<Conn>>,
     free_conns: Vec<usize>,
     timers: BTreeSet<(Now, PeerIdx)>,
@@ -156,6 +158,7 @@ impl IoThread {
             restarting,
             listeners: Vec::new(),
             peers: Peers::default(),
+            epochs: Epochs::default(),
             conns: Vec::new(),
             free_conns: Vec::new(),
             timers: BTreeSet::new(),
@@ -354,8 +357,9 @@ impl IoThread {
                     self.handle(peer, Input::TooManyPrefixes, &mut None);
                 }
             }
-            RibOutput::ManyPrefixes(peer, family, count) => {
+            RibOutput::ManyPrefixes(peer, epoch, family, count) => {
                 if let Some(slot) = self.peers.get(peer)
+                    && slot.established.is_some_and(|(_, e)| e == epoch)
                     && let Some(max) = slot.config.max_prefix
                 {
                     let (peer, limit, action) = (slot.config.key, max.limit, max.action);

@@ -3,5 +3,6 @@
 
 mod ends;
 mod neighbour;
+mod places;
 mod settings;
 mod space;

@@ -2,18 +2,21 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     time::Duration,
 };
 
 use bytes::BytesMut;
 use selvage_bgp::core::{
-    ids::{Asn, RouterId},
+    ids::{Asn, Family, FamilySet, RouterId},
+    prefix::Prefix,
     wire::{
+        attr::PathAttributes,
         capability::{Capability, Restart, RestartFamily},
         header::{self, MAX_EXTENDED_MESSAGE, MessageType},
         notification::Notification,
         open::Open,
+        update::{self, AttributeCache, Context, EncodeOptions},
     },
 };
 use socket2::{Domain, Socket, Type};
@@ -21,7 +24,7 @@ use socket2::{Domain, Socket, Type};
 use crate::space::{ASN, SPEAKER};
 
 /// Nothing takes as long.
-const LIMIT: Duration = Duration::from_secs(10);
+pub const LIMIT: Duration = Duration::from_secs(10);
 
 pub struct Neighbour {
     pub stream: TcpStream,
@@ -86,12 +89,51 @@ impl Neighbour {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// Reads until a message of this kind has come.
-    pub fn read_until(&mut self, kind: MessageType) {
+    /// Announces prefixes of IPv4 by 192.0.2.1, since an address of the loopback network is no next hop.
+    pub fn announce(&mut self, prefixes: &[Prefix]) {
+        let next_hop = IpAddr::from([192, 0, 2, 1]);
+        let attributes = PathAttributes {
+            local_pref: Some(100),
+            ..PathAttributes::local(next_hop.into())
+        };
+        let options = EncodeOptions {
+            four_octet_as: true,
+            add_path: false,
+            max_message: header::MAX_MESSAGE,
+        };
+        let mut bytes = BytesMut::new();
+        let mut nlri = prefixes.iter().map(|prefix| (0, *prefix));
+        update::write_reach(&mut bytes, Family::Ipv4, &attributes, &options, &mut nlri).unwrap();
+        self.write(&bytes);
+    }
+
+    /// Reads until `prefix` has been announced.
+    pub fn read_until_announced(&mut self, prefix: &Prefix) {
+        let context = Context {
+            internal: true,
+            four_octet_as: true,
+            families: FamilySet::ALL,
+            add_path: FamilySet::NONE,
+            first_as: None,
+            local_addr: self.stream.local_addr().unwrap().ip(),
+            interface: None,
+        };
+        loop {
+            let body = self.read_until(MessageType::Update);
+            let update = update::decode(&body, &context, &mut AttributeCache::default()).unwrap();
+            let mut announced = update.reach.iter().flat_map(|(_, block)| block);
+            if announced.any(|(_, other)| other == *prefix) {
+                return;
+            }
+        }
+    }
+
+    /// Reads until a message of this kind has come; its body.
+    pub fn read_until(&mut self, kind: MessageType) -> bytes::Bytes {
         loop {
             while let Some(frame) = self.frame() {
                 if frame.0 == kind {
-                    return;
+                    return frame.1;
                 }
             }
             let end = self.fill();

@@ -254,9 +254,13 @@ impl Rib {
             .warn_at
             .unwrap_or(u32::MAX)
             .min(max.limit.saturating_add(1));
-        if more >= many && !peer.warned.contains(family) {
+        if let Some(epoch) = peer.epoch
+            && more >= many
+            && !peer.warned.contains(family)
+        {
             peer.warned.insert(family);
-            self.to_say.push(RibOutput::ManyPrefixes(idx, family, more));
+            let warning = RibOutput::ManyPrefixes(idx, epoch, family, more);
+            self.to_say.push(warning);
         }
         if more <= max.limit {
             return true;

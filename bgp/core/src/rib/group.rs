@@ -11,6 +11,8 @@
 //!
 //! A group's table is filled by its first dump: up to there [`Group::built`] says how far it is.
 
+use std::collections::HashSet;
+
 use super::{
     Chunk, DumpId, RibOutput,
     adj_rib_in::Path,
@@ -43,8 +45,6 @@ pub(crate) struct Joiner {
     /// It has been sent routes in this session, as a member of the group in this place: what it may still have of them
     /// and should not is withdrawn.
     pub(crate) from: Option<usize>,
-    /// Where its last End-of-RIB is in the group's log.
-    pub(crate) told_end: Option<u64>,
 }
 
 /// A dump in the making.
@@ -60,7 +60,6 @@ struct Dump {
 /// The dump that joiners are given.
 struct Latest {
     id: DumpId,
-    log: u64,
     /// Octets logged before it.
     logged: u64,
     octets: u64,
@@ -81,6 +80,10 @@ pub(crate) struct Group {
     changes: [Changes; 2],
     dump: Option<Dump>,
     latest: Option<Latest>,
+    /// Peers that may not join by the latest dump, because of what the log says since that dump began: it has an End-of-RIB
+    /// for them (or for an earlier peer in their place), or it announces a route of theirs, which they are not told of,
+    /// instead of one that the dump holds.
+    not_by_latest: HashSet<PeerIdx>,
     log_seq: u64,
     logged: u64,
     /// Withdrawn prefixes that are remembered: those from before the last sweep mark, and those since.
@@ -115,6 +118,7 @@ impl Group {
             changes: Default::default(),
             dump: None,
             latest: None,
+            not_by_latest: HashSet::new(),
             log_seq: 0,
             logged: 0,
             withdrawn: Default::default(),
@@ -164,8 +168,12 @@ impl Group {
             (before, Some((attr, source))) => {
                 let changes = &mut self.changes[family.index()];
                 changes.announce(source, attr, idx);
-                if before.is_some_and(|(_, s)| s != source) && (tables.is_in)(source, place) {
-                    changes.withdraw_from(source, idx);
+                if before.is_some_and(|(_, s)| s != source) {
+                    if (tables.is_in)(source, place) {
+                        changes.withdraw_from(source, idx);
+                    } else if self.latest.is_some() {
+                        self.not_by_latest.insert(source);
+                    }
                 }
                 self.out.set(
                     family,
@@ -276,9 +284,8 @@ impl Group {
         if let Some(latest) = &mut self.latest
             && latest.is_fresh(self.logged)
         {
-            let log = latest.log;
             joined.extend(self.joiners.extract_if(.., |j| {
-                j.after <= decided && j.from.is_none() && j.told_end.is_none_or(|at| at < log)
+                j.after <= decided && j.from.is_none() && !self.not_by_latest.contains(&j.peer)
             }));
             if !joined.is_empty() {
                 latest.used = now;
@@ -301,9 +308,9 @@ impl Group {
             members.sort_unstable();
             if from.is_none() {
                 self.retire(out);
+                self.not_by_latest.clear();
                 self.latest = Some(Latest {
                     id,
-                    log,
                     logged: self.logged,
                     octets: 0,
                     complete: false,
@@ -323,9 +330,7 @@ impl Group {
         if !joined.is_empty() {
             let mut members: Vec<PeerIdx> = joined.iter().map(|j| j.peer).collect();
             members.sort_unstable();
-            for j in &mut joined {
-                j.told_end = Some(self.log_seq);
-            }
+            self.not_by_latest.extend(&members);
             self.log(super::adj_rib_out::end_of_rib(&self.view, members), out);
         }
         joined

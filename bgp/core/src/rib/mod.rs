@@ -52,7 +52,7 @@ pub enum RibInput {
     Configure(Arc<SpeakerConfig>),
     /// A peer is there, or has other settings. Filters changed in place take effect by re-evaluation and re-announcement.
     Peer(PeerIdx, Arc<PeerConfig>),
-    /// The peer's place is free again. Its routes are gone already (`Down` precedes).
+    /// The peer's place is free again: nothing is kept of its sessions and its routes, and another peer may have the place at once.
     PeerGone(PeerIdx),
     /// From a session.
     Event(FromPeer),
@@ -130,7 +130,7 @@ pub enum RibOutput {
     /// The peer announced more than it may.
     TooManyPrefixes(PeerIdx, Epoch),
     /// The peer announces as many prefixes of a family as to warn of, or more than it may; once a session.
-    ManyPrefixes(PeerIdx, Family, u32),
+    ManyPrefixes(PeerIdx, Epoch, Family, u32),
 }
 
 /// Whole messages for all members of a group but one at most, or for a few members only: see [`Chunk::is_for`].

@@ -8,7 +8,7 @@ use crate::{
     config::PeerConfig,
     event::Negotiated,
     filter::FilterChain,
-    ids::{Epoch, FamilySet, GroupId, RouterId},
+    ids::{Epoch, FamilySet, RouterId},
 };
 
 /// Numbers of a peer in one family.
@@ -70,7 +70,7 @@ impl PrefixList {
 pub(crate) struct Peer {
     pub(crate) config: Option<Arc<PeerConfig>>,
     pub(crate) import: FilterChain,
-    /// The last session that was up; nothing older is listened to.
+    /// The last session of this peer that was up; nothing older is listened to.
     pub(crate) epoch: Option<Epoch>,
     /// Its latest session, which stale routes are from.
     pub(crate) last: Option<Arc<Negotiated>>,
@@ -88,8 +88,6 @@ pub(crate) struct Peer {
     pub(crate) too_many: bool,
     /// The families in which it has been said of this session that there are many prefixes.
     pub(crate) warned: FamilySet,
-    /// Where in which group's log its last End-of-RIB is.
-    pub(crate) told_end: Option<(GroupId, u64)>,
 }
 
 impl Default for Peer {
@@ -109,7 +107,6 @@ impl Default for Peer {
             up_at: Now(0),
             too_many: false,
             warned: FamilySet::NONE,
-            told_end: None,
         }
     }
 }

@@ -355,11 +355,6 @@ impl Rib {
                         pins.next();
                     }
                     unpin.extend(pins);
-                    for j in joined {
-                        if let Some(peer) = self.peers.get_mut(usize::from(j.peer.0)) {
-                            peer.told_end = j.told_end.map(|at| (group.id, at));
-                        }
-                    }
                 }
                 if !group.is_dumping() || left == 0 {
                     break;

@@ -104,7 +104,8 @@ impl Rib {
         self.leave(idx);
     }
 
-    /// Frees the place of a peer. The count of its sessions goes on.
+    /// Frees the place of a peer. Only what describes announcements that are yet to be taken back stays until the next
+    /// poll has done so: whose routes they were.
     pub(crate) fn peer_gone(&mut self, idx: PeerIdx) {
         let Some(peer) = self.peers.get(usize::from(idx.0)) else {
             return;
@@ -114,12 +115,9 @@ impl Rib {
         }
         self.drop_all(idx, FamilySet::ALL);
         let peer = &mut self.peers[usize::from(idx.0)];
-        // What was sent of its routes is taken back in the next poll, which has to know what it was.
         *peer = Peer {
-            epoch: peer.epoch,
             identity: peer.identity,
             reidentified: peer.reidentified,
-            told_end: peer.told_end,
             ..Peer::default()
         };
     }
@@ -186,19 +184,16 @@ impl Rib {
         };
         let Some(epoch) = peer.epoch else { return };
         peer.group = Some(place);
-        let told_end = peer.told_end;
         let Some(Some(group)) = self.groups.get_mut(place) else {
             return;
         };
         group.members += 1;
-        let id = group.id;
         group.joiners.push(Joiner {
             peer: idx,
             epoch,
             after,
             search,
             from,
-            told_end: told_end.filter(|(g, _)| *g == id).map(|(_, at)| at),
         });
         if let Some(from) = from.and_then(|at| self.group_mut(at)) {
             from.pins += 1;

@@ -8,7 +8,8 @@
 //!               ▲   accept ──Accepted──────▲  │ collision             │
 //!               └──── retry, idle hold ◄──────┴──────── end ◄─────────┘ restart: what stays as stale
 //! ```
-//! Always: at most one connection is Established; every `Up` has a new epoch and is followed by at most one `Down`.
+//! Always: at most one connection is Established; every `Up` has an epoch that no session of the speaker had before, and is
+//! followed by at most one `Down`.
 
 mod accept;
 mod collision;

@@ -18,7 +18,7 @@ use crate::{
     clock::{Now, earlier},
     config::{PeerConfig, SpeakerConfig},
     event::{DownReason, Negotiated},
-    ids::{Epoch, Family, FamilySet},
+    ids::{Epoch, Epochs, Family, FamilySet},
     wire::{
         header::{self, MessageType},
         notification::Notification,
@@ -39,6 +39,8 @@ pub struct Peer {
     /// Two at most: one on each side of a collision, or a session and the one that replaces it.
     pub(super) conns: Vec<Connection>,
     next_conn: u32,
+    /// The speaker's counter of sessions.
+    epochs: Epochs,
     pub(super) epoch: Epoch,
     reported: State,
     /// The agent has restarted, and the kernel still forwards by the routes of its earlier run.
@@ -79,12 +81,13 @@ pub(super) struct Stats {
 impl Peer {
     /// A peer that does nothing before [`Input::Start`]. `seed` spreads its timers. `first_start`: the agent has restarted
     /// and the kernel has kept the routes of its earlier run; the peer is told so in the restart time after the start,
-    /// until a session comes about (R bit, RFC 4724 section 4.1).
+    /// until a session comes about (R bit, RFC 4724 section 4.1). `epochs` is the one counter of the speaker's sessions.
     pub fn new(
         speaker: Arc<SpeakerConfig>,
         config: Arc<PeerConfig>,
         seed: u64,
         first_start: bool,
+        epochs: Epochs,
     ) -> Peer {
         Peer {
             speaker,
@@ -93,6 +96,7 @@ impl Peer {
             running: false,
             conns: Vec::new(),
             next_conn: 0,
+            epochs,
             epoch: Epoch::default(),
             reported: State::Idle,
             first_start,
@@ -321,7 +325,7 @@ impl Peer {
 
     /// A session begins: its number.
     pub(super) fn next_epoch(&mut self) -> Epoch {
-        self.epoch = Epoch(self.epoch.0.wrapping_add(1));
+        self.epoch = self.epochs.next();
         self.established_before = true;
         self.stats.established += 1;
         self.epoch

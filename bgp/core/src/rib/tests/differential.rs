@@ -13,7 +13,7 @@ use super::{attrs_via, negotiated, peer_config, shell::Shell, speaker};
 use crate::{
     config::{FilterRef, PeerConfig, SpeakerConfig},
     event::{DownReason, PeerEvent},
-    ids::{Asn, Epoch, Family, FamilySet, PeerIdx, RouterId},
+    ids::{Asn, Epoch, Epochs, Family, FamilySet, PeerIdx, RouterId},
     prefix::Prefix,
     rib::{Query, Rib, RibInput, RouteOrigin},
     wire::attr::{NextHop, PathAttributes},
@@ -75,7 +75,8 @@ fn prefix(n: u8) -> Prefix {
 
 struct ModelPeer {
     config: PeerConfig,
-    epoch: u32,
+    /// Its latest session; that of an earlier peer in its place is no matter.
+    epoch: Epoch,
     up: bool,
     /// Changes with the peer that has the place.
     router_id: u32,
@@ -276,6 +277,8 @@ fn announced(peer: usize, external: bool, variant: u8, family: Family) -> PathAt
 struct Run {
     shell: Shell,
     model: Model,
+    /// The speaker's own counter of sessions.
+    epochs: Epochs,
 }
 
 impl Run {
@@ -296,7 +299,7 @@ impl Run {
             shell.apply(RibInput::Peer(PeerIdx(i.into()), Arc::new(peer.clone())));
             peers.push(ModelPeer {
                 config: peer,
-                epoch: 0,
+                epoch: Epoch::default(),
                 up: false,
                 router_id: 256 + u32::from(i) + 1,
                 routes: BTreeMap::new(),
@@ -305,6 +308,7 @@ impl Run {
         }
         Run {
             shell,
+            epochs: Epochs::default(),
             model: Model {
                 speaker: config,
                 peers,
@@ -320,7 +324,7 @@ impl Run {
             Op::DropStale(p) => {
                 let peer = &mut self.model.peers[usize::from(p)];
                 peer.routes.retain(|_, r| !r.1);
-                let epoch = Epoch(peer.epoch);
+                let epoch = peer.epoch;
                 self.shell.event(
                     PeerIdx(p.into()),
                     epoch,
@@ -333,7 +337,7 @@ impl Run {
                     peer.routes
                         .retain(|p, r| !r.1 || p.family() != Family::Ipv4);
                 }
-                let (idx, epoch) = (PeerIdx(p.into()), Epoch(peer.epoch));
+                let (idx, epoch) = (PeerIdx(p.into()), peer.epoch);
                 self.shell
                     .event(idx, epoch, PeerEvent::EndOfRib(Family::Ipv4));
             }
@@ -362,7 +366,7 @@ impl Run {
                 self.shell.unreach(PeerIdx(p.into()), &list);
             }
             Op::Refresh(p) => {
-                let epoch = Epoch(self.model.peers[usize::from(p)].epoch);
+                let epoch = self.model.peers[usize::from(p)].epoch;
                 self.shell
                     .event(PeerIdx(p.into()), epoch, PeerEvent::Refresh(Family::Ipv4));
             }
@@ -390,6 +394,7 @@ impl Run {
                 let peer = &mut self.model.peers[usize::from(p)];
                 peer.routes.clear();
                 peer.router_id ^= 512;
+                peer.epoch = Epoch::default();
                 let idx = PeerIdx(p.into());
                 self.shell.apply(RibInput::PeerGone(idx));
                 self.shell
@@ -406,10 +411,11 @@ impl Run {
         }
         let peer = &mut self.model.peers[i];
         peer.up = true;
-        peer.epoch += 1;
+        peer.epoch = self.epochs.next();
+        let epoch = peer.epoch;
         let mut session = negotiated(&self.model.speaker, &peer.config, p + 1);
         session.peer_id = RouterId(peer.router_id);
-        self.shell.up(PeerIdx(p.into()), Epoch(peer.epoch), session);
+        self.shell.up(PeerIdx(p.into()), epoch, session);
         // A next hop that the kernel has not been asked about yet may become reachable at any time.
         let mut paths = self.model.peers.iter().flat_map(|p| p.routes.values());
         if paths.all(|r| self.shell.watched.contains(&r.0.next_hop.global)) {
@@ -437,11 +443,9 @@ impl Run {
         let reason = DownReason::ConnectionLost;
         let idx = PeerIdx(p.into());
         self.shell.members.remove(&idx);
-        self.shell.event(
-            idx,
-            Epoch(peer.epoch),
-            PeerEvent::Down { reason, keep_stale },
-        );
+        let epoch = peer.epoch;
+        self.shell
+            .event(idx, epoch, PeerEvent::Down { reason, keep_stale });
     }
 
     fn configure(&mut self, p: u8, what: u8) {

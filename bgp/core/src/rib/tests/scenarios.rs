@@ -112,6 +112,54 @@ fn a_flap_between_two_polls_says_nothing() {
     );
 }
 
+/// A dump is shared by those who join later. What the log says since then about a route that has become the best one while
+/// its own peer was away is not for that peer.
+#[test]
+fn a_peer_that_comes_back_does_not_join_by_a_dump_from_before_its_route_became_the_best() {
+    let mut s = shell(&speaker(ASN));
+    let prefix = p("10.9.0.0/16");
+    up(&mut s, 0, ASN);
+    s.settle();
+    // The first dump gets old by this, and those who join from now on have a new one.
+    let others: Vec<Prefix> = (0..40_000u32)
+        .map(|n| Prefix::V4 {
+            addr: 0x1400_0000 + (n << 8),
+            len: 24,
+        })
+        .collect();
+    s.reach(PeerIdx(0), &internal(0), &[prefix]);
+    s.settle();
+    up(&mut s, 1, ASN);
+    let better = PathAttributes {
+        local_pref: Some(200),
+        ..internal(1)
+    };
+    s.reach(PeerIdx(1), &better, &[prefix]);
+    s.reach(PeerIdx(1), &better, &others);
+    s.settle();
+    s.play_all();
+    s.unreach(PeerIdx(1), &others);
+    s.settle();
+    up(&mut s, 2, ASN);
+    s.settle();
+    s.play_all();
+    // Peer 0 restarts; meanwhile its route becomes the best one.
+    let reason = DownReason::ConnectionLost;
+    let keep_stale = FamilySet::ALL;
+    let away = PeerEvent::Down { reason, keep_stale };
+    s.members.remove(&PeerIdx(0));
+    s.event(PeerIdx(0), Epoch(1), away);
+    s.settle();
+    s.unreach(PeerIdx(1), &[prefix]);
+    s.settle();
+    let session = negotiated(&speaker(ASN), &peer_config(1, ASN), 1);
+    s.up(PeerIdx(0), Epoch(2), session);
+    s.reach(PeerIdx(0), &internal(0), &[prefix]);
+    s.settle();
+    s.play_all();
+    assert_eq!(s.members[&PeerIdx(0)].routes.get(&prefix), None);
+}
+
 /// B1: all dumps together cost no more than a few times the log.
 #[test]
 fn a_storm_of_joiners_shares_few_dumps() {

@@ -229,7 +229,7 @@ impl Shell {
             }
             RibOutput::Unwatch(addr) => assert!(self.watched.remove(&addr)),
             RibOutput::TooManyPrefixes(peer, _) => self.too_many.push(peer),
-            RibOutput::ManyPrefixes(peer, _, count) => self.many.push((peer, count)),
+            RibOutput::ManyPrefixes(peer, _, _, count) => self.many.push((peer, count)),
         }
     }
 

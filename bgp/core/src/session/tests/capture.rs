@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     clock::Now,
     event::PeerEvent,
-    ids::{Family, FamilySet},
+    ids::{Epochs, Family, FamilySet},
     session::{ConnId, Input, Output, Peer, State},
     wire::{
         capability::Capability, header, notification::Notification, open::Open,
@@ -33,7 +33,7 @@ impl Bench {
         p.passive = true;
         change(&mut s, &mut p);
         let mut bench = Bench {
-            peer: Peer::new(arc(s), arc(p), 1, false),
+            peer: Peer::new(arc(s), arc(p), 1, false, Epochs::default()),
             now: Now(1),
             out: Vec::new(),
         };

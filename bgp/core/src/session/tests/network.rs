@@ -12,7 +12,7 @@ use crate::{
     clock::Now,
     config::{PeerConfig, SpeakerConfig},
     event::PeerEvent,
-    ids::Epoch,
+    ids::{Epoch, Epochs},
     session::{ConnId, Input, Output, Peer, State, Stop, peer::Idle},
 };
 
@@ -33,6 +33,7 @@ pub struct Node {
     pub slots: Vec<Slot>,
     /// Whether it accepts connections.
     pub listening: bool,
+    epochs: Epochs,
 }
 
 /// One neighbour of a node.
@@ -45,7 +46,7 @@ pub struct Slot {
     /// The bytes sent, one entry for each output.
     pub sent: Vec<Bytes>,
     up: Option<Epoch>,
-    last_epoch: u32,
+    last_epoch: u64,
 }
 
 /// One TCP connection. Side 0 has opened it.
@@ -79,6 +80,7 @@ impl Network {
                         .map(|(j, &(peer_asn, _))| Slot::new(j, neighbor(j as u8 + 1, peer_asn)))
                         .collect(),
                     listening: true,
+                    epochs: Epochs::default(),
                 }
             })
             .collect();
@@ -110,9 +112,16 @@ impl Network {
     pub fn boot(&mut self, node: usize, restarted: bool) {
         let n = &mut self.nodes[node];
         n.listening = true;
+        n.epochs = Epochs::default();
         for (i, slot) in n.slots.iter_mut().enumerate() {
             let seed = (node * 100 + i) as u64 + self.now.0;
-            slot.peer = Peer::new(n.speaker.clone(), slot.config.clone(), seed, restarted);
+            slot.peer = Peer::new(
+                n.speaker.clone(),
+                slot.config.clone(),
+                seed,
+                restarted,
+                n.epochs.clone(),
+            );
             slot.up = None;
             slot.last_epoch = 0;
         }
@@ -407,7 +416,13 @@ impl Slot {
     fn new(to: usize, config: PeerConfig) -> Slot {
         let config = arc(config);
         Slot {
-            peer: Peer::new(arc(speaker(1, 1)), config.clone(), 0, false),
+            peer: Peer::new(
+                arc(speaker(1, 1)),
+                config.clone(),
+                0,
+                false,
+                Epochs::default(),
+            ),
             config,
             to,
             events: Vec::new(),
