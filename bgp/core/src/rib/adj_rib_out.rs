@@ -26,8 +26,19 @@ pub(crate) struct Sent {
     pub(crate) attr: AttrId,
     /// Where they came from; that member is not sent them.
     pub(crate) source: PeerIdx,
-    /// It is in the list of withdrawn prefixes.
-    pub(crate) listed: bool,
+    /// Whether the group remembers a withdrawal of the prefix, which may have been announced since.
+    pub(crate) listed: Listed,
+}
+
+/// The list of a group's withdrawn prefixes that a prefix is in; the later one if it is in both.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Listed {
+    /// No withdrawal is remembered.
+    No,
+    /// All withdrawals were logged before the last sweep mark.
+    BeforeMark,
+    /// A withdrawal was logged, or written into a private dump, since the last sweep mark.
+    SinceMark,
 }
 
 /// Never announced.
@@ -40,7 +51,7 @@ impl Sent {
     pub(crate) const EMPTY: Sent = Sent {
         attr: NOTHING,
         source: PeerIdx(0),
-        listed: false,
+        listed: Listed::No,
     };
 
     /// The attributes and their source, if the prefix is announced.

@@ -16,7 +16,7 @@ use std::collections::HashSet;
 use super::{
     Chunk, DumpId, RibOutput,
     adj_rib_in::Path,
-    adj_rib_out::{AdjRibOut, Changes, NOTHING, Packer, Sent, WITHDREW},
+    adj_rib_out::{AdjRibOut, Changes, Listed, NOTHING, Packer, Sent, WITHDREW},
     arena::Arena,
     attrs::{AttrId, Attrs},
     nexthop::NextHops,
@@ -28,8 +28,8 @@ use crate::{
     ids::{Epoch, Family, GroupId, PeerIdx},
 };
 
-/// A log that is shorter than this does not outdate a dump.
-const SHORT_LOG: u64 = 64 << 10;
+/// A log that is shorter than this, in octets, does not outdate a dump.
+pub(crate) const SHORT_LOG: u64 = 64 << 10;
 /// A dump larger than this is not kept for joiners who do not come.
 pub(crate) const LARGE_DUMP: u64 = 256 << 10;
 
@@ -80,14 +80,18 @@ pub(crate) struct Group {
     changes: [Changes; 2],
     dump: Option<Dump>,
     latest: Option<Latest>,
+    /// [`SHORT_LOG`], or less where a test shall see dumps that are outdated.
+    short_log: u64,
     /// Peers that may not join by the latest dump, because of what the log says since that dump began: it has an End-of-RIB
     /// for them (or for an earlier peer in their place), or it announces a route of theirs, which they are not told of,
     /// instead of one that the dump holds.
     not_by_latest: HashSet<PeerIdx>,
     log_seq: u64,
     logged: u64,
-    /// Withdrawn prefixes that are remembered: those from before the last sweep mark, and those since.
+    /// Withdrawn prefixes that are remembered: those of [`Listed::BeforeMark`], and those of [`Listed::SinceMark`]. A prefix
+    /// whose withdrawals are on both sides of the mark is in both.
     withdrawn: [Vec<(Family, PrefixIdx)>; 2],
+    /// The sweep mark: the length of the log at the last sweep.
     sweep_at: u64,
     /// Prefixes that came to be remembered by a dump.
     pub(crate) remembered: Vec<(Family, PrefixIdx)>,
@@ -105,8 +109,8 @@ pub(crate) struct Tables<'a> {
 }
 
 impl Group {
-    /// An empty group.
-    pub(crate) fn new(id: GroupId, view: View) -> Group {
+    /// An empty group. A log of up to `short_log` octets does not outdate a dump.
+    pub(crate) fn new(id: GroupId, view: View, short_log: u64) -> Group {
         Group {
             id,
             view,
@@ -118,6 +122,7 @@ impl Group {
             changes: Default::default(),
             dump: None,
             latest: None,
+            short_log,
             not_by_latest: HashSet::new(),
             log_seq: 0,
             logged: 0,
@@ -150,19 +155,8 @@ impl Group {
             (None, None) => false,
             (Some((attr, _)), None) => {
                 self.changes[family.index()].withdraw(idx);
-                self.out.set(
-                    family,
-                    idx,
-                    Sent {
-                        attr: WITHDREW,
-                        source: PeerIdx(0),
-                        listed: true,
-                    },
-                );
+                self.note_withdrawn(family, idx);
                 tables.attrs.release(attr, tables.next_hops);
-                if !old.listed {
-                    self.withdrawn[1].push((family, idx));
-                }
                 true
             }
             (before, Some((attr, source))) => {
@@ -190,6 +184,20 @@ impl Group {
                 }
                 false
             }
+        }
+    }
+
+    /// A withdrawal is on its way to the members. The prefix is remembered until two sweeps after that: members that have
+    /// not read the withdrawal, and are given a private dump instead of it, are told there.
+    fn note_withdrawn(&mut self, family: Family, idx: PrefixIdx) {
+        let sent = Sent {
+            attr: WITHDREW,
+            source: PeerIdx(0),
+            listed: Listed::SinceMark,
+        };
+        let before = self.out.set(family, idx, sent);
+        if before.listed != Listed::SinceMark {
+            self.withdrawn[1].push((family, idx));
         }
     }
 
@@ -234,7 +242,7 @@ impl Group {
         }
         if let Some(latest) = &self.latest
             && latest.complete
-            && !latest.is_fresh(self.logged)
+            && !latest.is_fresh(self.logged, self.short_log)
         {
             self.retire(out);
         }
@@ -282,7 +290,7 @@ impl Group {
     ) -> Vec<Joiner> {
         let mut joined = Vec::new();
         if let Some(latest) = &mut self.latest
-            && latest.is_fresh(self.logged)
+            && latest.is_fresh(self.logged, self.short_log)
         {
             joined.extend(self.joiners.extract_if(.., |j| {
                 j.after <= decided && j.from.is_none() && !self.not_by_latest.contains(&j.peer)
@@ -457,32 +465,19 @@ impl Group {
             && latest.id == dump.id
         {
             latest.complete = true;
-            if !latest.is_fresh(logged) {
+            if !latest.is_fresh(logged, self.short_log) {
                 self.retire(out);
             }
         }
         work
     }
 
-    /// A member may have been sent a prefix that was never in this table.
+    /// A private dump withdraws a prefix, which may never have been in this table.
     fn remember(&mut self, family: Family, idx: PrefixIdx) {
-        let sent = self.out.get(family, idx);
-        if sent.attr != NOTHING {
-            return;
+        if self.out.get(family, idx).attr == NOTHING {
+            self.remembered.push((family, idx));
         }
-        self.out.set(
-            family,
-            idx,
-            Sent {
-                attr: WITHDREW,
-                source: PeerIdx(0),
-                listed: true,
-            },
-        );
-        if !sent.listed {
-            self.withdrawn[1].push((family, idx));
-        }
-        self.remembered.push((family, idx));
+        self.note_withdrawn(family, idx);
     }
 
     /// Fills in one prefix as it was decided last. What else there may be to say of it follows in the log.
@@ -504,34 +499,40 @@ impl Group {
                 Sent {
                     attr,
                     source,
-                    listed: false,
+                    listed: Listed::No,
                 },
             );
         }
     }
 
-    /// All members are past `log`: forgets what was withdrawn before the last mark, and makes a new one. Gives the
-    /// prefixes that are forgotten.
+    /// All members are past `log`: forgets the prefixes whose last withdrawal was before the last mark, and makes a new
+    /// mark. Gives the prefixes that are forgotten.
     pub(crate) fn sweep(&mut self, log: u64) -> Vec<(Family, PrefixIdx)> {
         if log < self.sweep_at || self.pins > 0 || self.dump.is_some() {
             return Vec::new();
         }
-        let recent = std::mem::take(&mut self.withdrawn[1]);
-        let old = std::mem::replace(&mut self.withdrawn[0], recent);
         self.sweep_at = self.log_seq;
         let mut forgotten = Vec::new();
-        for (family, idx) in old {
+        for (family, idx) in std::mem::take(&mut self.withdrawn[0]) {
             let sent = self.out.get(family, idx);
+            if sent.listed == Listed::SinceMark {
+                continue;
+            }
             let now = match sent.announced() {
-                Some((attr, source)) => Sent {
-                    attr,
-                    source,
-                    listed: false,
+                Some(_) => Sent {
+                    listed: Listed::No,
+                    ..sent
                 },
                 None => Sent::EMPTY,
             };
             self.out.set(family, idx, now);
             forgotten.push((family, idx));
+        }
+        self.withdrawn.swap(0, 1);
+        for &(family, idx) in &self.withdrawn[0] {
+            let listed = Listed::BeforeMark;
+            let sent = self.out.get(family, idx);
+            self.out.set(family, idx, Sent { listed, ..sent });
         }
         forgotten
     }
@@ -549,7 +550,7 @@ impl Group {
                 if let Some((attr, _)) = sent.announced() {
                     attrs.release(attr, next_hops);
                 }
-                if sent.listed {
+                if sent.listed != Listed::No {
                     forgotten.push((family, idx));
                 }
             }
@@ -560,7 +561,7 @@ impl Group {
 
 impl Latest {
     /// Whether the log since is short against it.
-    fn is_fresh(&self, logged: u64) -> bool {
-        logged - self.logged <= SHORT_LOG.max(self.octets)
+    fn is_fresh(&self, logged: u64, short_log: u64) -> bool {
+        logged - self.logged <= short_log.max(self.octets)
     }
 }

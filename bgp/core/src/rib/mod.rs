@@ -210,6 +210,8 @@ pub struct Rib {
     reidentified: Vec<PeerIdx>,
     next_group: u32,
     next_dump: u64,
+    /// [`group::SHORT_LOG`], but for tests.
+    short_log: u64,
     /// Prefixes that wait for their decision, first come, first served: number and, in the lowest bit, family.
     dirty: VecDeque<u32>,
     /// How many were ever put there.
@@ -241,6 +243,7 @@ impl Rib {
             reidentified: Vec::new(),
             next_group: 0,
             next_dump: 0,
+            short_log: group::SHORT_LOG,
             dirty: VecDeque::new(),
             marked: 0,
             search: None,

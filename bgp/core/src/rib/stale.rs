@@ -238,7 +238,11 @@ impl Rib {
         if let Some(place) = self.groups.iter().position(same) {
             return place;
         }
-        let group = Some(Box::new(Group::new(GroupId(self.next_group), view)));
+        let group = Some(Box::new(Group::new(
+            GroupId(self.next_group),
+            view,
+            self.short_log,
+        )));
         self.next_group += 1;
         match self.groups.iter().position(Option::is_none) {
             Some(free) => {

@@ -15,7 +15,7 @@ use crate::{
     event::{DownReason, PeerEvent},
     ids::{Asn, Epoch, Epochs, Family, FamilySet, PeerIdx, RouterId},
     prefix::Prefix,
-    rib::{Query, Rib, RibInput, RouteOrigin},
+    rib::{Query, Rib, RibInput, RouteOrigin, group::SHORT_LOG},
     wire::attr::{NextHop, PathAttributes},
 };
 
@@ -38,6 +38,8 @@ enum Op {
     Distance(u8, Option<u32>),
     Poll(usize),
     Play(u8, usize),
+    /// All work is done and read; all but this member, if one is named, which reads nothing.
+    Drain(Option<u8>),
     Passed,
     Replace(u8),
 }
@@ -60,9 +62,40 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..PEERS, proptest::option::of(0..3u32)).prop_map(|(p, m)| Op::Distance(p, m)),
         6 => (1..12usize).prop_map(Op::Poll),
         6 => (peer(), 1..6usize).prop_map(|(p, n)| Op::Play(p, n)),
-        1 => Just(Op::Passed),
+        4 => proptest::option::of(peer()).prop_map(Op::Drain),
+        6 => Just(Op::Passed),
         1 => peer().prop_map(Op::Replace),
     ]
+}
+
+/// Steps with a story in between: a route comes and goes again and again, while what was withdrawn is forgotten piece by
+/// piece, and a member that reads nothing of it falls behind or is moved.
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    // After each announcement and each withdrawal: whether the slow member reads it, and how often all say what they have read.
+    let times =
+        proptest::collection::vec([(any::<bool>(), 0..3usize), (any::<bool>(), 0..3)], 1..4);
+    let flap = (0..PEERS, 0..PEERS, 0..24u8, 0..5u8, times, 0..3u8);
+    let flap = flap.prop_map(|(source, slow, n, variant, times, end)| {
+        let mut story = vec![Op::Up(source), Op::Up(slow), Op::Drain(None)];
+        for turn in times {
+            let steps = [
+                Op::Reach(source, variant, vec![n]),
+                Op::Unreach(source, vec![n]),
+            ];
+            for (step, (reads, passed)) in steps.into_iter().zip(turn) {
+                story.extend([step, Op::Drain(Some(slow).filter(|_| !reads))]);
+                story.extend(std::iter::repeat_n(Op::Passed, passed));
+            }
+        }
+        story.push(match end {
+            0 => Op::Lose(slow),
+            1 => Op::Refresh(slow),
+            _ => Op::Configure(slow, n % 8),
+        });
+        story
+    });
+    let part = prop_oneof![12 => op().prop_map(|op| vec![op]), 1 => flap];
+    proptest::collection::vec(part, 1..100).prop_map(|parts| parts.concat())
 }
 
 fn prefix(n: u8) -> Prefix {
@@ -282,11 +315,12 @@ struct Run {
 }
 
 impl Run {
-    fn new() -> Run {
+    fn new(short_log: u64) -> Run {
         let mut config = speaker(ASN);
         config.assume_reachable = false;
         config.local_address[1] = Some("fd00::100".parse().unwrap());
         let mut shell = Shell::new(Rib::new(Arc::new(config.clone()), crate::clock::Now(0)));
+        shell.rib.short_log = short_log;
         let mut peers = Vec::new();
         for i in 0..PEERS {
             let external = (4..6).contains(&i);
@@ -388,6 +422,10 @@ impl Run {
                 self.shell.poll(n);
             }
             Op::Play(p, n) => self.shell.play(PeerIdx(p.into()), n),
+            Op::Drain(but) => {
+                self.shell.settle();
+                self.shell.play_all_but(but.map(|p| PeerIdx(p.into())));
+            }
             Op::Passed => self.shell.say_passed(),
             Op::Replace(p) => {
                 self.down(p, false);
@@ -547,10 +585,10 @@ impl Run {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn grouped_is_as_a_speaker_for_each_peer(ops in proptest::collection::vec(op(), 1..120), cut in 0..120usize) {
-        let mut run = Run::new();
+    fn grouped_is_as_a_speaker_for_each_peer(ops in ops(), cut in 0..200usize, short_log in prop_oneof![Just(0), 1..500u64, Just(SHORT_LOG)]) {
+        let mut run = Run::new(short_log);
         for (i, op) in ops.into_iter().enumerate() {
             run.step(op);
             if i == cut {

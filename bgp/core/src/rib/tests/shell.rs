@@ -279,8 +279,15 @@ impl Shell {
 
     /// Lets all members read all there is.
     pub(crate) fn play_all(&mut self) {
+        self.play_all_but(None);
+    }
+
+    /// Lets all members but one read all there is.
+    pub(crate) fn play_all_but(&mut self, but: Option<PeerIdx>) {
         for peer in self.members.keys().copied().collect::<Vec<_>>() {
-            self.play(peer, usize::MAX);
+            if Some(peer) != but {
+                self.play(peer, usize::MAX);
+            }
         }
     }
 
