@@ -29,6 +29,7 @@ test_packages=(
   frr:/usr/lib/frr/bgpd
   gobgpd:gobgpd
   iproute2:ip
+  ipvsadm:ipvsadm
   containernetworking-plugins:/usr/lib/cni/host-local
 )
 

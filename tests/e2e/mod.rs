@@ -10,6 +10,7 @@ mod paths;
 mod plugin;
 pub mod policy;
 pub mod routes;
+mod sent_on;
 
 use crate::harness::Case;
 
@@ -22,6 +23,7 @@ pub fn cases() -> Vec<Case> {
         policy::cases(),
         host_ports::cases(),
         closed::cases(),
+        sent_on::cases(),
         control::cases(),
         install::cases(),
         demo::cases(),

@@ -67,8 +67,8 @@ fn try_all(features: Features) -> Vec<Lack> {
         }
     };
     if features.policy {
-        let hint = "the kernel needs nf_tables and conntrack (modules nf_tables, nft_ct); without them run the agent with \
-                    --features bgp,kernel,cni";
+        let hint = "the kernel needs nf_tables and conntrack (modules nf_tables, nft_ct, nft_fib_inet); without them run the \
+                    agent with --features bgp,kernel,cni";
         attempt("no NetworkPolicy", true, hint, policy());
         let hint = "the kernel needs the module nf_conntrack_netlink: flows that a new policy denies live on";
         attempt("no list of flows", false, hint, flows());

@@ -6,8 +6,13 @@
 //! * forward: established flows pass (or are cut, if revoked); a pod reaches itself through a service; then the
 //!   source's rules (`eg4`, `eg6`: only isolated pods have an element), then the destination's (`in4`, `in6`: every pod
 //!   has one), and what is left towards a pod's interface is unknown and dropped.
-//! * There is no chain at input and none at output: traffic between a node and its own pods is always allowed, and
-//!   what a node only forwards, translated or not, passes neither.
+//! * output: packets that the node sends with a source address that is not its own. The node did not make them: a
+//!   service proxy (IPVS) took a packet in at the input hook and sends it on with another destination, or a program
+//!   sends for somebody else (raw socket, transparent proxy). They are judged as in `forward`, by the same maps; only
+//!   the input interface is not known there, so the source address alone finds the egress rules. What has a source
+//!   address of the node passes: traffic between a node and its own pods is always allowed. The chain stands before
+//!   the hook at which sources are masqueraded, so it sees the client's address.
+//! * There is no chain at input: what a pod sends to its own node is always allowed.
 
 use super::{
     Action, Base, Chain, Hook, IfaceMatch, Key, KeyType, LookupKey, Match, Name, Plan, Rule,
@@ -15,17 +20,28 @@ use super::{
 };
 use crate::compiler::Config;
 use crate::model::{Direction, Family, IfName};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// NF_IP_PRI_RAW + 10.
 const RAW: i32 = -290;
 /// NF_IP_PRI_FILTER + 10.
 const FILTER: i32 = 10;
 
+/// fe80::/10.
+const LINK_LOCAL: (Ipv6Addr, Ipv6Addr) = (
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0),
+    Ipv6Addr::new(
+        0xfebf, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff,
+    ),
+);
+
 const ICMPV6: u8 = 58;
+const MULTICAST_LISTENER_QUERY: u8 = 130;
 const ROUTER_SOLICITATION: u8 = 133;
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+const REDIRECT: u8 = 137;
+const MULTICAST_LISTENER_REPORT_2: u8 = 143;
 
 /// The table with base chains and empty dispatch sets.
 pub(crate) fn base(config: &Config) -> Plan {
@@ -79,6 +95,17 @@ pub(crate) fn base(config: &Config) -> Plan {
         Chain {
             base: Some(forward),
             rules: forward_rules(config),
+        },
+    );
+    let output = Base {
+        hook: Hook::Output,
+        priority: FILTER,
+    };
+    plan.chains.insert(
+        Name::new("output"),
+        Chain {
+            base: Some(output),
+            rules: output_rules(config),
         },
     );
     plan
@@ -152,12 +179,7 @@ fn prerouting_rules(config: &Config) -> Vec<Rule> {
         ));
     }
     // Before a pod has its address, and for its link-local one: resolution, but never an advertisement of a router.
-    let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
-    let link_local_last = Ipv6Addr::from(u128::from(link_local) | (u128::MAX >> 10));
-    for (source, last) in [
-        (Ipv6Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
-        (link_local, link_local_last),
-    ] {
+    for (source, last) in [(Ipv6Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED), LINK_LOCAL] {
         let addr = Match::Addr {
             side: Side::Source,
             first: source.into(),
@@ -185,35 +207,99 @@ fn prerouting_rules(config: &Config) -> Vec<Rule> {
 fn forward_rules(config: &Config) -> Vec<Rule> {
     let from_pod = Match::Iif(config.pod_interfaces.clone());
     let to_pod = Match::Oif(config.pod_interfaces.clone());
-    let mut rules = Vec::new();
-    match config.revoked_mark {
-        0 => rules.push(rule(vec![Match::Established], Verdict::Accept)),
-        mask => {
-            let revoked = |set| vec![Match::Established, Match::CtMark { mask, set }];
-            rules.push(rule(revoked(false), Verdict::Accept));
-            rules.push(counted(revoked(true), Verdict::Drop));
-        }
+    let mut rules = vec![unrevoked(config)];
+    rules.extend(revoked(config));
+    rules.extend(dispatch_rules(
+        &[from_pod.clone(), to_pod.clone()],
+        &[from_pod],
+        &to_pod,
+    ));
+    rules
+}
+
+fn output_rules(config: &Config) -> Vec<Rule> {
+    let to_pod = Match::Oif(config.pod_interfaces.clone());
+    // The node's own flows are never cut, so its address is looked at before the mark of revoked flows.
+    let mut rules = vec![
+        unrevoked(config),
+        rule(vec![Match::LocalSource], Verdict::Accept),
+    ];
+    // Before an interface has an address the node speaks without one: IGMP and DHCP, neighbour discovery and MLD. IPVS
+    // sends on no ICMPv6 of these types, and the kernel takes in no IPv4 packet without a source address for a service.
+    let unspecified = |addr: IpAddr| {
+        let source = Match::Addr {
+            side: Side::Source,
+            first: addr,
+            last: addr,
+        };
+        vec![Match::Family(Family::of(addr)), source]
+    };
+    rules.push(rule(
+        unspecified(Ipv4Addr::UNSPECIFIED.into()),
+        Verdict::Accept,
+    ));
+    for (first, last) in [
+        (MULTICAST_LISTENER_QUERY, REDIRECT),
+        (MULTICAST_LISTENER_REPORT_2, MULTICAST_LISTENER_REPORT_2),
+    ] {
+        let mut matches = unspecified(Ipv6Addr::UNSPECIFIED.into());
+        matches.extend([Match::Proto(ICMPV6), Match::Icmp6Type { first, last }]);
+        rules.push(rule(matches, Verdict::Accept));
     }
+    rules.extend(revoked(config));
+    rules.extend(dispatch_rules(std::slice::from_ref(&to_pod), &[], &to_pod));
+    rules
+}
+
+/// What is established or related passes, unless it is revoked.
+fn unrevoked(config: &Config) -> Rule {
+    let mut matches = vec![Match::Established];
+    if config.revoked_mark != 0 {
+        matches.push(Match::CtMark {
+            mask: config.revoked_mark,
+            set: false,
+        });
+    }
+    rule(matches, Verdict::Accept)
+}
+
+/// What is established or related and revoked is dropped; no rule if flows are never revoked.
+fn revoked(config: &Config) -> Option<Rule> {
+    let mark = Match::CtMark {
+        mask: config.revoked_mark,
+        set: true,
+    };
+    (config.revoked_mark != 0).then(|| counted(vec![Match::Established, mark], Verdict::Drop))
+}
+
+/// A new packet finds the rules of its ends. `both`: the packet may be one from a pod to itself; `from_pod`: its source
+/// may be a pod's; `to_pod`: its destination is a pod's.
+fn dispatch_rules(both: &[Match], from_pod: &[Match], to_pod: &Match) -> Vec<Rule> {
+    let mut rules = Vec::new();
     for family in Family::ALL {
         let own = Match::Lookup {
             key: LookupKey::SourceDestination(family),
             set: itself(family),
         };
         rules.push(rule(
-            vec![from_pod.clone(), to_pod.clone(), Match::Family(family), own],
+            [both, &[Match::Family(family), own]].concat(),
             Verdict::Accept,
         ));
     }
     for (direction, side, interface) in [
         (Direction::Egress, Side::Source, from_pod),
-        (Direction::Ingress, Side::Destination, to_pod.clone()),
+        (
+            Direction::Ingress,
+            Side::Destination,
+            std::slice::from_ref(to_pod),
+        ),
     ] {
         for family in Family::ALL {
             let action = Action::Vmap {
                 key: LookupKey::Addr(family, side),
                 map: dispatch(direction, family),
             };
-            let matches = vec![interface.clone(), Match::Family(family)];
+            let matches = [interface, &[Match::Family(family)]].concat();
             rules.push(Rule {
                 matches,
                 counter: false,
@@ -222,7 +308,7 @@ fn forward_rules(config: &Config) -> Vec<Rule> {
             });
         }
     }
-    rules.push(counted(vec![to_pod], Verdict::Drop));
+    rules.push(counted(vec![to_pod.clone()], Verdict::Drop));
     rules
 }
 

@@ -160,6 +160,9 @@ pub enum Match {
     Iif(IfaceMatch),
     /// The packet goes out by a pod's interface.
     Oif(IfaceMatch),
+    /// `fib saddr type local`: fib load ADDRTYPE by SADDR; cmp eq 2 (RTN_LOCAL, host order, 4 bytes). The source address
+    /// is one of the node's own, on whatever interface.
+    LocalSource,
     /// `ct state established,related`: ct load STATE; bitwise and mask 0x06 (host order, 4 bytes); cmp neq 0.
     Established,
     /// `ct mark & mask`: ct load MARK; bitwise and mask (host order); cmp neq 0 if `set`, else cmp eq 0.

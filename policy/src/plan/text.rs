@@ -163,6 +163,7 @@ impl Display for Match {
             Match::Family(Family::V6) => f.write_str("meta nfproto ipv6"),
             Match::Iif(interface) => interface.fmt_as(f, 'i'),
             Match::Oif(interface) => interface.fmt_as(f, 'o'),
+            Match::LocalSource => f.write_str("fib saddr type local"),
             Match::Established => f.write_str("ct state established,related"),
             Match::CtMark { mask, set } => write!(
                 f,

@@ -79,6 +79,7 @@ fn packet(iif: &str, source: &str, oif: &str, destination: &str) -> Packet {
         kind: 0,
         established: false,
         mark: 0,
+        local_source: false,
     }
 }
 
@@ -110,6 +111,110 @@ fn established_flows_pass_unless_revoked() {
     .clone();
     assert!(passes(&keep, Hook::Forward, &revoked));
     assert!(!passes(&keep, Hook::Forward, &new));
+}
+
+/// 62: the node reaches its own pods from every address that it has, whether its Node object names the address or not,
+/// and whatever was revoked while the address was not known.
+#[test]
+fn what_the_node_sends_itself_is_never_judged() {
+    let plan = plan();
+    for (source, destination) in [("172.16.0.1", "10.0.1.1"), ("fd99::1", "fd00::1:1")] {
+        let own = Packet {
+            local_source: true,
+            ..packet("", source, "sv11", destination)
+        };
+        let marked = Packet {
+            established: true,
+            mark: MARK,
+            ..own.clone()
+        };
+        assert!(passes(&plan, Hook::Output, &own) && passes(&plan, Hook::Output, &marked));
+        // To an interface that nobody dispatched, too.
+        let unknown = packet("", source, "sv-unknown", destination);
+        assert!(!passes(&plan, Hook::Output, &unknown));
+        let unknown = Packet {
+            local_source: true,
+            ..unknown
+        };
+        assert!(passes(&plan, Hook::Output, &unknown));
+    }
+    // Before it has an address: DHCP, IGMP, neighbour discovery, MLD; but nothing else comes from nowhere.
+    assert!(passes(
+        &plan,
+        Hook::Output,
+        &packet("", "0.0.0.0", "sv11", "224.0.0.22")
+    ));
+    for (protocol, kind, wanted) in [
+        (58, 135, true),
+        (58, 143, true),
+        (58, 129, false),
+        (58, 1, false),
+        (17, 135, false),
+    ] {
+        let packet = Packet {
+            protocol,
+            kind,
+            ..packet("", "::", "sv11", "fd00::1:1")
+        };
+        assert_eq!(
+            passes(&plan, Hook::Output, &packet),
+            wanted,
+            "{protocol} {kind}"
+        );
+    }
+}
+
+/// 89: what a node sends on for somebody else (IPVS) is judged although it does not cross `forward`.
+#[test]
+fn what_the_node_sends_for_others_is_judged() {
+    let plan = plan();
+    let judged = |packet: &Packet| passes(&plan, Hook::Output, packet);
+    for (outside, a, b) in [
+        ("192.0.2.1", "10.0.1.1", "10.0.1.2"),
+        ("2001:db8::1", "fd00::1:1", "fd00::1:2"),
+    ] {
+        // `a` is isolated both ways, `b` is not.
+        for (source, oif, destination, wanted) in [
+            (outside, "sv11", a, false),
+            (outside, "sv12", b, true),
+            (b, "sv11", a, false),
+            (a, "sv12", b, false),
+            (a, "eth0", outside, false),
+            (b, "eth0", outside, true),
+            (a, "sv11", a, true),
+            (outside, "eth1", outside, true),
+            (outside, "sv-unknown", outside, false),
+            // A link-local address that is not the node's: `forward` never sees such a source, IPVS sends it on.
+            ("fe80::99", "sv11", a, false),
+        ] {
+            if source.contains(':') != destination.contains(':') {
+                continue;
+            }
+            let new = packet("", source, oif, destination);
+            assert_eq!(judged(&new), wanted, "{new:?}");
+            let established = Packet {
+                established: true,
+                mark: 5,
+                ..new.clone()
+            };
+            assert!(judged(&established), "{established:?}");
+            let revoked = Packet {
+                mark: MARK | 5,
+                ..established
+            };
+            assert!(!judged(&revoked), "{revoked:?}");
+        }
+    }
+    let mut keep = compiler(Config {
+        revoked_mark: 0,
+        ..config()
+    });
+    let established = Packet {
+        established: true,
+        mark: MARK,
+        ..packet("", "192.0.2.1", "sv11", "10.0.1.1")
+    };
+    assert!(passes(keep.plan(), Hook::Output, &established));
 }
 
 #[test]

@@ -49,6 +49,7 @@ pub fn packet(world: &World, probe: &Probe) -> Packet {
         kind: 8,
         established: false,
         mark: 0,
+        local_source: oracle::is_own_node(probe.source),
     }
 }
 
@@ -87,6 +88,27 @@ pub fn crosses(plan: &Plan, world: &World, probe: &Probe) -> bool {
     arrived && passes(plan, Hook::Forward, &packet)
 }
 
+/// The way of a new packet that a service proxy of the node takes in at the input hook and sends on: it does not cross
+/// `forward`, and where it goes out nobody knows any more where it came in.
+pub fn is_sent_on(plan: &Plan, world: &World, probe: &Probe) -> bool {
+    let packet = packet(world, probe);
+    let at = |hook, iif: &Option<Interface>, oif: &Option<Interface>| {
+        let (iif, oif) = (iif.clone(), oif.clone());
+        passes(
+            plan,
+            hook,
+            &Packet {
+                iif,
+                oif,
+                ..packet.clone()
+            },
+        )
+    };
+    at(Hook::Prerouting, &packet.iif, &None)
+        && at(Hook::Input, &packet.iif, &None)
+        && at(Hook::Output, &None, &packet.oif)
+}
+
 fn is_local(world: &World, addr: IpAddr) -> bool {
     oracle::pod_at(world, addr).is_some_and(|pod| pod.ifname.is_some())
 }
@@ -100,6 +122,14 @@ pub fn check(world: &World, probes: impl IntoIterator<Item = Probe>) {
         let here = (egress || !is_local(world, probe.source))
             && (ingress || !is_local(world, probe.destination));
         assert_eq!(crosses(&plan, world, &probe), here, "plan: {probe:?}");
+        let ends = [probe.source, probe.destination];
+        if !ends.into_iter().any(oracle::is_own_node) {
+            assert_eq!(
+                is_sent_on(&plan, world, &probe),
+                here,
+                "plan, at output: {probe:?}"
+            );
+        }
         let protocol = protocol_number(probe.protocol);
         let query = Query {
             source: End::Addr(probe.source),

@@ -28,6 +28,8 @@ pub struct Packet {
     pub kind: u8,
     pub established: bool,
     pub mark: u32,
+    /// The source address is one of the node's own.
+    pub local_source: bool,
 }
 
 /// Whether the packet survives a hook.
@@ -79,6 +81,7 @@ fn matches(plan: &Plan, condition: &Match, packet: &Packet) -> bool {
         Match::Family(family) => Family::of(packet.source) == *family,
         Match::Iif(wanted) => is_interface(wanted, packet.iif.as_ref()),
         Match::Oif(wanted) => is_interface(wanted, packet.oif.as_ref()),
+        Match::LocalSource => packet.local_source,
         Match::Established => packet.established,
         Match::CtMark { mask, set } => (packet.mark & mask != 0) == *set,
         Match::Proto(number) => packet.protocol == *number,

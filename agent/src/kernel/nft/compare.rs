@@ -92,7 +92,7 @@ fn read<'p>(socket: &mut Socket, plan: &'p Plan) -> Result<Comparison<'p>, Error
     })
 }
 
-/// False if a base chain is not as it should be.
+/// False if a base chain that is there is not as it should be, or is one too many.
 fn chains<'p>(
     socket: &mut Socket,
     table: &nft::Table<'_>,
@@ -106,7 +106,7 @@ fn chains<'p>(
     for (name, chain) in &plan.chains {
         match listed.get(name.as_str()) {
             Some(there) if there.base == chain.base.as_ref().map(translate::base) => {}
-            None if chain.base.is_none() => difference.add_chains.push((name, chain)),
+            None => difference.add_chains.push((name, chain)),
             _ => return Ok(false),
         }
     }

@@ -14,6 +14,9 @@ use selvage_policy::{
 /// ESTABLISHED and RELATED.
 const PASSING: u32 = expr::ct_state::ESTABLISHED | expr::ct_state::RELATED;
 
+/// `RTN_LOCAL`: an address of the machine itself.
+const RTN_LOCAL: u32 = 2;
+
 /// The types of a key's fields.
 pub fn key_types(key: KeyType) -> Vec<DataType> {
     key.fields()
@@ -105,6 +108,14 @@ fn push_match(out: &mut Vec<Expr>, condition: &Match) {
         Match::Oif(IfaceMatch::Prefix(prefix)) => {
             out.extend([Expr::meta(expr::Meta::OIFNAME), Expr::eq(prefix.as_bytes())]);
         }
+        Match::LocalSource => out.extend([
+            Expr::Fib {
+                dreg: Reg::FIRST,
+                result: expr::FibResult::AddressType,
+                flags: expr::fib::SADDR,
+            },
+            Expr::eq(RTN_LOCAL.to_ne_bytes()),
+        ]),
         Match::Established => out.extend(Expr::ct_states(PASSING)),
         Match::CtMark { mask, set: true } => out.extend(Expr::ct_mark_any(*mask)),
         Match::CtMark { mask, set: false } => {

@@ -201,10 +201,27 @@ fn another_plan_is_reached_without_replacing_base_chains() {
                 NftTable::open().unwrap().load(&plan).unwrap();
             });
             assert_eq!(by_difference, by_plan, "round {round}");
-            let now = sh("nft -a list chains | grep -E 'chain (forward|prerouting) '");
+            let now = sh("nft -a list chains | grep -E 'chain (forward|output|prerouting) '");
             assert_eq!(*handles.get_or_insert(now.clone()), now, "round {round}");
         }
         assert!(handles.is_some_and(|handles| handles.contains("handle")));
+    });
+}
+
+/// As after an upgrade from a version with fewer base chains: the new one comes beside those in which packets are.
+#[test]
+fn a_base_chain_that_is_missing_is_added() {
+    let plan = compiler().plan().clone();
+    in_netns(|| {
+        let chains = || sh("nft -a list chains | grep -E 'chain (forward|prerouting) '");
+        NftTable::open().unwrap().load(&plan).unwrap();
+        let before = chains();
+        sh("nft delete chain inet selvage output");
+        let mut table = NftTable::open().unwrap();
+        assert_eq!(table.load(&plan).unwrap(), Loaded::Replaced);
+        assert_eq!(chains(), before);
+        assert!(listed().contains("output"));
+        assert_eq!(table.load(&plan).unwrap(), Loaded::Unchanged);
     });
 }
 

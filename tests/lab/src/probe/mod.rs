@@ -2,6 +2,7 @@
 
 pub mod flow;
 pub mod ping;
+pub mod raw;
 pub mod server;
 pub mod tcp;
 pub mod udp;
