@@ -114,7 +114,12 @@ fn attach(
     fault::point()?;
     attachment.host_index = pair.host.index;
     attachment.mtu = pair.pod.mtu;
-    attachments.update(&attachment)?;
+    if attachment.ipam_plugin.is_some() {
+        // Its addresses were not known when the file was written.
+        attachments.update(&attachment)?;
+    } else {
+        attachments.note_interface(&attachment)?;
+    }
     let ifb = limit(&attachment, &mut host, &pair, undo)?;
     let outcome = hand_over(conf, budget, &attachment, undo)?;
     let mut nft = Nft::default();

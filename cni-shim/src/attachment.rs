@@ -3,11 +3,14 @@
 //! An attachment is written before the first thing that it describes is made, and removed after the last one is
 //! gone: whatever a call that died has left behind, DEL finds the way to it. Files appear whole or not at all. A file
 //! without an interface index belongs to an ADD that is under way, or died.
+//!
+//! Nothing here is synchronised to the disk (ADR 18): a reboot ends all sandboxes, and what a loss of power leaves of
+//! these files is judged by the boot that they name, or by the interface where they cannot be read.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,13 +18,19 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
 use crate::fault;
-use crate::ipam::lease::{sync_dir, write_file};
+use crate::ipam::lease::write_file;
 use crate::link::{ATTACHMENTS, Attachment, PolicyMode, attachment_file};
 use crate::spec::{CniError, Code};
 use crate::veth;
 
 /// The lock of host ports, and the mark that there are some.
 const PORTS: &str = ".ports";
+
+/// Digits of the greatest `u32`: the room that a new file has for a number that is not known yet.
+const NUMBER_WIDTH: usize = 10;
+
+/// The members that are filled in when the interface is there, in this order.
+const LATER: [&str; 2] = ["mtu", "hostIndex"];
 
 /// The attachments below one state directory.
 #[derive(Clone, Debug)]
@@ -53,34 +62,64 @@ impl Attachments {
         &self.dir
     }
 
-    /// Writes a new attachment; fails with code 100 if there is one of this container and interface. It is durable
-    /// when this returns: leases that survive a reboot are known for stale by it.
+    /// Writes a new attachment, with room for what [`note_interface`](Self::note_interface) adds; fails with code 100
+    /// if there is one of this container and interface.
     pub fn claim(&self, attachment: &Attachment) -> Result<(), CniError> {
         let (aside, path) = self.paths(&attachment.container_id, &attachment.ifname);
-        let file = self.write_aside(&aside, attachment)?;
-        let linked = fs::hard_link(&aside, &path);
-        let _ = fs::remove_file(&aside);
-        match linked {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(already_attached(attachment));
+        let mut json = encode(attachment)?;
+        for key in LATER {
+            if let Some((at, digits)) = number_at(&json, key) {
+                let padding = NUMBER_WIDTH.saturating_sub(digits);
+                json.splice(at..at, std::iter::repeat_n(b' ', padding));
             }
-            Err(e) => return Err(CniError::file("write", &path, &e)),
         }
-        // Name and content in one commit of the file system's journal, where it has one.
-        let synced = file
-            .sync_data()
-            .map_err(|e| CniError::file("synchronise", &path, &e));
-        synced.and_then(|()| sync_dir(&self.dir)).inspect_err(|_| {
-            let _ = fs::remove_file(&path);
+        self.write_aside(&aside, &json)?;
+        let named = match renameat_with(CWD, &aside, CWD, &path, RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(()),
+            // A file system without it (NFS).
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::hard_link(&aside, &path),
+            Err(errno) => Err(errno.into()),
+        };
+        let _ = fs::remove_file(&aside);
+        named.map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => already_attached(attachment),
+            _ => CniError::file("write", &path, &e),
         })
     }
 
-    /// Overwrites an attachment that [`claim`](Self::claim) has written. Whole or not at all for whoever reads it;
-    /// not synchronised: what this adds is worth nothing after a reboot.
+    /// Writes `host_index` and `mtu` into the file that [`claim`](Self::claim) has written, in place: on a disk that is
+    /// busy each file that is made, renamed or removed waits, and overwriting a few bytes does not. Until then the
+    /// agent does not know the attachment, and nobody else has a use for the two.
+    pub fn note_interface(&self, attachment: &Attachment) -> Result<(), CniError> {
+        let (_, path) = self.paths(&attachment.container_id, &attachment.ifname);
+        let failed = |e: io::Error| CniError::file("write", &path, &e);
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).open(&path).map_err(failed)?;
+        let json = fs::read(&path).map_err(failed)?;
+        for (key, value) in LATER
+            .into_iter()
+            .zip([attachment.mtu, attachment.host_index])
+        {
+            let Some((at, digits)) = number_at(&json, key) else {
+                return self.update(attachment);
+            };
+            let text = format!(":{value:>NUMBER_WIDTH$}");
+            let begin = (at + digits)
+                .checked_sub(text.len())
+                .filter(|&begin| json.get(begin) == Some(&b':'));
+            let Some(begin) = begin else {
+                return self.update(attachment);
+            };
+            file.write_all_at(text.as_bytes(), begin as u64)
+                .map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Overwrites an attachment that [`claim`](Self::claim) has written. Whole or not at all for whoever reads it.
     pub fn update(&self, attachment: &Attachment) -> Result<(), CniError> {
         let (aside, path) = self.paths(&attachment.container_id, &attachment.ifname);
-        self.write_aside(&aside, attachment)?;
+        self.write_aside(&aside, &encode(attachment)?)?;
         // Exchanging the two is as atomic as replacing one, and ext4 does not take it for a wish to have the content
         // on the disk at once, which takes long where the disk is busy.
         let replaced = match renameat_with(CWD, &aside, CWD, &path, RenameFlags::EXCHANGE) {
@@ -254,21 +293,44 @@ impl Attachments {
         }
     }
 
-    fn write_aside(&self, aside: &Path, attachment: &Attachment) -> Result<File, CniError> {
-        let json = serde_json::to_vec(attachment)
-            .map_err(|e| CniError::new(Code::Io, format!("cannot write the attachment: {e}")))?;
-        let written = write_file(aside, &json).map_err(|e| CniError::file("write", aside, &e));
-        written
-            .and_then(|file| fault::point().map(|()| file))
-            .inspect_err(|_| {
-                let _ = fs::remove_file(aside);
-            })
+    fn write_aside(&self, aside: &Path, json: &[u8]) -> Result<(), CniError> {
+        let written = write_file(aside, json).map_err(|e| CniError::file("write", aside, &e));
+        written.and_then(|_| fault::point()).inspect_err(|_| {
+            let _ = fs::remove_file(aside);
+        })
     }
 
     fn paths(&self, container_id: &str, ifname: &str) -> (PathBuf, PathBuf) {
         let name = attachment_file(container_id, ifname);
         (self.dir.join(format!(".{name}")), self.dir.join(name))
     }
+}
+
+fn encode(attachment: &Attachment) -> Result<Vec<u8>, CniError> {
+    serde_json::to_vec(attachment)
+        .map_err(|e| CniError::new(Code::Io, format!("cannot write the attachment: {e}")))
+}
+
+/// Where the digits of the number `key` are in the JSON of an attachment, and how many. Quotes in a text are escaped, so
+/// that no text has `"key":` in it.
+fn number_at(json: &[u8], key: &str) -> Option<(usize, usize)> {
+    let name = format!("\"{key}\":");
+    let found = json
+        .windows(name.len())
+        .position(|window| window == name.as_bytes())?;
+    let after = found + name.len();
+    let blanks = json
+        .get(after..)?
+        .iter()
+        .take_while(|&&byte| byte == b' ')
+        .count();
+    let at = after + blanks;
+    let digits = json
+        .get(at..)?
+        .iter()
+        .take_while(|byte| byte.is_ascii_digit())
+        .count();
+    (digits > 0).then_some((at, digits))
 }
 
 fn read(path: &Path) -> Result<Known, CniError> {
@@ -340,8 +402,21 @@ mod tests {
         store.claim(&b).unwrap();
         store.claim(&a).unwrap();
         assert_eq!(store.claim(&a).unwrap_err().code, 100);
+        assert_eq!(
+            store.load("b", "eth0").unwrap(),
+            Known::This(Box::new(b.clone()))
+        );
+        (a.host_index, a.mtu) = (u32::MAX, 1500);
+        store.note_interface(&a).unwrap();
+        assert_eq!(
+            store.load("a", "eth0").unwrap(),
+            Known::This(Box::new(a.clone()))
+        );
         a.host_index = 7;
         store.update(&a).unwrap();
+        // Without the room for it.
+        a.host_index = 70_000;
+        store.note_interface(&a).unwrap();
         fs::write(store.dir().join("c@eth0.json"), "{").unwrap();
         fs::write(store.dir().join(".d@eth0.json"), "{").unwrap();
         assert_eq!(store.list().unwrap(), [a.clone(), b]);

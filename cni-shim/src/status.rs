@@ -33,18 +33,27 @@ pub fn run(call: &Call, conf: &NetConf) -> Result<(), CniError> {
 
 fn built_in(plan: &BuiltIn, conf: &NetConf) -> Result<(), CniError> {
     writable(plan.leases().dir())?;
-    match plan.check_room() {
-        Err(e) if e.code == Code::NotAvailable as u32 && some_are_gone(plan, conf)? => Ok(()),
+    let attachments = Attachments::of(&conf.state_dir);
+    match plan.check_room(&attachments) {
+        Err(e)
+            if e.code == Code::NotAvailable as u32 && some_are_gone(plan, conf, &attachments)? =>
+        {
+            Ok(())
+        }
         other => other,
     }
 }
 
 /// Whether an ADD that finds no address could free some: their sandboxes are gone.
-fn some_are_gone(plan: &BuiltIn, conf: &NetConf) -> Result<bool, CniError> {
+fn some_are_gone(
+    plan: &BuiltIn,
+    conf: &NetConf,
+    attachments: &Attachments,
+) -> Result<bool, CniError> {
     let Some(leases) = plan.leases().lock_existing()? else {
         return Ok(false);
     };
-    let (attachments, boot) = (Attachments::of(&conf.state_dir), attachment::boot_id());
+    let boot = attachment::boot_id();
     for (_, owner) in leases.all()? {
         let Some(owner) = owner else { return Ok(true) };
         let behind = attachments.behind_lease(&conf.name, &owner.container_id, &owner.ifname)?;

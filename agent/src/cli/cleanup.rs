@@ -219,7 +219,10 @@ fn lease_directory(directory: &Path, removed: &mut Removed) -> Result<(), Failur
     }
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let ours = name == "lock" || name.to_string_lossy().starts_with("last_reserved_ip.");
+        let ours = name == "lock"
+            || name == ".boot"
+            || name == ".lease"
+            || name.to_string_lossy().starts_with("last_reserved_ip.");
         if ours {
             remove(&entry.path(), false, removed)?;
         }

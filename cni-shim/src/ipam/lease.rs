@@ -1,12 +1,14 @@
 //! Leases on disk: one file per address, named by it, with `container id CR LF interface` in it.
 //!
 //! The layout is that of `host-local` (`<dataDir>/<network>/<address>`, `last_reserved_ip.N`, `lock` under flock),
-//! so that either program can take over from the other. Unlike there, a lease appears whole or not at all: it is
-//! written aside and renamed. Leases are read and changed with the lock held only.
+//! so that either program can take over from the other. Leases are read and changed with the lock held only: a lease
+//! that names nobody was left by a call that was killed between making and writing the file.
 //!
-//! Nothing here is synchronised to the disk. A reboot ends all sandboxes, so that a lease says nothing after it; the
-//! attachment, which is synchronised before its leases are written, tells that those which survived are stale, and
-//! what survived by halves counts as free.
+//! Nothing here is synchronised to the disk. A reboot ends all sandboxes, so that a lease says nothing after it. What
+//! tells stale leases from others are two marks (ADR 18): a lease of this plugin ends with a line break, which
+//! `host-local` ignores and does not write; and `.boot` names the boot in which this plugin gave an address last. The
+//! first ADD of a boot finds another boot there, or nothing, and removes the leases of this plugin that no attachment
+//! of a living sandbox stands behind.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -19,13 +21,14 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::range::RangeSet;
 use crate::fault;
-use crate::spec::{CniError, Code};
+use crate::spec::CniError;
+use crate::spec::request::is_name;
 
 /// Where leases are kept unless the configuration says otherwise.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 
-/// A lease under construction; the lock sees to it that there is one at most.
-const ASIDE: &str = ".lease";
+/// The boot in which this plugin gave an address last.
+const BOOT: &str = ".boot";
 
 /// So many addresses are looked at one by one before the directory is listed.
 const PROBES: usize = 16;
@@ -40,16 +43,18 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// With the line break at the end that marks a lease of this plugin.
     fn to_text(&self) -> String {
-        format!("{}\r\n{}", self.container_id, self.ifname)
+        format!("{}\r\n{}\r\n", self.container_id, self.ifname)
     }
 
-    /// `None` for what no program writes on purpose: an empty file is left by a `host-local` that was killed.
+    /// `None` for what no program writes on purpose: the file of a call that was killed is empty, a loss of power may
+    /// leave zeros.
     fn parse(text: &str) -> Option<Self> {
         let mut lines = text.trim().lines();
         let container_id = lines.next()?.trim().to_owned();
         let ifname = lines.next().unwrap_or_default().trim().to_owned();
-        (!container_id.is_empty()).then_some(Self {
+        is_name(&container_id).then_some(Self {
             container_id,
             ifname,
         })
@@ -166,14 +171,15 @@ impl Locked<'_> {
 
     /// Writes a lease. The caller knows the address to be free.
     pub fn write(&self, addr: IpAddr, owner: &Owner) -> Result<(), CniError> {
-        let (aside, path) = (self.dir.join(ASIDE), self.path(addr));
+        let path = self.path(addr);
         let failed = |e: io::Error| CniError::file("write the lease", &path, &e);
-        let written = write_file(&aside, owner.to_text().as_bytes()).map_err(failed);
-        let named = written
-            .and_then(|_| fault::point())
-            .and_then(|()| fs::rename(&aside, &path).map_err(failed));
-        named.inspect_err(|_| {
-            let _ = fs::remove_file(&aside);
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600);
+        let mut file = options.open(&path).map_err(failed)?;
+        let written = fault::point()
+            .and_then(|()| file.write_all(owner.to_text().as_bytes()).map_err(failed));
+        written.inspect_err(|_| {
+            let _ = fs::remove_file(&path);
         })?;
         fault::point()
     }
@@ -184,6 +190,38 @@ impl Locked<'_> {
             .holder(addr)?
             .flatten()
             .is_some_and(|holder| owner.owns(&holder)))
+    }
+
+    /// Whether `owner`, whose attachment names `addr`, holds it: a lease that names nobody is of a call for this
+    /// attachment that was killed, as nobody else is given an address while its file is there.
+    pub fn is_held_or_begun_by(&self, addr: IpAddr, owner: &Owner) -> Result<bool, CniError> {
+        Ok(match self.holder(addr)? {
+            None => false,
+            Some(holder) => holder.is_none_or(|holder| owner.owns(&holder)),
+        })
+    }
+
+    /// Whether this plugin wrote the lease of `addr`.
+    pub fn is_ours(&self, addr: IpAddr) -> Result<bool, CniError> {
+        let path = self.path(addr);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(bytes.ends_with(b"\n")),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(CniError::file("read", &path, &e)),
+        }
+    }
+
+    /// Whether this plugin has given an address in the boot `boot_id` before.
+    pub fn is_of_boot(&self, boot_id: &str) -> bool {
+        fs::read_to_string(self.dir.join(BOOT)).is_ok_and(|text| text.trim() == boot_id)
+    }
+
+    /// Notes that the leases of earlier boots are gone.
+    pub fn set_boot(&self, boot_id: &str) -> Result<(), CniError> {
+        let path = self.dir.join(BOOT);
+        write_file(&path, boot_id.as_bytes())
+            .map(drop)
+            .map_err(|e| CniError::file("write", &path, &e))
     }
 
     /// Removes the lease of `addr`, whosever it is.
@@ -232,16 +270,13 @@ impl Locked<'_> {
             .open(path);
         let _ = opened.and_then(|mut file| {
             file.write_all(text.as_bytes())?;
-            file.set_len(text.len() as u64)
+            let length = text.len() as u64;
+            if file.metadata()?.len() == length {
+                Ok(())
+            } else {
+                file.set_len(length)
+            }
         });
-    }
-
-    /// The network that the leases are of.
-    pub fn network(&self) -> &str {
-        self.dir
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default()
     }
 
     fn path(&self, addr: IpAddr) -> PathBuf {
@@ -271,7 +306,13 @@ pub fn addresses_in(dir: &Path) -> Result<Vec<IpAddr>, CniError> {
     Ok(addrs)
 }
 
-/// Writes a file; the caller may synchronise what is returned.
+/// Who holds `addr` in `dir`, without the lock: for whoever only tells of it. `None` if there is no such lease.
+pub fn owner_in(dir: &Path, addr: IpAddr) -> Option<Option<Owner>> {
+    let bytes = fs::read(dir.join(addr.to_string())).ok()?;
+    Some(Owner::parse(&String::from_utf8_lossy(&bytes)))
+}
+
+/// Writes a file, anew if it exists; the caller may synchronise what is returned.
 pub(crate) fn write_file(path: &Path, content: &[u8]) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
@@ -287,17 +328,6 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), CniError> {
         .map_err(|e| CniError::file("synchronise", dir, &e))
 }
 
-/// The error of an ADD for which there is no address left.
-pub(crate) fn exhausted(set: &RangeSet, index: usize) -> CniError {
-    CniError::new(
-        Code::NotAvailable,
-        format!(
-            "ipam.ranges[{index}]: all {} addresses are in use",
-            set.size()
-        ),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -311,9 +341,11 @@ mod tests {
         for (text, expected) in [
             ("abc\r\neth0", Some(owner("abc", "eth0"))),
             ("abc\neth0\n", Some(owner("abc", "eth0"))),
+            ("abc\r\neth0\r\n", Some(owner("abc", "eth0"))),
             ("abc", Some(owner("abc", ""))),
             ("", None),
             (" \r\n", None),
+            ("\0\0\0", None),
         ] {
             assert_eq!(Owner::parse(text), expected, "{text:?}");
         }

@@ -1,7 +1,8 @@
 //! Where a container's addresses come from: leases of our own in the manner of `host-local`, or another program.
 //!
 //! The addresses are in the attachment's file before the first lease is written, and the lease before its address is
-//! used. So DEL looks at the attachment and at the leases it names, not at all leases.
+//! used. So DEL looks at the attachment and at the leases it names, not at all leases. The first ADD of a boot looks at
+//! all leases, to remove those of earlier boots.
 
 pub mod delegate;
 pub mod lease;
@@ -44,6 +45,7 @@ pub struct Grant {
 pub struct BuiltIn {
     sets: Vec<RangeSet>,
     asked: Vec<IpAddr>,
+    network: String,
     leases: Leases,
     routes: Vec<Route>,
     dns: Dns,
@@ -89,6 +91,7 @@ impl BuiltIn {
         Ok(Self {
             sets,
             asked,
+            network: conf.name.clone(),
             leases: leases_of(conf)?,
             routes,
             dns: dns_of(&root)?,
@@ -114,8 +117,9 @@ impl BuiltIn {
         })
     }
 
-    /// An error with code 50 if some range set has no address left.
-    pub fn check_room(&self) -> Result<(), CniError> {
+    /// An error with code 50 if some range set has no address left. What it says of the leases is what `attachments`
+    /// knows of them.
+    pub fn check_room(&self, attachments: &Attachments) -> Result<(), CniError> {
         let leased = lease::addresses_in(self.leases.dir())?;
         for (i, set) in self.sets.iter().enumerate() {
             let used = leased
@@ -123,10 +127,47 @@ impl BuiltIn {
                 .filter(|&&addr| set.range_of(addr).is_some())
                 .count();
             if u64::try_from(used).unwrap_or(u64::MAX) >= set.size() {
-                return Err(lease::exhausted(set, i));
+                return Err(self.exhausted(set, i, attachments));
             }
         }
         Ok(())
+    }
+
+    /// The error of an ADD for which there is no address left: who has them, and what to do about it.
+    fn exhausted(&self, set: &RangeSet, index: usize, attachments: &Attachments) -> CniError {
+        let dir = self.leases.dir();
+        let mut message = format!(
+            "ipam.ranges[{index}]: all {} addresses are in use, by the leases in {}",
+            set.size(),
+            dir.display()
+        );
+        let known = |owner: &Owner| {
+            let known = attachments.load(&owner.container_id, &owner.ifname);
+            !matches!(known, Ok(Known::Nothing))
+        };
+        let leased = lease::addresses_in(dir).unwrap_or_default();
+        let strange = leased
+            .into_iter()
+            .filter(|&addr| set.range_of(addr).is_some())
+            .filter(|&addr| {
+                lease::owner_in(dir, addr)
+                    .flatten()
+                    .is_none_or(|owner| !known(&owner))
+            })
+            .collect::<Vec<_>>();
+        match strange.as_slice() {
+            [] => message.push_str(
+                "; each belongs to a pod that lives: give the node a larger range, or fewer pods",
+            ),
+            [first, ..] => message.push_str(&format!(
+                "; no pod that is known in {} has {} of them ({first}{}). The runtime's GC removes such leases; without \
+                 it, remove the file of each address that no container has",
+                attachments.dir().display(),
+                strange.len(),
+                if strange.len() > 1 { " and others" } else { "" },
+            )),
+        }
+        CniError::new(Code::NotAvailable, message)
     }
 
     /// Takes addresses: chosen, written into `attachment` and its file, then leased. `undo` gives them back.
@@ -139,6 +180,11 @@ impl BuiltIn {
     ) -> Result<Grant, CniError> {
         let owner = owner_of(attachment);
         let leases = self.leases.lock()?;
+        if !attachment.boot_id.is_empty() && !leases.is_of_boot(&attachment.boot_id) {
+            self.reclaim(&leases, attachments, gone, Orphans::Free)?;
+            leases.set_boot(&attachment.boot_id)?;
+            fault::point()?;
+        }
         clear_predecessor(attachments, attachment, &leases, gone)?;
         attachment.addresses = self.choose(&leases, attachments, gone)?;
         attachment.lease_dir = Some(self.leases.dir().to_string_lossy().into_owned());
@@ -207,7 +253,7 @@ impl BuiltIn {
         if leases.holder(addr)?.is_none() {
             return Ok(addr);
         }
-        reclaim(leases, attachments, gone)?;
+        self.reclaim(leases, attachments, gone, Orphans::Keep)?;
         match leases.holder(addr)? {
             None => Ok(addr),
             Some(holder) => {
@@ -233,11 +279,51 @@ impl BuiltIn {
         if let Some(addr) = leases.free(set, last)? {
             return Ok(addr);
         }
-        reclaim(leases, attachments, gone)?;
+        self.reclaim(leases, attachments, gone, Orphans::Keep)?;
         leases
             .free(set, last)?
-            .ok_or_else(|| lease::exhausted(set, index))
+            .ok_or_else(|| self.exhausted(set, index, attachments))
     }
+
+    /// Frees the addresses of sandboxes that are gone, and files that no program has written on purpose. A lease of
+    /// another program's without an attachment stays.
+    fn reclaim(
+        &self,
+        leases: &Locked<'_>,
+        attachments: &Attachments,
+        gone: Gone<'_>,
+        orphans: Orphans,
+    ) -> Result<(), CniError> {
+        let mut ended = BTreeSet::new();
+        for (addr, owner) in leases.all()? {
+            let Some(owner) = owner else {
+                leases.remove(addr)?;
+                continue;
+            };
+            let behind =
+                attachments.behind_lease(&self.network, &owner.container_id, &owner.ifname)?;
+            match behind {
+                Some(attachment) if gone(&attachment) => {
+                    free_of(leases, attachments, addr, &attachment)?;
+                    ended.insert(owner);
+                }
+                None if orphans == Orphans::Free && leases.is_ours(addr)? => leases.remove(addr)?,
+                _ => {}
+            }
+        }
+        ended
+            .iter()
+            .try_for_each(|owner| attachments.remove(&owner.container_id, &owner.ifname))
+    }
+}
+
+/// What becomes of leases of this plugin that no attachment stands behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Orphans {
+    /// They are of an earlier boot, whose attachments were lost.
+    Free,
+    /// The state directory may have been lost while their pods live.
+    Keep,
 }
 
 /// Writes the attachment's file; from here on DEL finds what follows.
@@ -293,7 +379,11 @@ pub fn each_held(
         None => locked.addresses()?,
     };
     for addr in addresses {
-        if locked.is_held_by(addr, owner)? {
+        let held = match attachment {
+            Some(_) => locked.is_held_or_begun_by(addr, owner)?,
+            None => locked.is_held_by(addr, owner)?,
+        };
+        if held {
             act(&locked, addr)?;
         }
     }
@@ -305,7 +395,7 @@ fn release_all(leases: &Leases, addresses: &[IpAddr], owner: &Owner) -> Result<(
         return Ok(());
     };
     for &addr in addresses {
-        if locked.is_held_by(addr, owner)? {
+        if locked.is_held_or_begun_by(addr, owner)? {
             locked.remove(addr)?;
         }
     }
@@ -319,7 +409,7 @@ fn free_of(
     addr: IpAddr,
     attachment: &Attachment,
 ) -> Result<(), CniError> {
-    if !leases.is_held_by(addr, &owner_of(attachment))? {
+    if !leases.is_held_or_begun_by(addr, &owner_of(attachment))? {
         return Ok(());
     }
     let mut nft = Nft::default();
@@ -361,27 +451,6 @@ fn clear_predecessor(
 
 fn self_dir(leases: &Locked<'_>, dir: &str) -> bool {
     leases.dir() == std::path::Path::new(dir)
-}
-
-/// Frees the addresses of sandboxes that are gone, and files that no program has written on purpose. A lease
-/// without an attachment is somebody else's and stays.
-fn reclaim(leases: &Locked<'_>, attachments: &Attachments, gone: Gone<'_>) -> Result<(), CniError> {
-    let mut ended = BTreeSet::new();
-    for (addr, owner) in leases.all()? {
-        let Some(owner) = owner else {
-            leases.remove(addr)?;
-            continue;
-        };
-        let behind =
-            attachments.behind_lease(leases.network(), &owner.container_id, &owner.ifname)?;
-        if let Some(attachment) = behind.filter(|attachment| gone(attachment)) {
-            free_of(leases, attachments, addr, &attachment)?;
-            ended.insert(owner);
-        }
-    }
-    ended
-        .iter()
-        .try_for_each(|owner| attachments.remove(&owner.container_id, &owner.ifname))
 }
 
 /// Who an attachment's leases belong to.

@@ -89,7 +89,7 @@ impl Node {
         for (dir, expected) in [
             (
                 "data/net",
-                "lock .lease last_reserved_ip.0 last_reserved_ip.1",
+                "lock .boot last_reserved_ip.0 last_reserved_ip.1",
             ),
             ("state/attachments", ".lock .ports"),
         ] {

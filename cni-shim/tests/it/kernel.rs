@@ -247,9 +247,10 @@ fn a_full_disk_is_named_and_leaks_nothing() {
     let data = node.scratch.0.join("data/pods");
     let listing = node.scratch.0.join("listing");
     std::fs::create_dir_all(&data).unwrap();
-    // One page, enough for one of the two leases, in a mount namespace that ends with the command.
+    // Two pages, enough for the mark of the boot and one of the two leases, in a mount namespace that ends with the
+    // command.
     let script = format!(
-        "mount -t tmpfs -o size=4k tmpfs {data} && {PROGRAM}; code=$?; ls -A {data} > {listing}; exit $code",
+        "mount -t tmpfs -o size=8k tmpfs {data} && {PROGRAM}; code=$?; ls -A {data} > {listing}; exit $code",
         data = data.display(),
         listing = listing.display(),
     );
@@ -274,7 +275,7 @@ fn a_full_disk_is_named_and_leaks_nothing() {
     let left = std::fs::read_to_string(listing).unwrap();
     assert!(
         left.lines()
-            .all(|name| name == "lock" || name.starts_with("last_reserved_ip")),
+            .all(|name| ["lock", ".boot"].contains(&name) || name.starts_with("last_reserved_ip")),
         "{left}"
     );
     node.assert_clean("a full disk");
