@@ -10,6 +10,10 @@ use selvage_lab::sandbox::{self, Place};
 
 mod conformance;
 mod e2e;
+/// The API server that the agent's own tests play.
+#[path = "../agent/tests/it/api/fake.rs"]
+#[allow(dead_code, reason = "the trials use a part of it")]
+mod fake_api;
 mod faults;
 mod harness;
 mod interop;

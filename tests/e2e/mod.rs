@@ -4,6 +4,7 @@ pub mod closed;
 pub mod control;
 mod demo;
 mod host_ports;
+pub mod idle;
 mod install;
 mod lab;
 mod paths;
@@ -22,6 +23,7 @@ pub fn cases() -> Vec<Case> {
         paths::cases(),
         policy::cases(),
         host_ports::cases(),
+        idle::cases(),
         closed::cases(),
         sent_on::cases(),
         control::cases(),

@@ -12,7 +12,7 @@ use selvage_lab::topology::Topology;
 use selvage_lab::{Cluster, Cut, Lab, eventually_ok, objects};
 use serde_json::{Value, json};
 
-use crate::e2e::{closed, control, policy, routes};
+use crate::e2e::{closed, control, idle, policy, routes};
 use crate::faults::agent;
 use crate::harness::{Case, Need};
 use crate::scene::{
@@ -78,6 +78,10 @@ pub fn cases() -> Vec<Case> {
         on_api(
             "kubernetes::source::what_the_api_does_wrong_loses_nothing",
             broken,
+        ),
+        on_api(
+            "kubernetes::source::an_agent_without_work_sleeps",
+            idle::cluster_at_rest,
         ),
         on_api("kubernetes::source::a_start_without_the_api", without),
         on_api("kubernetes::source::marks_of_large_kinds_are_exact", large),

@@ -3,36 +3,37 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use rustix::fs::inotify::{self, CreateFlags};
 use tokio::net::unix::pipe::Receiver;
 
-use crate::source::watch::watch_folder;
+use crate::source::folder::{AWAY, watch_folder, watch_or_await};
 
 /// Endings of files that runtimes take for configurations (libcni's `ConfFiles`).
 const ENDINGS: [&str; 3] = ["conf", "conflist", "json"];
-/// While the folder is not there, it is looked for this often.
-const AWAY: Duration = Duration::from_secs(5);
 
 /// Tells when a file in `folder` may have come, gone or changed. Does not end.
 ///
 /// # Errors
 /// When there is no inotify to be had.
 pub async fn watch(folder: PathBuf, tell: impl Fn()) -> io::Result<()> {
-    let watcher = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    // It is read as a pipe is; what it says does not matter, only that it does.
-    let said = Receiver::from_owned_fd_unchecked(watcher.try_clone()?)?;
     let mut buffer = vec![0; 4 << 10];
     loop {
-        // Each time, for a folder that was removed and made again is another one.
-        let watched = watch_folder(&watcher, &folder).is_ok();
-        tell();
-        if watched {
-            said.readable().await?;
+        let (watcher, there) = watch_or_await(&folder)?;
+        // It is read as a pipe is; what it says does not matter, only that it does.
+        let said = Receiver::from_owned_fd_unchecked(watcher.try_clone()?)?;
+        let mut watched = there;
+        loop {
+            tell();
+            tokio::select! {
+                readable = said.readable() => readable?,
+                () = tokio::time::sleep(AWAY), if !there => {}
+            }
             while matches!(said.try_read(&mut buffer), Ok(read) if read > 0) {}
-        } else {
-            tokio::time::sleep(AWAY).await;
+            // Each time, for a folder that was removed and made again is another one.
+            watched &= watch_folder(&watcher, &folder).is_ok();
+            if !watched {
+                break;
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod directory;
+pub(crate) mod folder;
 pub mod tree;
 pub mod watch;
 pub mod yaml;

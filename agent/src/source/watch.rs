@@ -10,12 +10,12 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags};
 
 use super::ObjectEvent;
 use super::directory::Directory;
+use super::folder::{AWAY, watch_folder, watch_or_await};
 use super::yaml::MAX_FILE;
 use crate::inbox::{Inbox, Sender};
 use crate::objects::Kind;
@@ -77,20 +77,6 @@ pub fn stage_all(directory: &mut Directory, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Has `inotify` tell of files in a folder that come, go or change, and of the folder's own end. Again is no error.
-pub(crate) fn watch_folder(inotify: &OwnedFd, folder: &Path) -> io::Result<()> {
-    let flags = WatchFlags::CLOSE_WRITE
-        | WatchFlags::MOVED_TO
-        | WatchFlags::MOVED_FROM
-        | WatchFlags::CREATE
-        | WatchFlags::DELETE
-        | WatchFlags::DELETE_SELF
-        | WatchFlags::MOVE_SELF
-        | WatchFlags::ONLYDIR;
-    inotify::add_watch(inotify, folder, flags)?;
-    Ok(())
-}
-
 struct Source {
     inotify: OwnedFd,
     /// The directory that is watched.
@@ -105,35 +91,30 @@ struct Source {
 enum Seen {
     Nothing,
     Files(BTreeSet<PathBuf>),
-    /// Events were lost, the directory went away, or a link to it was replaced.
+    /// Events were lost, or a link to the directory was replaced.
     Everything,
+    /// The directory went away.
+    Gone,
 }
 
 impl Source {
     fn open(path: &Path, sink: Sink) -> io::Result<Source> {
         let path = std::path::absolute(path)?;
         let is_folder = fs::metadata(&path)?.is_dir();
-        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let (folder, only) = match (is_folder, path.parent()) {
             (false, Some(parent)) => (parent.to_owned(), Some(path.clone())),
             _ => (path, None),
         };
-        let mut source = Source {
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        watch_folder(&inotify, &folder)?;
+        Ok(Source {
             inotify,
             folder,
             only,
-            watching: false,
+            watching: true,
             directory: Directory::default(),
             sink,
-        };
-        source.watch()?;
-        Ok(source)
-    }
-
-    fn watch(&mut self) -> io::Result<()> {
-        watch_folder(&self.inotify, &self.folder)?;
-        self.watching = true;
-        Ok(())
+        })
     }
 
     fn run(&mut self, inbox: &Inbox<Command>) {
@@ -145,7 +126,7 @@ impl Source {
         }
         loop {
             // Only while the directory is away is there something to do without an event.
-            let retry = (!self.watching).then_some(Duration::from_secs(1));
+            let retry = (!self.watching).then_some(AWAY);
             if let Err(error) = inbox.wait(&[self.inotify.as_fd()], retry) {
                 tracing::error!(%error, "the object directory is no longer watched");
                 return;
@@ -171,14 +152,15 @@ impl Source {
 
     fn turn(&mut self) -> Vec<ObjectEvent> {
         if !self.watching {
-            if self.watch().is_err() {
-                return Vec::new();
-            }
-            tracing::info!(path = %self.folder.display(), "the object directory is back");
-            return self.scan();
+            return self.look_for_folder();
         }
         match self.seen() {
             Seen::Nothing => return Vec::new(),
+            Seen::Gone => {
+                self.watching = false;
+                tracing::warn!(path = %self.folder.display(), "the object directory is gone; its last objects stay in force");
+                return self.look_for_folder();
+            }
             Seen::Everything => return self.scan(),
             Seen::Files(paths) => {
                 for path in paths {
@@ -187,6 +169,24 @@ impl Source {
             }
         }
         self.directory.settle()
+    }
+
+    /// Reads everything if the directory is there again.
+    fn look_for_folder(&mut self) -> Vec<ObjectEvent> {
+        match watch_or_await(&self.folder) {
+            Ok((inotify, there)) => {
+                self.inotify = inotify;
+                self.watching = there;
+            }
+            Err(error) => {
+                tracing::warn!(path = %self.folder.display(), %error, "the object directory cannot be watched")
+            }
+        }
+        if !self.watching {
+            return Vec::new();
+        }
+        tracing::info!(path = %self.folder.display(), "the object directory is back");
+        self.scan()
     }
 
     /// Takes everything that the kernel has to say.
@@ -217,11 +217,7 @@ impl Source {
             }
         }
         if gone {
-            self.watching = false;
-            let _ = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
-                .map(|fresh| self.inotify = fresh);
-            tracing::warn!(path = %self.folder.display(), "the object directory is gone; its last objects stay in force");
-            return Seen::Nothing;
+            return Seen::Gone;
         }
         match (everything, files.is_empty()) {
             (true, _) => Seen::Everything,

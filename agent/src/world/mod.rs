@@ -20,6 +20,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    ops::ControlFlow,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -89,8 +90,8 @@ pub enum Work {
 
 /// How long a start waits for End-of-RIB before it is ready without (interfaces: 20 s at most).
 const READY_LIMIT: Duration = Duration::from_secs(20);
-/// How often sessions are looked at while somebody waits for them.
-const LOOK: Duration = Duration::from_millis(20);
+/// How much longer a start may take before the condition of the node names what is missing.
+const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long the kernel's table of flows is left alone after a pass; what is denied is cut within a second.
 const FLOWS_REST: Duration = Duration::from_millis(200);
 /// How long a plan that the kernel has refused is left alone.
@@ -180,6 +181,8 @@ pub struct World {
     publishing: publishing::Publishing,
     waits: Waits,
     barrier: Barrier,
+    /// The time of this turn. Nothing below the loop reads a clock.
+    now: Instant,
 }
 
 /// How far the nft writer is.
@@ -194,6 +197,13 @@ struct PolicyOut {
     repaired: u64,
 }
 
+impl PolicyOut {
+    /// When the whole plan is due.
+    fn next_wakeup(&self) -> Option<Instant> {
+        self.whole_at.filter(|_| self.in_flight.is_none())
+    }
+}
+
 /// Established flows that have to be looked at again.
 #[derive(Default)]
 struct Flows {
@@ -204,6 +214,23 @@ struct Flows {
     in_pass: bool,
     /// The end of the last pass.
     last: Option<Instant>,
+}
+
+impl Flows {
+    /// Until when the kernel's table of flows is left alone; `None`: it may be read now.
+    fn rests_until(&self, now: Instant) -> Option<Instant> {
+        self.last
+            .map(|last| last + FLOWS_REST)
+            .filter(|at| *at > now)
+    }
+
+    /// When the next pass is due.
+    fn next_wakeup(&self, now: Instant) -> Option<Instant> {
+        if self.due.is_empty() || self.in_pass {
+            return None;
+        }
+        Some(self.rests_until(now).unwrap_or(now))
+    }
 }
 
 /// Numbers that pass through the route writer: what it was told before one is done when it comes back.
@@ -223,9 +250,11 @@ impl World {
             node: setup.local.node.as_str().into(),
             ..selvage_policy::Config::default()
         });
+        let now = setup.started;
         let mut world = World {
             setup,
             out,
+            now,
             store: Store::default(),
             compiler,
             speaker: None,
@@ -234,7 +263,7 @@ impl World {
             policy: PolicyOut {
                 in_flight: None,
                 applied: None,
-                whole_at: Some(Instant::now()),
+                whole_at: Some(now),
                 failure: None,
                 repaired: 0,
             },
@@ -267,30 +296,57 @@ impl World {
             pods::heal_host_ports(&self.setup.state_dir);
         }
         loop {
-            let busy = !self.ready.ready
-                || !self.waits.is_empty()
-                || self.policy.whole_at.is_some()
-                || !self.flows.due.is_empty()
-                || self.to_open.values().any(Option::is_some);
-            let timeout = busy
-                .then_some(LOOK)
-                .into_iter()
-                .chain(self.publish_in())
-                .min();
-            if let Err(error) = inbox.wait(&[], timeout) {
+            let rest = self
+                .next_wakeup()
+                .map(|at| at.saturating_duration_since(Instant::now()));
+            if let Err(error) = inbox.wait(&[], rest) {
                 error!(%error, "cannot wait for work");
             }
-            let mut dirty = Dirty::default();
-            for work in inbox.recv_all() {
-                if let Work::Stop(how) = work {
-                    return self.stop(how);
-                }
-                dirty.merge(self.take(work));
+            if let ControlFlow::Break(how) = self.turn(Instant::now(), inbox.recv_all()) {
+                return self.stop(how);
             }
-            self.think(&dirty);
-            self.look();
-            self.publish(&dirty);
         }
+    }
+
+    /// Takes everything in that has come, and does everything that it and the time ask for. Afterwards
+    /// [`next_wakeup`](Self::next_wakeup) lies after `now`.
+    fn turn(
+        &mut self,
+        now: Instant,
+        works: impl IntoIterator<Item = Work>,
+    ) -> ControlFlow<Shutdown> {
+        self.now = now;
+        let mut dirty = Dirty::default();
+        for work in works {
+            if let Work::Stop(how) = work {
+                return ControlFlow::Break(how);
+            }
+            dirty.merge(self.take(work));
+        }
+        self.think(&dirty);
+        self.look();
+        self.publish(&dirty);
+        ControlFlow::Continue(())
+    }
+
+    /// When there is something to do although nothing happens until then: the earliest deadline of all parts.
+    fn next_wakeup(&self) -> Option<Instant> {
+        // Before the source has said everything once, nothing is written.
+        let writing = self.store.synced();
+        let policy = self.policy.next_wakeup();
+        let policy = policy.filter(|_| writing && self.out.nft.is_some());
+        let flows = self.flows.next_wakeup(self.now).filter(|_| writing);
+        let open = self.to_open.values().flatten().min().copied();
+        [
+            policy,
+            flows,
+            open,
+            self.readiness_wakeup(),
+            self.publishing.next_wakeup(self.now),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn stop(mut self, how: Shutdown) -> Shutdown {

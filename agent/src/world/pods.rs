@@ -1,6 +1,6 @@
 //! Pods of this node: attached by the plugin, opened when their policy is in the kernel.
 
-use std::{collections::BTreeSet, net::IpAddr, path::Path, thread, time::Instant};
+use std::{collections::BTreeSet, net::IpAddr, path::Path, thread};
 
 use ipnet::IpNet;
 use rustix::io::Errno;
@@ -207,11 +207,16 @@ impl World {
             let Some(attachment) = self.store.attachment(&id).cloned() else {
                 continue;
             };
-            let early = not_before.is_some_and(|at| at > Instant::now());
+            let early = not_before.is_some_and(|at| at > self.now);
             let closed =
                 self.setup.features.policy && self.may_open(&id, &attachment.host_if).is_none();
-            if early || closed {
+            if early {
                 self.to_open.insert(id, not_before);
+                continue;
+            }
+            if closed {
+                // The kernel's answer about its policy is what it waits for, not a time.
+                self.to_open.insert(id, None);
                 continue;
             }
             match open::open(attachment.host_index, &attachment.addresses) {
@@ -221,7 +226,7 @@ impl World {
                 }
                 Err(error) => {
                     warn!(interface = attachment.host_if, %error, "cannot open a pod's interface, trying again");
-                    self.to_open.insert(id, Some(Instant::now() + RETRY));
+                    self.to_open.insert(id, Some(self.now + RETRY));
                 }
             }
         }

@@ -1,14 +1,11 @@
 //! Policy: one transaction at a time, and the flows that it cuts.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use selvage_policy::{LocalStatus, plan::Gen};
 use tracing::{error, info, warn};
 
-use super::{FLOWS_REST, RETRY, World, pods::heal_host_ports};
+use super::{RETRY, World, pods::heal_host_ports};
 use crate::{
     desired,
     kernel::{
@@ -34,7 +31,7 @@ impl World {
             return;
         }
         if let Some(at) = self.policy.whole_at {
-            if at <= Instant::now() {
+            if at <= self.now {
                 self.send_plan();
             }
         } else if let Some(delta) = self.compiler.take_delta() {
@@ -94,7 +91,7 @@ impl World {
                     Some(_) => RETRY,
                     None => Duration::ZERO,
                 };
-                self.policy.whole_at = Some(Instant::now() + rest);
+                self.policy.whole_at = Some(self.now + rest);
                 let op = op.map(|op| format!(" ({op})")).unwrap_or_default();
                 error!(%generation, errno, "the kernel refused the policy{op}: {reason}");
                 self.policy.failure = Some(format!("{reason}{op}"));
@@ -109,7 +106,7 @@ impl World {
                 self.policy.in_flight = None;
                 // Whoever waits is not let go on what the kernel had before.
                 self.policy.applied = None;
-                self.policy.whole_at = Some(Instant::now());
+                self.policy.whole_at = Some(self.now);
             }
         }
         self.store.observe(Observed::Policy(PolicyState {
@@ -122,11 +119,8 @@ impl World {
     /// Looks at established flows that may not be allowed any more: one pass at a time, and not one after the other
     /// without end, since each reads the kernel's whole table.
     pub(super) fn check_flows(&mut self) {
-        let rested = self
-            .flows
-            .last
-            .is_none_or(|last| last.elapsed() >= FLOWS_REST);
-        if self.flows.due.is_empty() || self.flows.in_pass || !rested {
+        let rests = self.flows.rests_until(self.now).is_some();
+        if self.flows.due.is_empty() || self.flows.in_pass || rests {
             return;
         }
         let due = std::mem::take(&mut self.flows.due);
@@ -150,7 +144,7 @@ impl World {
             FlowEvent::Forgot(number) => self.forgetting.retain(|_, wanted| *wanted > number),
             FlowEvent::Passed(passed) => {
                 self.flows.in_pass = false;
-                self.flows.last = Some(Instant::now());
+                self.flows.last = Some(self.now);
                 if passed.revoked + passed.restored > 0 {
                     info!(
                         cut = passed.revoked,

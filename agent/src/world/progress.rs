@@ -1,10 +1,12 @@
 //! How far it is: readiness, and what others wait for.
 
+use std::time::Instant;
+
 use selvage_bgp::core::ids::FamilySet;
 use selvage_cni::link;
 use tracing::{error, info};
 
-use super::{READY_LIMIT, Work, World};
+use super::{READY_LIMIT, START_LIMIT, Work, World};
 use crate::{
     api::ReadyView,
     control::waits::Progress,
@@ -47,17 +49,16 @@ impl World {
         if barrier.asked > barrier.done || barrier.done >= barrier.wanted {
             return;
         }
+        let Some(routes) = &self.out.routes else {
+            barrier.asked = barrier.wanted;
+            barrier.done = barrier.wanted;
+            return;
+        };
         barrier.asked += 1;
         let number = barrier.asked;
-        match &self.out.routes {
-            Some(routes) => {
-                let world = self.out.world.clone();
-                routes.send(RouteWork::Query(RouteReply(Box::new(move |_| {
-                    world.send(Work::RoutesDone(number))
-                }))));
-            }
-            None => self.barrier.done = number,
-        }
+        let world = self.out.world.clone();
+        let done = move |_: &_| world.send(Work::RoutesDone(number));
+        routes.send(RouteWork::Query(RouteReply(Box::new(done))));
     }
 
     pub(super) fn policy_is_settled(&self) -> bool {
@@ -77,6 +78,17 @@ impl World {
         })
     }
 
+    /// When a node that is not ready is judged again although nothing happens until then.
+    pub(super) fn readiness_wakeup(&self) -> Option<Instant> {
+        if self.ready.ready {
+            return None;
+        }
+        let limit = self.setup.started + READY_LIMIT;
+        [limit, limit + START_LIMIT]
+            .into_iter()
+            .find(|at| *at > self.now)
+    }
+
     pub(super) fn check_ready(&mut self) {
         if self.ready.ready {
             return;
@@ -91,7 +103,7 @@ impl World {
         if self.store.synced() {
             missing.extend(self.missing_cidrs());
         }
-        let late = self.setup.started.elapsed() > READY_LIMIT;
+        let late = self.now >= self.setup.started + READY_LIMIT;
         if self.setup.features.bgp && self.synced != FamilySet::ALL && !late {
             missing.push("routes of the neighbours are not complete".to_owned());
         }

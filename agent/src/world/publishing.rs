@@ -7,7 +7,7 @@ use selvage_cni::link::PolicyMode;
 use selvage_cni::spec::Cidr;
 use tracing::{info, warn};
 
-use super::{READY_LIMIT, RETRY, World};
+use super::{READY_LIMIT, RETRY, START_LIMIT, World};
 use crate::{
     api::ReadyView,
     desired::{self, Verdict},
@@ -19,8 +19,6 @@ use crate::{
 
 /// What happens within this time is told at once.
 const GATHER: Duration = Duration::from_millis(200);
-/// A node whose start takes longer than that says so.
-const START_LIMIT: Duration = Duration::from_secs(10);
 /// For so long a policy may be refused by the kernel before the node takes no more pods.
 const REFUSED_LIMIT: Duration = Duration::from_secs(10);
 /// Between two times that the CNI configuration is put right.
@@ -33,8 +31,10 @@ const NETWORK: &str = "selvage";
 pub(super) struct Publishing {
     /// Sessions have come up or gone down since the last look.
     pub(super) sessions_moved: bool,
-    /// Something may differ; it is told at this time.
+    /// When the outside is told, because something may differ. Always `None` where nobody is told.
     at: Option<Instant>,
+    /// The condition of the node in the turn before.
+    network: Option<Network>,
     /// The CNI configuration could not be written, and why; not tried again before this time.
     unwritten: Option<(Instant, String)>,
     /// It is as it should be.
@@ -48,45 +48,25 @@ pub(super) struct Publishing {
 }
 
 impl Publishing {
-    /// Until when the CNI configuration is left alone.
-    fn rests_until(&self) -> Option<Instant> {
+    /// Until when the CNI configuration is left alone; `None`: it may be written now.
+    fn rests_until(&self, now: Instant) -> Option<Instant> {
         let unwritten = self.unwritten.as_ref().map(|(at, _)| *at);
         let rests = [unwritten, self.put_right].into_iter().flatten().max();
-        rests.filter(|at| *at > Instant::now())
-    }
-}
-
-#[cfg(test)]
-impl Publishing {
-    pub(super) fn retry_now(&mut self) {
-        self.unwritten = self.unwritten.take().map(|(_, why)| (Instant::now(), why));
+        rests.filter(|at| *at > now)
     }
 
-    pub(super) fn wrote_long_since(&mut self) {
-        self.wrote = Instant::now().checked_sub(PUT_RIGHT);
-        self.put_right = None;
-    }
-
-    pub(super) fn refused_long_since(&mut self) {
-        self.refused_since = Instant::now().checked_sub(REFUSED_LIMIT);
+    /// When there is something to write or to tell although nothing happens until then.
+    pub(super) fn next_wakeup(&self, now: Instant) -> Option<Instant> {
+        let limit = self.refused_since.map(|since| since + REFUSED_LIMIT);
+        let limit = limit.filter(|at| *at > now);
+        [self.at, self.rests_until(now), limit]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 
 impl World {
-    /// When there is something to tell, if nothing happens until then.
-    pub(super) fn publish_in(&self) -> Option<Duration> {
-        let at = [
-            self.publishing.at,
-            self.publishing.rests_until(),
-            self.publishing
-                .refused_since
-                .map(|since| since + REFUSED_LIMIT)
-                .filter(|at| *at > Instant::now()),
-        ];
-        let at = at.into_iter().flatten().min()?;
-        Some(at.saturating_duration_since(Instant::now()))
-    }
-
     /// Tells the outside what differs.
     pub(super) fn publish(&mut self, dirty: &Dirty) {
         if dirty.bgp || dirty.synced {
@@ -94,16 +74,16 @@ impl World {
         }
         self.configure_plugin();
         self.watch_policy();
-        let moved = self.publishing.sessions_moved || dirty.bgp || dirty.views || dirty.synced;
         if self.out.publisher.is_none() {
-            self.publishing.sessions_moved = false;
             return;
         }
-        let now = Instant::now();
-        if moved && self.publishing.at.is_none() {
-            self.publishing.at = Some(now + GATHER);
+        let network = self.network();
+        let moved = std::mem::replace(&mut self.publishing.network, network.clone()) != network;
+        let sessions = self.publishing.sessions_moved;
+        if moved || sessions || dirty.bgp || dirty.views || dirty.synced {
+            self.publish_soon();
         }
-        if self.publishing.at.is_none_or(|at| at > now) {
+        if self.publishing.at.is_none_or(|at| at > self.now) {
             return;
         }
         self.publishing.at = None;
@@ -116,11 +96,11 @@ impl World {
         }
     }
 
-    /// Has the outside told soon, whatever the reason.
+    /// Has the outside told soon, whatever the reason. Without an API server there is no outside.
     pub(super) fn publish_soon(&mut self) {
-        self.publishing
-            .at
-            .get_or_insert_with(|| Instant::now() + GATHER);
+        if self.out.publisher.is_some() {
+            self.publishing.at.get_or_insert(self.now + GATHER);
+        }
     }
 
     fn wanted(&self) -> Wanted {
@@ -217,7 +197,7 @@ impl World {
             })
         };
         if !self.ready.ready {
-            let late = self.setup.started.elapsed() > READY_LIMIT + START_LIMIT;
+            let late = self.now >= self.setup.started + READY_LIMIT + START_LIMIT;
             return match late {
                 true => unavailable("NotReady", self.ready.missing.join("; ")),
                 false => None,
@@ -236,7 +216,7 @@ impl World {
     /// What keeps a node that was ready from having pods now.
     fn obstacle(&self) -> Option<(&'static str, String)> {
         let refused = self.publishing.refused_since;
-        if refused.is_some_and(|since| since.elapsed() >= REFUSED_LIMIT) {
+        if refused.is_some_and(|since| self.now >= since + REFUSED_LIMIT) {
             let why = self.policy.failure.clone().unwrap_or_default();
             return Some((
                 "PolicyRefused",
@@ -260,16 +240,12 @@ impl World {
         }
     }
 
+    /// Notes since when the kernel has refused the policy.
     fn watch_policy(&mut self) {
-        let failing = self.policy.failure.is_some();
-        match (failing, self.publishing.refused_since) {
-            (true, None) => self.publishing.refused_since = Some(Instant::now()),
-            (false, Some(_)) => {
-                self.publishing.refused_since = None;
-                self.publish_soon();
-            }
-            (true, Some(since)) if since.elapsed() >= REFUSED_LIMIT => self.publish_soon(),
-            _ => {}
+        let since = &mut self.publishing.refused_since;
+        match &self.policy.failure {
+            Some(_) => *since = since.or(Some(self.now)),
+            None => *since = None,
         }
     }
 
@@ -294,7 +270,7 @@ impl World {
         let Some(path) = &self.setup.cni_conf else {
             return;
         };
-        let rests = self.publishing.rests_until().is_some();
+        let rests = self.publishing.rests_until(self.now).is_some();
         if !self.ready.ready || self.publishing.written || rests {
             return;
         }
@@ -305,7 +281,7 @@ impl World {
             Ok(written) => {
                 if written {
                     info!(path = %path.display(), "the CNI configuration is written");
-                    self.publishing.wrote = Some(Instant::now());
+                    self.publishing.wrote = Some(self.now);
                 }
                 self.publishing.written = true;
                 self.publishing.unwritten = None;
@@ -315,7 +291,7 @@ impl World {
                 if self.publishing.unwritten.is_none() {
                     warn!("the CNI configuration cannot be written: {why}");
                 }
-                self.publishing.unwritten = Some((Instant::now() + RETRY, why));
+                self.publishing.unwritten = Some((self.now + RETRY, why));
             }
         }
         self.publish_soon();

@@ -115,6 +115,18 @@ impl Scene {
         self.world.think(&dirty);
     }
 
+    /// A whole turn, so much later than the one before. It must not leave a deadline behind: the loop would never sleep.
+    fn turn_after(&mut self, later: Duration, works: Vec<Work>) {
+        let now = self.world.now + later;
+        assert!(self.world.turn(now, works).is_continue());
+        let next = self.world.next_wakeup();
+        assert!(
+            next.is_none_or(|at| at > now),
+            "{:?}",
+            next.map(|at| now - at)
+        );
+    }
+
     fn attach(&mut self, attachment: link::Attachment) -> oneshot::Receiver<link::Reply> {
         let (sender, reply) = oneshot::channel();
         let query = LinkQuery::Attach(Box::new(attachment), sender);
@@ -303,7 +315,12 @@ fn a_refused_change_is_repaired_at_once_and_a_refused_plan_after_a_rest() {
     scene.fail(generation);
     assert!(scene.plan().is_none(), "not again and again");
     assert!(!is_enforced(&mut reply));
-    scene.world.policy.whole_at = Some(Instant::now());
+    let rest = scene
+        .world
+        .next_wakeup()
+        .expect("a time for the next attempt");
+    assert!(rest > scene.world.now);
+    scene.world.now = rest;
     scene.tell(Work::Objects(Vec::new()));
     let generation = scene.plan().expect("again");
     assert!(!is_enforced(&mut reply));
@@ -356,10 +373,7 @@ fn a_node_takes_pods_when_it_can_serve_them() {
     scene.world.setup.run_dir = dir.clone();
     scene.world.setup.cni_conf = Some(conflist.clone());
     let turn = |scene: &mut Scene, events: Vec<ObjectEvent>| {
-        let dirty = scene.world.take(Work::Objects(events));
-        scene.world.think(&dirty);
-        scene.world.look();
-        scene.world.publish(&dirty);
+        scene.turn_after(Duration::ZERO, vec![Work::Objects(events)]);
     };
     let node = |spec: serde_json::Value| {
         object(
@@ -389,7 +403,8 @@ fn a_node_takes_pods_when_it_can_serve_them() {
     );
     assert!(!scene.world.ready_view().ready);
     std::fs::create_dir_all(dir.join("net.d")).unwrap();
-    scene.world.publishing.retry_now();
+    assert!(scene.world.next_wakeup().is_some(), "it is tried again");
+    scene.turn_after(RETRY, Vec::new());
     for cidr in ["10.0.1.0/24", "10.0.2.0/24"] {
         turn(&mut scene, vec![cidrs(cidr)]);
         let text = std::fs::read_to_string(&conflist).unwrap();
@@ -400,19 +415,14 @@ fn a_node_takes_pods_when_it_can_serve_them() {
         assert!(scene.world.network().unwrap().available && scene.world.ready_view().ready);
     }
     // Somebody removes it: it is there again at once, but not over and over.
-    for long_since in [true, false] {
-        if long_since {
-            scene.world.publishing.wrote_long_since();
-        }
+    let rest = Duration::from_secs(5);
+    for (later, written) in [(rest, true), (Duration::ZERO, false)] {
         std::fs::remove_file(&conflist).unwrap();
-        scene.world.take(Work::CniFolder);
-        turn(&mut scene, Vec::new());
-        assert_eq!(conflist.exists(), long_since);
+        scene.turn_after(later, vec![Work::CniFolder]);
+        assert_eq!(conflist.exists(), written);
     }
-    assert!(scene.world.publish_in().is_some(), "it is not forgotten");
-    scene.world.publishing.wrote_long_since();
-    scene.world.take(Work::CniFolder);
-    turn(&mut scene, Vec::new());
+    assert!(scene.world.next_wakeup().is_some(), "it is not forgotten");
+    scene.turn_after(rest, Vec::new());
     assert!(conflist.exists());
     // Another network's comes first.
     let other = dir.join("net.d/05-other.conf");
@@ -432,7 +442,8 @@ fn a_node_takes_pods_when_it_can_serve_them() {
     scene.world.policy.failure = Some("no memory".into());
     turn(&mut scene, Vec::new());
     assert!(scene.world.ready_view().ready, "not at once");
-    scene.world.publishing.refused_long_since();
+    let limit = scene.world.next_wakeup().expect("the end of patience");
+    scene.turn_after(limit - scene.world.now, Vec::new());
     let network = scene.world.network().unwrap();
     assert_eq!(
         (network.available, network.reason),
@@ -441,5 +452,83 @@ fn a_node_takes_pods_when_it_can_serve_them() {
     scene.world.policy.failure = None;
     turn(&mut scene, Vec::new());
     assert!(scene.world.network().unwrap().available);
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// Deadlines of a world that nobody tells anything any more pass, and none comes again.
+#[test]
+fn a_world_without_work_sleeps_without_end() {
+    let dir = std::env::temp_dir().join(format!("selvage-sleep-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let read = || {
+        let mut events: Vec<_> = Kind::ALL.into_iter().map(ObjectEvent::Relist).collect();
+        events.push(pod("a", "u"));
+        events.extend(Kind::ALL.into_iter().map(ObjectEvent::Synced));
+        Work::Objects(events)
+    };
+    let wait = |what| {
+        let (reply, answer) = oneshot::channel();
+        (Work::Ask(Query::Wait(what, reply)), answer)
+    };
+    for (policy, is_read, conf) in [
+        (true, true, false),
+        (true, true, true),
+        (true, false, false),
+        (false, true, false),
+        (false, false, true),
+    ] {
+        let mut scene = Scene::unread(Vec::new(), policy);
+        scene.world.setup.run_dir = dir.clone();
+        scene.world.setup.cni_conf = conf.then(|| dir.join("net.d/10-selvage.conflist"));
+        let mut optional = attachment("a", 5, "10.0.1.1");
+        optional.policy = link::PolicyMode::Optional;
+        let (reply, _answer) = oneshot::channel();
+        let attach = LinkQuery::Attach(Box::new(optional), reply);
+        scene.turn_after(Duration::ZERO, vec![Work::Link(attach)]);
+        if is_read {
+            scene.turn_after(Duration::ZERO, vec![read()]);
+        }
+        // The kernel refuses the plan twice, so that the third attempt has a time.
+        while let Some(generation) = scene.plan() {
+            let refused = NftEvent::Failed {
+                generation,
+                op: None,
+                errno: 2,
+                reason: String::new(),
+            };
+            scene.turn_after(Duration::ZERO, vec![Work::Nft(refused)]);
+        }
+        let (ask, mut synced) = wait(crate::api::WaitFor::Synced);
+        scene.turn_after(Duration::ZERO, vec![ask]);
+        let reached = Work::Objects(vec![ObjectEvent::Reached(1)]);
+        scene.turn_after(Duration::ZERO, vec![reached]);
+        let (ask, _asker) = wait(crate::api::WaitFor::Peers);
+        scene.turn_after(Duration::ZERO, vec![ask]);
+        let mut turns = 0;
+        while let Some(at) = scene.world.next_wakeup() {
+            scene.turn_after(at - scene.world.now, Vec::new());
+            if let Some(generation) = scene.plan() {
+                let repaired = true;
+                let applied = NftEvent::Applied {
+                    generation,
+                    repaired,
+                };
+                scene.turn_after(Duration::ZERO, vec![Work::Nft(applied)]);
+            }
+            for work in scene.flows.recv_all() {
+                if let FlowWork::Check(_) = work {
+                    let passed = FlowEvent::Passed(Default::default());
+                    scene.turn_after(Duration::ZERO, vec![Work::Flows(passed)]);
+                }
+            }
+            turns += 1;
+            assert!(
+                turns < 10,
+                "{policy} {is_read} {conf}: it does not come to rest"
+            );
+        }
+        let answered = synced.try_recv().is_ok();
+        assert_eq!(answered, is_read || !policy, "{policy} {is_read} {conf}");
+    }
     std::fs::remove_dir_all(dir).unwrap();
 }

@@ -46,6 +46,8 @@ pub(super) struct Hub {
     objects: watch::Sender<u64>,
     /// Counts changes of pods.
     pods: watch::Sender<u64>,
+    /// Whether something is known of every kind, and no list is under way: there is a snapshot to be written.
+    whole: watch::Sender<bool>,
     /// Where the snapshot is.
     folder: PathBuf,
     /// What the API server has to say for so long before objects that we know are taken for gone with their kind.
@@ -108,6 +110,12 @@ impl Known {
             changed: false,
             remembered: false,
         }
+    }
+
+    /// Nothing is known of the kind yet, or a list of it is under way.
+    fn is_missing(&self) -> bool {
+        let forbidden = matches!(self.phase, Phase::Forbidden(_));
+        self.basis == Basis::Nothing && !forbidden || self.unseen.is_some()
     }
 
     /// Until when what is known was true.
@@ -283,6 +291,7 @@ impl Hub {
             revived: watch::Sender::new(0),
             objects: watch::Sender::new(0),
             pods: watch::Sender::new(0),
+            whole: watch::Sender::new(false),
             folder: folder.to_owned(),
             absent,
         }
@@ -298,15 +307,16 @@ impl Hub {
         self.pods.subscribe()
     }
 
+    /// Told when the last thing that was missing has come; see [`true_until`](Self::true_until).
+    pub(super) fn whole(&self) -> watch::Receiver<bool> {
+        self.whole.subscribe()
+    }
+
     /// Until when what is known was true; `None` while something is missing.
     pub(super) fn true_until(&self) -> Option<Timestamp> {
         let inner = self.lock();
         let now = now();
-        let missing = |known: &Known| {
-            let forbidden = matches!(known.phase, Phase::Forbidden(_));
-            known.basis == Basis::Nothing && !forbidden || known.unseen.is_some()
-        };
-        if inner.kinds.values().any(missing) {
+        if !inner.is_whole() {
             return None;
         }
         let times = inner.kinds.values().map(|known| known.true_until(now));
@@ -448,7 +458,10 @@ impl Hub {
         }
         let pods = kind == Kind::Pod && !events.is_empty();
         inner.send(events);
+        let whole = inner.is_whole();
         drop(inner);
+        self.whole
+            .send_if_modified(|was| std::mem::replace(was, whole) != whole);
         if changed {
             self.objects.send_modify(|count| *count += 1);
         }
@@ -463,6 +476,10 @@ impl Hub {
 }
 
 impl Inner {
+    fn is_whole(&self) -> bool {
+        !self.kinds.values().any(Known::is_missing)
+    }
+
     fn send(&mut self, events: Vec<ObjectEvent>) {
         if !events.is_empty() && !self.over {
             self.over = !(self.sink)(events);

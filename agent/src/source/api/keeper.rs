@@ -24,15 +24,14 @@ const PACE: u64 = 100_000;
 /// Without a change the files are written now and then all the same: their time says until when they were true.
 const STILL_TRUE: Duration = Duration::from_secs(600);
 
-/// As long as nothing is whole it is looked at again after this.
-const UNREADY: Duration = Duration::from_secs(3);
-
 /// Writes objects when they have changed.
 pub(super) async fn keep_objects(hub: Arc<Hub>, folder: PathBuf, rest: Duration) {
-    let mut changed = hub.objects_changed();
+    let (mut changed, mut whole) = (hub.objects_changed(), hub.whole());
     loop {
         let _ = timeout(STILL_TRUE, changed.changed()).await;
         sleep(rest).await;
+        // The hub is ours: its end does not come.
+        let _ = whole.wait_for(|whole| *whole).await;
         changed.mark_unchanged();
         let Some(time) = hub.true_until() else {
             continue;
@@ -60,12 +59,13 @@ fn write_objects(folder: &Path, aside: &str, time: Timestamp, texts: &[String]) 
 
 /// Writes pods when they have changed.
 pub(super) async fn keep_pods(hub: Arc<Hub>, folder: PathBuf, rest: Duration, pods: PodsAfter) {
-    let mut changed = hub.pods_changed();
+    let (mut changed, mut whole) = (hub.pods_changed(), hub.whole());
     loop {
         let _ = timeout(STILL_TRUE, changed.changed()).await;
+        // The hub is ours: its end does not come.
+        let _ = whole.wait_for(|whole| *whole).await;
         let Some(time) = hub.true_until() else {
-            // Nothing is whole yet.
-            sleep(rest.min(UNREADY)).await;
+            // A list has begun meanwhile. Whatever it brings counts as a change.
             changed.mark_changed();
             continue;
         };

@@ -4,7 +4,7 @@
 //! is compacted away answers 410.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -314,8 +314,10 @@ fn serve(shared: &Shared, stream: &TcpStream) -> std::io::Result<()> {
         if reader.read_line(&mut line)? == 0 {
             return Ok(());
         }
+        let reads = line.starts_with("GET ");
         let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
         let mut token = None;
+        let mut length = 0;
         loop {
             let mut header = String::new();
             reader.read_line(&mut header)?;
@@ -325,11 +327,56 @@ fn serve(shared: &Shared, stream: &TcpStream) -> std::io::Result<()> {
             if let Some(value) = header.trim().strip_prefix("authorization: Bearer ") {
                 token = Some(value.to_owned());
             }
+            if let Some(value) = header.trim().strip_prefix("content-length: ") {
+                length = value.parse().unwrap_or_default();
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
+        if !reads {
+            write_status(shared, stream, &path, &body)?;
+            continue;
+        }
+        if let Some(node) = path.strip_prefix("/api/v1/nodes/") {
+            let state = shared.lock();
+            let found = state.resources["nodes"].objects.get(&format!("/{node}"));
+            let (code, body) = match found {
+                Some(found) => (200, found.clone()),
+                None => (404, status(404, "not found")),
+            };
+            drop(state);
+            respond(stream, code, &body)?;
+            continue;
         }
         if !answer(shared, stream, &path, token)? {
             return Ok(());
         }
     }
+}
+
+/// Takes what is written. Of a node the conditions are kept; of all else nothing is.
+fn write_status(
+    shared: &Shared,
+    stream: &TcpStream,
+    path: &str,
+    body: &[u8],
+) -> std::io::Result<()> {
+    let node = path.split('?').next().unwrap_or_default();
+    let node = node.strip_prefix("/api/v1/nodes/");
+    let node = node.and_then(|rest| rest.strip_suffix("/status"));
+    let written: Value = serde_json::from_slice(body).unwrap_or_default();
+    let mut state = shared.lock();
+    state.requests.push(path.to_owned());
+    if let Some(node) = node {
+        let found = state.resources["nodes"].objects.get(&format!("/{node}"));
+        if let Some(mut found) = found.cloned() {
+            found["status"]["conditions"] = written["status"]["conditions"].clone();
+            state.put("nodes", found);
+        }
+    }
+    drop(state);
+    shared.changed.notify_all();
+    respond(stream, 200, &written)
 }
 
 /// Answers one request; false if the connection is over.
