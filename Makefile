@@ -25,6 +25,7 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --workspace --no-deps
+	shellcheck -o check-extra-masked-returns .ci/run tests/*.sh tests/*/*.sh
 	$(CARGO) deny --locked --log-level error check licenses bans sources
 
 # The programs of a Kubernetes cluster come after cargo: their linker wants 2 GB.
@@ -36,6 +37,7 @@ shim:
 
 # The container image, from static programs and nothing else: IMAGE=NAME:TAG names it.
 image:
+	@tests/install.sh image
 	@tests/image.sh
 
 # The same with assertions, for the trials on a Kubernetes cluster.

@@ -45,9 +45,11 @@ case ${1:-} in
     exit 2
     ;;
 esac
+# Not as an argument: there, the shell would go on when it fails.
+plugin=$(tests/shim.sh)
 mkdir -p "${output%/*}"
 "$target/ci/selvage-lab" image --name "$image" --output "$output" "${options[@]}" \
-  --program "/selvage=$agent" --program "/selvage-cni=$(tests/shim.sh)" --entrypoint /selvage \
+  --program "/selvage=$agent" --program "/selvage-cni=$plugin" --entrypoint /selvage \
   --label "org.opencontainers.image.title=Selvage" \
   --label "org.opencontainers.image.description=Pod networking and BGP for one node" \
   --label "org.opencontainers.image.licenses=Apache-2.0" \

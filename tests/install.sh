@@ -4,7 +4,9 @@
 #
 #   tests/install.sh              everything
 #   tests/install.sh demo         only what `make demo` is nicer with
+#   tests/install.sh image        only what the container image needs
 #   tests/install.sh kubernetes   only what a Kubernetes cluster in namespaces needs
+#   tests/install.sh kernels      only what virtual machines with other kernels need
 set -euo pipefail
 
 scope=${1:-test}
@@ -24,6 +26,10 @@ kubernetes_packages=(
   iptables:iptables-restore
   ca-certificates:/etc/ssl/certs/ca-certificates.crt
 )
+kernels_packages=(
+  qemu-system-x86:qemu-system-x86_64
+  busybox-static:busybox
+)
 test_packages=(
   "${kubernetes_packages[@]}"
   frr:/usr/lib/frr/bgpd
@@ -31,6 +37,7 @@ test_packages=(
   iproute2:ip
   ipvsadm:ipvsadm
   containernetworking-plugins:/usr/lib/cni/host-local
+  shellcheck:shellcheck
 )
 
 has() {
@@ -41,7 +48,7 @@ has() {
 }
 
 as_root=
-if [ "$(id -u)" != 0 ]; then
+if [ "$EUID" != 0 ]; then
   if command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
     as_root=sudo
   elif command -v sudo >/dev/null && [ -t 0 ]; then
@@ -104,16 +111,17 @@ install_packages() {
 }
 
 install_musl() {
-  local target
-  target="$(uname -m)-unknown-linux-musl"
-  if [ -d "$(rustc --print sysroot)/lib/rustlib/$target" ]; then
+  local target sysroot
+  target=$(uname -m)-unknown-linux-musl
+  sysroot=$(rustc --print sysroot)
+  if [ -d "$sysroot/lib/rustlib/$target" ]; then
     return 0
   fi
   if command -v rustup >/dev/null && rustup target add "$target" >/dev/null 2>&1; then
     say "added the Rust target $target"
     return 0
   fi
-  skip "Rust target $target: cannot be had here; the plugin is linked statically with gnu (crt-static) instead"
+  skip "Rust target $target: cannot be had here; static programs are linked with glibc instead, and are larger"
 }
 
 install_components() {
@@ -144,25 +152,44 @@ go_sums=(
 )
 cache=${SELVAGE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/selvage}
 
+# The module proxy that the environment, a Go client (here too old a one) or its configuration file names.
+module_proxy() {
+  local proxy=${GOPROXY:-} file=${GOENV:-${XDG_CONFIG_HOME:-$HOME/.config}/go/env}
+  if [ -z "$proxy" ] && command -v go >/dev/null; then
+    proxy=$(go env GOPROXY 2>/dev/null) || proxy=
+  fi
+  if [ -z "$proxy" ] && [ -r "$file" ]; then
+    proxy=$(sed -n 's/^GOPROXY=//p' "$file")
+  fi
+  # A list: the first that is a proxy.
+  printf '%s\n' "${proxy//[,|]/$'\n'}" | grep -m 1 '://' || true
+}
+
 install_go() {
-  local entry arch sum
-  if [ -x "$(dirname "$0")/cluster/build.sh" ] && "$(dirname "$0")/cluster/build.sh" go >/dev/null 2>&1; then
+  local entry machine arch sum found proxy
+  local advice="install Go $go_version or newer (https://go.dev/doc/install) and put it into PATH"
+  if found=$("${0%/*}/cluster/build.sh" go 2>/dev/null) && [ -n "$found" ]; then
     return 0
   fi
+  machine=$(uname -m)
   for entry in "${go_sums[@]}"; do
-    if [ "${entry%%:*}" = "$(uname -m)" ]; then
+    if [ "${entry%%:*}" = "$machine" ]; then
       entry=${entry#*:}
       arch=${entry%%:*}
       sum=${entry#*:}
     fi
   done
   if [ -z "${sum:-}" ]; then
-    skip "Go: put version $go_version or newer into PATH; this script has it for ${go_sums[*]%%:*} only"
+    skip "Go: $advice; this script has it for ${go_sums[*]%%:*} only"
+    return 0
+  fi
+  proxy=$(module_proxy)
+  if [ -z "$proxy" ]; then
+    skip "Go: not there, and no module proxy is set up that has it: $advice, or set GOPROXY"
     return 0
   fi
   install_packages curl:curl unzip:unzip
-  local proxy=${GOPROXY:-https://proxy.golang.org} module="golang.org/toolchain@v0.0.1-go$go_version.linux-$arch"
-  proxy=${proxy%%[,|]*}
+  local module="golang.org/toolchain@v0.0.1-go$go_version.linux-$arch"
   local new="$cache/.go-$go_version.$$"
   say "Go $go_version from ${proxy#*//}"
   rm -rf "$new"
@@ -176,7 +203,7 @@ install_go() {
     mv "$new/$module" "$cache/go-$go_version"
     ln -sfn "go-$go_version" "$cache/go"
   else
-    skip "Go $go_version: not to be had from $proxy, or not what it should be; the programs of a cluster cannot be built"
+    skip "Go $go_version: not to be had from $proxy, or not what it should be: $advice"
   fi
   rm -rf "$new"
 }
@@ -194,9 +221,16 @@ case $scope in
   demo)
     install_packages "${demo_packages[@]}"
     ;;
+  image)
+    install_musl
+    ;;
   kubernetes)
     install_packages "${kubernetes_packages[@]}"
     install_go
+    install_musl
+    ;;
+  kernels)
+    install_packages "${kernels_packages[@]}"
     ;;
   test)
     install_packages "${test_packages[@]}"
@@ -206,7 +240,7 @@ case $scope in
     install_deny
     ;;
   *)
-    say "usage: tests/install.sh [demo|kubernetes|test]"
+    say "usage: tests/install.sh [demo|image|kubernetes|kernels|test]"
     exit 2
     ;;
 esac

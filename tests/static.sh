@@ -16,6 +16,7 @@ if [ -d "$sysroot/lib/rustlib/$target" ]; then
   compiler=CC_${target//-/_}
   command -v "$arch-linux-musl-gcc" >/dev/null || export "$compiler=${CC:-cc}"
 else
+  echo "static: no Rust target $target here (tests/install.sh adds it where rustup can): $package is linked with glibc instead, and is larger" >&2
   target=$arch-unknown-linux-gnu
   flags="$flags -C target-feature=+crt-static"
 fi

@@ -11,6 +11,7 @@ mod paths;
 mod plugin;
 pub mod policy;
 pub mod routes;
+mod scripts;
 mod sent_on;
 
 use crate::harness::Case;
@@ -29,6 +30,7 @@ pub fn cases() -> Vec<Case> {
         control::cases(),
         install::cases(),
         demo::cases(),
+        scripts::cases(),
     ]
     .concat()
 }
