@@ -2,6 +2,7 @@
 # make test   everything that CI runs
 # make demo-kubernetes   the same on a real Kubernetes cluster, in namespaces, and a KUBECONFIG to play with
 # make conformance       upstream's NetworkPolicy suite on such a cluster, over IPv4 and over IPv6: half an hour
+#                        (both take another Kubernetes by K8S=1.36.3, or K8S=1.38 for the newest of a minor version, betas too)
 # make bench  figures beside those of other daemons, in the same run
 # make image  the container image, as an archive (no container engine needed)
 # make lint   formatting, lints, licences
@@ -11,6 +12,9 @@ CARGO ?= cargo
 PROFILE = --profile ci --locked
 BIN = $(or $(CARGO_TARGET_DIR),target)
 export RUST_BACKTRACE ?= 1
+
+# The version of Kubernetes for tests/cluster/build.sh; empty for the one in tests/cluster/go.mod.
+export K8S
 
 .PHONY: all install build lint test shim image test-image unit cluster-programs system demo demo-kubernetes conformance bench crds
 all: build
@@ -60,25 +64,27 @@ demo:
 	@$(BIN)/ci/selvage lab up tests/lab/demo.yaml $(ARGS)
 
 # Kubelets need root; what is built is the user's own.
-AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo) env SELVAGE_CLUSTER_DIR="$$(tests/cluster/build.sh where)"
+AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo) env SELVAGE_CLUSTER_DIR="$$programs"
 CLUSTER = --image "$$image" --manifests manifests/overlays/mesh
+# The pages of the guide are about the default version.
+SUMMARY = $(if $(K8S),$(BIN)/conformance-$(K8S),docs/src/conformance)
 
 demo-kubernetes:
 	@tests/install.sh kubernetes
-	@tests/cluster/build.sh >/dev/null
-	@image=$$(tests/image.sh quick) && $(AS_ROOT) $(BIN)/ci/selvage lab kubernetes up --nodes 3 --router 65001 $(CLUSTER) --tour tests/lab/demo-kubernetes $(ARGS)
+	@programs=$$(tests/cluster/build.sh) && image=$$(tests/image.sh quick) && \
+	$(AS_ROOT) $(BIN)/ci/selvage lab kubernetes up --nodes 3 --router 65001 $(CLUSTER) --tour tests/lab/demo-kubernetes $(ARGS)
 
 conformance:
 	@tests/install.sh kubernetes
-	@tests/cluster/build.sh conformance >/dev/null
-	@image=$$(tests/image.sh quick) && \
-	$(AS_ROOT) $(BIN)/ci/selvage lab kubernetes conformance $(CLUSTER) --summary docs/src/conformance-ipv4.md $(ARGS) && \
-	$(AS_ROOT) $(BIN)/ci/selvage lab kubernetes conformance $(CLUSTER) --ipv6-first --summary docs/src/conformance-ipv6.md $(ARGS)
+	@programs=$$(tests/cluster/build.sh conformance) && image=$$(tests/image.sh quick) && \
+	$(AS_ROOT) $(BIN)/ci/selvage lab kubernetes conformance $(CLUSTER) --summary $(SUMMARY)-ipv4.md $(ARGS) && \
+	$(AS_ROOT) $(BIN)/ci/selvage lab kubernetes conformance $(CLUSTER) --ipv6-first --summary $(SUMMARY)-ipv6.md $(ARGS)
 
-# Thin LTO as in a release; the reference daemons and plugins from Debian.
+# Thin LTO as in a release; the reference daemons from Debian, the reference plugins from Debian and from their module.
 bench: install
 	$(CARGO) build --release --locked -p selvage -p selvage-tests -p selvage-lab --bin selvage --bin selvage-bench --bin selvage-lab --example policy
-	cp $$(tests/shim.sh) $(BIN)/release/
+	@tests/cluster/build.sh plugins >/dev/null
+	shim=$$(tests/shim.sh) && cp "$$shim" $(BIN)/release/
 	$(BIN)/release/selvage-bench $(or $(ARGS),all)
 	$(BIN)/release/selvage-lab run -- $(BIN)/release/examples/policy
 

@@ -1,9 +1,10 @@
-//! B10: pods made and unmade one after the other, by our plugin and by the reference `ptp` with `host-local`, in turn; and with
-//! a host port, limits of bandwidth and masquerading, for which the reference takes a list of three plugins.
+//! B10: pods made and unmade one after the other, by our plugin and by the reference `ptp` with `host-local` (Debian's and the
+//! newest), in turn; and with a host port, limits of bandwidth and masquerading, for which the reference takes a list of three
+//! plugins.
 
 use std::{
     io::Write,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -15,11 +16,37 @@ use serde_json::{Value, json};
 use crate::report::Report;
 
 /// Where Debian puts the reference plugins.
-const REFERENCE: &str = "/usr/lib/cni";
+const DEBIAN: &str = "/usr/lib/cni";
+
+/// Whose a plugin is: which folder has its programs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Maker {
+    /// This project.
+    Ours,
+    /// The reference, version 1.1.1, as Debian packages it.
+    Debian,
+    /// The reference, version 1.10.0, as `tests/cluster/build.sh plugins` builds it.
+    Reference,
+}
+
+impl Maker {
+    /// The folder that a runtime would name in `CNI_PATH`.
+    fn folder(self) -> Result<PathBuf> {
+        match self {
+            Maker::Ours => Ok(programs::find("selvage-cni")?
+                .parent()
+                .context("selvage-cni is in no folder")?
+                .to_owned()),
+            Maker::Debian => Ok(DEBIAN.into()),
+            Maker::Reference => programs::reference_plugins(),
+        }
+    }
+}
 
 /// A plugin, or a list of them, as a runtime calls it.
 struct Plugin {
     name: &'static str,
+    maker: Maker,
     /// `type`s in the order of ADD.
     kinds: &'static [&'static str],
     dual: bool,
@@ -31,13 +58,16 @@ const OURS: &[&str] = &["selvage-cni"];
 const PTP: &[&str] = &["ptp"];
 const CHAIN: &[&str] = &["ptp", "portmap", "bandwidth"];
 
-const PLUGINS: [Plugin; 6] = [
-    Plugin::new("Selvage", OURS, false, false),
-    Plugin::new("ptp + host-local 1.1.1", PTP, false, false),
-    Plugin::new("Selvage, dual stack", OURS, true, false),
-    Plugin::new("ptp, dual stack", PTP, true, false),
-    Plugin::new("Selvage, full", OURS, false, true),
-    Plugin::new("ptp, portmap, bandwidth, full", CHAIN, false, true),
+const PLUGINS: [Plugin; 9] = [
+    Plugin::new("Selvage", Maker::Ours, OURS, false, false),
+    Plugin::new("ptp 1.1.1", Maker::Debian, PTP, false, false),
+    Plugin::new("ptp 1.10.0", Maker::Reference, PTP, false, false),
+    Plugin::new("Selvage, dual stack", Maker::Ours, OURS, true, false),
+    Plugin::new("ptp 1.1.1, dual stack", Maker::Debian, PTP, true, false),
+    Plugin::new("ptp 1.10.0, dual stack", Maker::Reference, PTP, true, false),
+    Plugin::new("Selvage, full", Maker::Ours, OURS, false, true),
+    Plugin::new("chain 1.1.1, full", Maker::Debian, CHAIN, false, true),
+    Plugin::new("chain 1.10.0, full", Maker::Reference, CHAIN, false, true),
 ];
 
 pub(crate) fn run(lab: &Lab, pods: usize, runs: usize) -> Result<()> {
@@ -73,12 +103,14 @@ fn last(sorted: &[f64]) -> f64 {
 impl Plugin {
     const fn new(
         name: &'static str,
+        maker: Maker,
         kinds: &'static [&'static str],
         dual: bool,
         full: bool,
     ) -> Plugin {
         Plugin {
             name,
+            maker,
             kinds,
             dual,
             full,
@@ -87,12 +119,10 @@ impl Plugin {
 
     /// Sorted times of ADD and of DEL in milliseconds.
     fn measure(&self, lab: &Lab, name: &str, pods: usize) -> Result<[Vec<f64>; 2]> {
+        let folder = self.maker.folder()?;
         let mut programs = Vec::new();
         for kind in self.kinds {
-            let program = match *kind {
-                "selvage-cni" => programs::find(kind)?,
-                kind => Path::new(REFERENCE).join(kind),
-            };
+            let program = folder.join(kind);
             ensure!(program.exists(), "{} is not installed", program.display());
             programs.push(program);
         }
@@ -142,7 +172,7 @@ impl Plugin {
             configuration["snat"] = json!(true);
             configuration["ipMasq"] = json!(true);
         }
-        if kind == "selvage-cni" {
+        if self.maker == Maker::Ours {
             configuration["policy"] = json!("none");
             configuration["runDir"] = json!(directory.join("run"));
             configuration["stateDir"] = json!(directory.join("state"));
@@ -181,7 +211,7 @@ impl Plugin {
             .env("CNI_CONTAINERID", format!("pod{i}"))
             .env("CNI_NETNS", pod.path())
             .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", REFERENCE)
+            .env("CNI_PATH", program.parent().unwrap_or(Path::new("/")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

@@ -1,9 +1,10 @@
-//! Where the project's own programs are.
+//! Where the project's own programs are, and those that it is measured beside.
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::daemon::find_program;
 
@@ -42,6 +43,32 @@ pub fn find(name: &str) -> Result<PathBuf> {
             build_command(name, built_into)
         ),
     }
+}
+
+/// The script that builds programs of others from their Go modules.
+pub(crate) const BUILD_SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../cluster/build.sh");
+
+/// The folder with the reference CNI plugins (`ptp`, `host-local`, `portmap`, `bandwidth`) of the version in
+/// `tests/cluster/plugins/go.mod`. They are built where they are not there, which needs the network.
+///
+/// # Errors
+/// When they are not there and cannot be built; the message is that of the build.
+pub fn reference_plugins() -> Result<PathBuf> {
+    build_script("plugins")
+}
+
+/// The folder that the build script prints for `scope`.
+pub(crate) fn build_script(scope: &str) -> Result<PathBuf> {
+    let output = Command::new(BUILD_SCRIPT)
+        .arg(scope)
+        .output()
+        .with_context(|| format!("cannot run {BUILD_SCRIPT}"))?;
+    ensure!(
+        output.status.success(),
+        "{BUILD_SCRIPT} {scope}: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8(output.stdout)?.trim_end().into())
 }
 
 /// How to get `name` into this folder of the target directory.

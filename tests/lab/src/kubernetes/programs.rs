@@ -4,7 +4,9 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
+
+use crate::programs::build_script;
 
 /// Names the folder with the programs, for those who built them elsewhere.
 const DIRECTORY: &str = "SELVAGE_CLUSTER_DIR";
@@ -74,7 +76,7 @@ impl Programs {
         let program = self.folder.join(name);
         if !program.is_file() {
             bail!(
-                "no {} (build it: make cluster-programs, ten minutes the first time)",
+                "no {} (build it: make cluster-programs, a quarter of an hour the first time)",
                 program.display()
             );
         }
@@ -95,15 +97,6 @@ fn folder() -> Result<PathBuf> {
     if let Some(folder) = env::var_os(DIRECTORY) {
         return Ok(folder.into());
     }
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../cluster/build.sh");
-    let output = Command::new(script)
-        .arg("where")
-        .output()
-        .with_context(|| format!("cannot run {script}; {DIRECTORY} can name the folder instead"))?;
-    ensure!(
-        output.status.success(),
-        "{script} where: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(String::from_utf8(output.stdout)?.trim_end().into())
+    build_script("where")
+        .with_context(|| format!("{DIRECTORY} can name the folder with the programs instead"))
 }
