@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use selvage_lab::{Lab, Netns, Process, daemon::find_program, programs};
+use selvage_lab::{Lab, Netns, Process, daemon::Kind, programs};
 use selvage_netlink::{
     Prefix, Protocol, Socket,
     addr::{self, Address},
@@ -108,8 +108,7 @@ impl Daemon {
             }
             Daemon::Bird => {
                 fs::write(directory.join("bird.conf"), bird(role))?;
-                let mut command =
-                    Command::new(find_program("bird").context("bird is not installed")?);
+                let mut command = Command::new(Kind::Bird.program("bird")?);
                 command.current_dir(&directory).args([
                     "-f",
                     "-c",
@@ -124,8 +123,7 @@ impl Daemon {
             Daemon::Frr => frr(&directory, role, &mut spawn)?,
             Daemon::Gobgp => {
                 fs::write(directory.join("gobgpd.toml"), gobgp(role))?;
-                let mut command =
-                    Command::new(find_program("gobgpd").context("gobgpd is not installed")?);
+                let mut command = Command::new(Kind::Gobgp.program("gobgpd")?);
                 command.current_dir(&directory).args([
                     "-f",
                     "gobgpd.toml",
@@ -296,7 +294,7 @@ fn frr(
         if name == "zebra" && !kernel {
             continue;
         }
-        let mut command = Command::new(find_program(name).context("FRR is not installed")?);
+        let mut command = Command::new(Kind::Frr.program(name)?);
         command.current_dir(directory).args([
             "-f",
             &format!("{name}.conf"),

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
-use selvage_lab::daemon::{Kind, Router, find_program};
+use selvage_lab::daemon::{Kind, Router};
 use selvage_lab::process::output_of;
 use selvage_lab::{Cluster, Lab, Netns, cluster, eventually_ok};
 use selvage_netlink::monitor::Group;
@@ -116,7 +116,7 @@ fn established(cluster: &mut Cluster) -> Result<u64> {
 /// Whether the daemon takes what it is told, by its own configuration.
 fn let_in(router: &Router, yes: bool) -> Result<()> {
     let run = |program: &str, words: &[&str]| {
-        let mut command = Command::new(find_program(program).context("not installed")?);
+        let mut command = Command::new(router.kind().program(program)?);
         command.current_dir(router.directory()).args(words);
         output_of(router.netns(), command)
     };

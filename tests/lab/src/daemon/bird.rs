@@ -7,13 +7,13 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Kind, Neighbour, Route, Router, START, Session, Speaker, program};
+use super::{Kind, Neighbour, Route, Router, START, Session, Speaker};
 use crate::process::output_of;
 
 pub(super) fn start(router: &mut Router, restarting: bool) -> Result<()> {
     let directory = router.directory.clone();
     fs::write(directory.join("bird.conf"), configuration(&router.speaker))?;
-    let mut command = Command::new(program(Kind::Bird, "bird")?);
+    let mut command = Command::new(Kind::Bird.program("bird")?);
     command
         .arg("-f")
         .args(["-c", "bird.conf", "-s", "bird.ctl", "-P", "bird.pid"])
@@ -45,7 +45,7 @@ pub(super) fn reconfigure(router: &Router) -> Result<()> {
 }
 
 fn birdc(router: &Router, words: &[&str]) -> Result<String> {
-    let mut command = Command::new(program(Kind::Bird, "birdc")?);
+    let mut command = Command::new(Kind::Bird.program("birdc")?);
     command
         .args(["-s", "bird.ctl"])
         .args(words)

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::{Kind, Route, Router, START, Session, Speaker, program};
+use super::{Kind, Route, Router, START, Session, Speaker};
 use crate::process::output_of;
 
 pub(super) fn start(router: &mut Router) -> Result<()> {
@@ -27,7 +27,7 @@ pub(super) fn start(router: &mut Router) -> Result<()> {
         let _ = fs::remove_file(directory.join(left));
     }
     for name in ["zebra", "bgpd"] {
-        let mut command = Command::new(program(Kind::Frr, name)?);
+        let mut command = Command::new(Kind::Frr.program(name)?);
         command.current_dir(&directory).args([
             "-f",
             &format!("{name}.conf"),
@@ -87,7 +87,7 @@ fn vtysh_in(
     directory: &std::path::Path,
     commands: &[&str],
 ) -> Result<String> {
-    let mut command = Command::new(program(Kind::Frr, "vtysh")?);
+    let mut command = Command::new(Kind::Frr.program("vtysh")?);
     command.arg("--vty_socket").arg(directory);
     for line in commands {
         command.args(["-c", line]);

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::{Kind, Neighbour, Route, Router, START, Session, Speaker, program};
+use super::{Kind, Neighbour, Route, Router, START, Session, Speaker};
 use crate::process::output_of;
 
 pub(super) fn start(router: &mut Router, restarting: bool) -> Result<()> {
@@ -19,7 +19,7 @@ pub(super) fn start(router: &mut Router, restarting: bool) -> Result<()> {
         directory.join("gobgpd.toml"),
         configuration(&router.speaker),
     )?;
-    let mut command = Command::new(program(Kind::Gobgp, "gobgpd")?);
+    let mut command = Command::new(Kind::Gobgp.program("gobgpd")?);
     command.args([
         "-f",
         "gobgpd.toml",
@@ -46,7 +46,7 @@ pub(super) fn start(router: &mut Router, restarting: bool) -> Result<()> {
 }
 
 fn gobgp(router: &Router, words: &[&str]) -> Result<String> {
-    let mut command = Command::new(program(Kind::Gobgp, "gobgp")?);
+    let mut command = Command::new(Kind::Gobgp.program("gobgp")?);
     command.args(words);
     output_of(&router.netns, command)
 }

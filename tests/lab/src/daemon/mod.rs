@@ -7,6 +7,7 @@
 mod bird;
 mod frr;
 mod gobgp;
+mod installed;
 
 use std::env;
 use std::fmt;
@@ -45,22 +46,6 @@ impl Kind {
             Kind::Gobgp => "gobgpd",
         }
     }
-
-    fn programs(self) -> &'static [&'static str] {
-        match self {
-            Kind::Bird => &["bird", "birdc"],
-            Kind::Frr => &["zebra", "bgpd", "vtysh"],
-            Kind::Gobgp => &["gobgpd", "gobgp"],
-        }
-    }
-
-    /// Whether all programs of the daemon are there.
-    #[must_use]
-    pub fn is_installed(self) -> bool {
-        self.programs()
-            .iter()
-            .all(|name| find_program(name).is_some())
-    }
 }
 
 impl fmt::Display for Kind {
@@ -73,26 +58,16 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A program by name: in `PATH`, in the places of daemons that an ordinary user's `PATH` lacks, or in FRR's own.
+/// A program of the system by name: in `PATH`, or in the places of daemons that an ordinary user's `PATH` lacks. A routing
+/// daemon's own programs are found by [`Kind::program`], for some share their names.
 #[must_use]
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let places = ["/usr/sbin", "/sbin", "/usr/lib/frr", "/usr/local/sbin"].map(PathBuf::from);
+    let places = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
     env::split_paths(&path)
         .chain(places)
         .map(|place| place.join(name))
         .find(|file| file.is_file())
-}
-
-/// The program, or an error that names the package that has it.
-fn program(kind: Kind, name: &str) -> Result<PathBuf> {
-    match find_program(name) {
-        Some(path) => Ok(path),
-        None => bail!(
-            "{name} is not installed: apt-get install {}",
-            kind.package()
-        ),
-    }
 }
 
 /// A BGP speaker.
