@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::deadline::eventually_ok;
+use crate::deadline::{eventually_ok, scaled};
 use crate::netns::Netns;
 use crate::process::Process;
 use crate::programs;
@@ -126,14 +126,28 @@ impl Agent {
         Ok(())
     }
 
-    /// Runs a command of the command line against this agent.
+    /// Runs a command of the command line against this agent. The seconds after `--timeout` are a deadline of the lab,
+    /// and [`scaled`] as each of them.
     ///
     /// # Errors
     /// When it cannot be run; its exit code is in the output.
     pub fn command(&self, words: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.program);
+        let mut before = "";
+        for word in words {
+            let seconds = word
+                .strip_suffix('s')
+                .and_then(|number| number.parse().ok());
+            match seconds.filter(|_| before == "--timeout") {
+                Some(seconds) => {
+                    let limit = scaled(Duration::from_secs(seconds));
+                    command.arg(format!("{}s", limit.as_secs()))
+                }
+                None => command.arg(word),
+            };
+            before = word;
+        }
         command
-            .args(words)
             .arg("--run-dir")
             .arg(&self.run_dir)
             .env("NO_COLOR", "1");

@@ -1,6 +1,8 @@
 //! Waiting for a condition with a deadline: the only way in which tests wait.
 
+use std::env;
 use std::fmt::Debug;
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,15 +11,42 @@ use anyhow::{Context, Result, bail};
 /// How long to pause between two looks at a condition.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// Names a whole number that every deadline is multiplied by: for machines that are emulated, or very busy.
+pub const FACTOR: &str = "SELVAGE_DEADLINE_FACTOR";
+
+/// A deadline as this machine needs it: `limit` times the number in `SELVAGE_DEADLINE_FACTOR` (1 to 100; 1 without, and for
+/// anything else, which is said once).
+#[must_use]
+pub fn scaled(limit: Duration) -> Duration {
+    static NUMBER: OnceLock<u32> = OnceLock::new();
+    let number = NUMBER.get_or_init(|| match env::var(FACTOR) {
+        Ok(text) => factor(&text).unwrap_or_else(|| {
+            eprintln!(
+                "{FACTOR}={text} is no whole number from 1 to 100: deadlines are not changed"
+            );
+            1
+        }),
+        Err(_) => 1,
+    });
+    limit * *number
+}
+
+fn factor(text: &str) -> Option<u32> {
+    text.parse()
+        .ok()
+        .filter(|number| (1..=100).contains(number))
+}
+
 /// Waits until `condition` holds and returns how long that took.
 ///
 /// # Errors
-/// When it does not hold within `limit`; the message repeats `what`.
+/// When it does not hold within `limit`, [`scaled`]; the message repeats `what`.
 pub fn eventually(
     limit: Duration,
     what: &str,
     mut condition: impl FnMut() -> bool,
 ) -> Result<Duration> {
+    let limit = scaled(limit);
     let start = Instant::now();
     while !condition() {
         if start.elapsed() >= limit {
@@ -31,12 +60,13 @@ pub fn eventually(
 /// Waits until `attempt` succeeds and returns its value.
 ///
 /// # Errors
-/// The last error of `attempt` when it never succeeds within `limit`.
+/// The last error of `attempt` when it never succeeds within `limit`, [`scaled`].
 pub fn eventually_ok<T>(
     limit: Duration,
     what: &str,
     mut attempt: impl FnMut() -> Result<T>,
 ) -> Result<T> {
+    let limit = scaled(limit);
     let start = Instant::now();
     loop {
         match attempt() {
@@ -83,6 +113,15 @@ mod tests {
         assert_eq!(looks, 3);
         let error = eventually(Duration::ZERO, "the impossible", || false).expect_err("never");
         assert!(error.to_string().contains("the impossible"));
+    }
+
+    #[test]
+    fn the_factor_is_a_whole_number_from_1_to_100() {
+        assert_eq!(factor("1"), Some(1));
+        assert_eq!(factor("100"), Some(100));
+        for bad in ["0", "101", "-1", "1.5", "", "five"] {
+            assert_eq!(factor(bad), None, "{bad}");
+        }
     }
 
     #[test]

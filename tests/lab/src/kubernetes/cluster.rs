@@ -16,7 +16,7 @@ use super::images;
 use super::node::{KubeProxy, Node};
 use super::programs::Programs;
 use crate::daemon::{Kind, Neighbour, Router, Speaker};
-use crate::deadline::eventually_ok;
+use crate::deadline::{eventually_ok, scaled};
 use crate::lab::Lab;
 use crate::netns::Netns;
 use crate::network::{Cut, Link, Network, add_route};
@@ -384,7 +384,7 @@ impl KubernetesCluster {
     /// # Errors
     /// With what its pods say when it has not within `limit`.
     pub fn wait_rollout(&self, namespace: &str, object: &str, limit: Duration) -> Result<()> {
-        let timeout = format!("--timeout={}s", limit.as_secs());
+        let timeout = format!("--timeout={}s", scaled(limit).as_secs());
         let kubectl = self.kubectl();
         let rolled = kubectl.run(&["-n", namespace, "rollout", "status", object, &timeout]);
         rolled.map(drop).map_err(|error| {

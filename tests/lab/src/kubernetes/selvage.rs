@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::access::Kubectl;
 use super::cluster::{KubernetesCluster, PATIENCE, Pod};
 use super::node::Node;
-use crate::deadline::eventually_ok;
+use crate::deadline::{eventually_ok, scaled};
 use crate::programs;
 
 /// Where the manifests are.
@@ -50,7 +50,7 @@ impl Kubectl {
     /// When one is refused.
     pub fn install_kinds(&self) -> Result<()> {
         self.apply_path(&manifests("crds"))?;
-        let timeout = format!("--timeout={}s", KINDS.as_secs());
+        let timeout = format!("--timeout={}s", scaled(KINDS).as_secs());
         let established = [
             "wait",
             "--for=condition=Established",
