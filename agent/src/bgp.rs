@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     net::IpAddr,
+    path::PathBuf,
     str::FromStr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -27,6 +28,7 @@ use crate::{
     api::{PathView, Refusal, RoutePage, RouteQuestion, RouteView},
     inbox::Sender,
     kernel::{PROTOCOL_BGP, Shutdown, routes::RouteWork},
+    neighbours::{self, Changed},
     store::{PeerState, SessionState},
     world::Work,
 };
@@ -40,6 +42,7 @@ const SMALL_TABLE: usize = 5000;
 pub struct Bgp {
     /// Whether an earlier run has left its routes in the kernel.
     restarting: bool,
+    state_dir: PathBuf,
     routes: Option<Sender<RouteWork>>,
     world: Sender<Work>,
     speaker: Option<Speaker>,
@@ -47,9 +50,15 @@ pub struct Bgp {
 
 impl Bgp {
     /// A speaker that has not started yet.
-    pub fn new(restarting: bool, routes: Option<Sender<RouteWork>>, world: Sender<Work>) -> Bgp {
+    pub fn new(
+        restarting: bool,
+        state_dir: PathBuf,
+        routes: Option<Sender<RouteWork>>,
+        world: Sender<Work>,
+    ) -> Bgp {
         Bgp {
             restarting,
+            state_dir,
             routes,
             world,
             speaker: None,
@@ -76,13 +85,19 @@ impl Bgp {
 
     fn start(&mut self, config: Arc<SpeakerConfig>) -> io::Result<Vec<ConfigureError>> {
         let seed = u64::from(std::process::id()) << 32 | u64::from(config.router_id.0);
-        let routes = sink(self.routes.clone(), self.world.clone());
+        let before = neighbours::read(&self.state_dir).filter(|_| self.restarting);
+        let restart_time = config.graceful_restart.restart_time;
+        let (changed, remembered) =
+            neighbours::new(&self.state_dir, before.as_deref(), restart_time);
+        let routes = sink(self.routes.clone(), self.world.clone(), changed);
         let (speaker, errors) = Speaker::start(Start {
             config,
             restarting: self.restarting,
+            before,
             seed,
             routes,
         })?;
+        remembered.watch(speaker.handle())?;
         self.speaker = Some(speaker);
         Ok(errors)
     }
@@ -126,7 +141,7 @@ impl Bgp {
 }
 
 /// Passes on what the RIB decides: to the route writer, or, without one, only that a family is complete.
-fn sink(routes: Option<Sender<RouteWork>>, world: Sender<Work>) -> RouteSink {
+fn sink(routes: Option<Sender<RouteWork>>, world: Sender<Work>, sessions: Changed) -> RouteSink {
     Box::new(move |events| {
         for event in events {
             match (event, &routes) {
@@ -139,7 +154,10 @@ fn sink(routes: Option<Sender<RouteWork>>, world: Sender<Work>) -> RouteSink {
                 (RouteEvent::Watch(addr), Some(routes)) => routes.send(RouteWork::Watch(addr)),
                 (RouteEvent::Unwatch(addr), Some(routes)) => routes.send(RouteWork::Unwatch(addr)),
                 (RouteEvent::Synced(family), None) => world.send(Work::RibSynced(family)),
-                (RouteEvent::Sessions, _) => world.send(Work::SessionsMoved),
+                (RouteEvent::Sessions, _) => {
+                    sessions.tell();
+                    world.send(Work::SessionsMoved);
+                }
                 (_, None) => {}
             }
         }

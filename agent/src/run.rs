@@ -86,9 +86,14 @@ pub fn agent(config: AgentConfig) -> Result<()> {
     }
 
     let out = Outlets {
-        bgp: features
-            .bgp
-            .then(|| Bgp::new(restarting, routes.clone(), world.clone())),
+        bgp: features.bgp.then(|| {
+            Bgp::new(
+                restarting,
+                config.state_dir.clone(),
+                routes.clone(),
+                world.clone(),
+            )
+        }),
         routes,
         nft,
         flows,

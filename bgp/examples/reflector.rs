@@ -68,6 +68,7 @@ fn main() -> Result<()> {
     let start = Start {
         config: Arc::new(config),
         restarting: false,
+        before: None,
         seed: 1,
         routes: Box::new(drop),
     };

@@ -12,12 +12,12 @@ use selvage_bgp_core::{
     clock::Now,
     config::{PeerConfig, SpeakerConfig},
     ids::{PeerIdx, PeerKey},
-    rib::{Page, Query, Rib, RibInput},
+    rib::{Page, Query, Restarted, Rib, RibInput},
     session::{Snapshot, Stop},
 };
 
 use crate::{
-    io_thread::{ConfigureError, IoThread, IoWork, WAKER},
+    io_thread::{ConfigureError, IoThread, IoWork, Life, WAKER},
     peers::Slot,
     queue::{ToIo, ToRib},
     rib_thread::{RibThread, RibWork, RouteSink},
@@ -39,9 +39,12 @@ impl Clock {
 pub struct Start {
     /// What it is.
     pub config: Arc<SpeakerConfig>,
-    /// Whether an earlier run left its routes in the kernel: then the restart bit is set, and announcements wait for those
-    /// of the peers (RFC 4724 section 4.1).
+    /// Whether an earlier run left its routes in the kernel: then the restart bit is set, and End-of-RIB waits for those who
+    /// had a session before (RFC 4724 section 4.1).
     pub restarting: bool,
+    /// After a restart: the neighbours that had a session before; `None`: nobody knows. Those that came by a range are tried
+    /// once, since they may wait for longer than they keep our routes before they try again.
+    pub before: Option<Vec<PeerKey>>,
     /// Anything that differs between machines: spreads retries.
     pub seed: u64,
     /// Who programs routes.
@@ -100,8 +103,12 @@ impl Speaker {
         let rib = Arc::new(ToRib::new());
         let clock = Clock(Instant::now());
         let mut table = Rib::new(start.config.clone(), clock.now());
+        let before = start.before.filter(|_| start.restarting);
         if start.restarting {
-            table.defer_announcements();
+            table.restarted(Restarted {
+                before: before.clone(),
+                restart_time: start.config.graceful_restart.restart_time,
+            });
         }
         let rib_thread = RibThread {
             rib: table,
@@ -116,7 +123,10 @@ impl Speaker {
             io.clone(),
             rib.clone(),
             start.config.clone(),
-            start.restarting,
+            Life {
+                restarting: start.restarting,
+                before: before.unwrap_or_default(),
+            },
             start.seed,
         );
         let threads = vec![

@@ -1,11 +1,11 @@
 //! A BGP speaker of bytes: it says exactly what it is told to say, right or wrong.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use selvage_lab::Netns;
+use selvage_lab::{Netns, eventually_ok};
 
 use crate::scene::SOON;
 
@@ -31,6 +31,23 @@ pub fn open(asn: u16, hold: u16, id: [u8; 4]) -> Vec<u8> {
         OPEN,
         &[&[4][..], &asn.to_be_bytes(), &hold.to_be_bytes(), &id, &[0]].concat(),
     )
+}
+
+/// An OPEN without a hold time, with graceful restart of IPv4 unicast (RFC 4724 section 3); `restarting` is the R bit.
+pub fn open_graceful(asn: u16, id: [u8; 4], restarting: bool) -> Vec<u8> {
+    let ipv4_unicast = [1, 4, 0, 1, 0, 1];
+    let graceful = [64, 6, u8::from(restarting) << 7, 120, 0, 1, 1, 0x80];
+    let capabilities = [&ipv4_unicast[..], &graceful].concat();
+    let length = capabilities.len() as u8;
+    let fixed = [
+        &[4][..],
+        &asn.to_be_bytes(),
+        &[0, 0],
+        &id,
+        &[length + 2, 2, length],
+    ]
+    .concat();
+    message(OPEN, &[fixed, capabilities].concat())
 }
 
 /// An UPDATE with these attributes, announcing these IPv4 prefixes as they are on the wire.
@@ -65,6 +82,17 @@ impl Speaker {
     pub fn connect(netns: &Netns, to: IpAddr) -> Result<Speaker> {
         let to = SocketAddr::new(to, 179);
         let stream = netns.run(|| TcpStream::connect_timeout(&to, SOON).context("connect"))?;
+        stream.set_read_timeout(Some(SOON))?;
+        stream.set_nodelay(true)?;
+        Ok(Speaker { stream })
+    }
+
+    /// Waits in `netns`, at an address of its own, until somebody connects.
+    pub fn accept(netns: &Netns, at: IpAddr) -> Result<Speaker> {
+        let listener = netns.run(|| TcpListener::bind((at, 179)).context("listen"))?;
+        listener.set_nonblocking(true)?;
+        let stream = eventually_ok(SOON, "a connection", || Ok(listener.accept()?.0))?;
+        stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(SOON))?;
         stream.set_nodelay(true)?;
         Ok(Speaker { stream })

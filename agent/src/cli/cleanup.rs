@@ -25,6 +25,7 @@ use crate::control::lock::Lock;
 use crate::install::plugin;
 use crate::install::sysctl::{self, Record};
 use crate::kernel::open;
+use crate::neighbours;
 use crate::source;
 
 /// What tells the container runtime about us.
@@ -140,13 +141,14 @@ fn files(args: &Args, run_dir: &Path, removed: &mut Removed) -> Result<(), Failu
         run_dir.join(SOCKET),
         run_dir.join(crate::api::SOCKET),
     ];
+    let of_sessions = neighbours::FILES.map(|name| args.state_dir.join(name));
     let of_source = source::api::FILES.map(|name| args.state_dir.join(name));
     let with_pods = [
         args.state_dir.join(ATTACHMENTS),
         args.state_dir.join(sysctl::RECORD),
     ];
     let with_pods = with_pods.into_iter().filter(|_| removed.kept.is_empty());
-    let gone = gone.into_iter().chain(of_source);
+    let gone = gone.into_iter().chain(of_source).chain(of_sessions);
     let gone: Vec<PathBuf> = gone.chain(with_pods).collect();
     for path in gone {
         remove(

@@ -46,6 +46,9 @@ pub enum PeerEvent {
     /// The time of the stale routes of these families is over: the peer did not come back, came back without
     /// having kept them, or has not finished in time.
     DropStale(FamilySet),
+    /// After our restart: the peer is an internal one, and its host does not answer an attempt to connect. Before the first
+    /// session only.
+    Unanswered,
 }
 
 /// What both sides agreed on in their OPEN messages.

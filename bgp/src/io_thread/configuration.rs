@@ -104,7 +104,22 @@ impl IoThread {
                 errors.push(ConfigureError::Full(peer.key));
             }
         }
+        self.try_former_clients();
         errors
+    }
+
+    /// Whoever came by a range before our restart may not know that we are back: one attempt to connect.
+    fn try_former_clients(&mut self) {
+        for key in std::mem::take(&mut self.before) {
+            if self.peers.find(&key).is_some() {
+                continue;
+            }
+            if let Some(config) = peers::from_range(&self.config, key)
+                && let Some(idx) = self.add_peer(config, true)
+            {
+                self.handle(idx, Input::ConnectOnce, &mut None);
+            }
+        }
     }
 
     pub(super) fn listen(&mut self, config: &SpeakerConfig, errors: &mut Vec<ConfigureError>) {

@@ -90,6 +90,14 @@ struct Listener {
     ready: bool,
 }
 
+/// What the thread is to know of an earlier run.
+pub(crate) struct Life {
+    /// Whether its routes are still in the kernel (the R bit).
+    pub(crate) restarting: bool,
+    /// Who had a session with it.
+    pub(crate) before: Vec<PeerKey>,
+}
+
 pub(crate) struct IoThread {
     poll: Poll,
     clock: Clock,
@@ -98,6 +106,8 @@ pub(crate) struct IoThread {
     config: Arc<SpeakerConfig>,
     /// Whether this start follows an earlier run whose routes are still in the kernel (the R bit).
     restarting: bool,
+    /// Neighbours that are tried once when the first configuration is in force, if they are of a range.
+    before: Vec<PeerKey>,
     listeners: Vec<Listener>,
     peers: Peers,
     /// Numbers the sessions of all peers.
@@ -146,7 +156,7 @@ impl IoThread {
         inbox: Arc<ToIo<IoWork>>,
         rib: Arc<ToRib<RibWork>>,
         config: Arc<SpeakerConfig>,
-        restarting: bool,
+        life: Life,
         seed: u64,
     ) -> IoThread {
         IoThread {
@@ -155,7 +165,8 @@ impl IoThread {
             inbox,
             rib,
             config,
-            restarting,
+            restarting: life.restarting,
+            before: life.before,
             listeners: Vec::new(),
             peers: Peers::default(),
             epochs: Epochs::default(),

@@ -54,6 +54,7 @@ pub fn start(config: SpeakerConfig) -> (Speaker, Vec<ConfigureError>, mpsc::Rece
     let (speaker, refused) = Speaker::start(Start {
         config: Arc::new(config),
         restarting: false,
+        before: None,
         seed: 1,
         routes: Box::new(move |batch| {
             // The test may not be interested any more.

@@ -3,7 +3,7 @@
 //! For each prefix the best path's attributes *as received* and their source are kept. What goes on the wire follows from
 //! the two and the group's view, so that nothing is stored twice.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
@@ -15,7 +15,7 @@ use super::{
     reflect::{Source, View},
 };
 use crate::{
-    ids::{Family, PeerIdx},
+    ids::{Family, FamilySet, PeerIdx},
     wire::update,
 };
 
@@ -257,15 +257,15 @@ impl Packer {
 /// The path identifier of what we send where one is negotiated: the best path only.
 const PATH_ID: u32 = 1;
 
-/// The End-of-RIB markers of all families of a view, for those who have just joined.
-pub(crate) fn end_of_rib(view: &View, members: Vec<PeerIdx>) -> Chunk {
+/// The End-of-RIB markers of some families for some members.
+pub(crate) fn end_of_rib(families: FamilySet, members: &BTreeSet<PeerIdx>) -> Chunk {
     let mut bytes = BytesMut::with_capacity(64);
-    for family in view.families.iter() {
+    for family in families.iter() {
         update::write_end_of_rib(&mut bytes, family);
     }
     Chunk {
         bytes: bytes.freeze(),
         skip: None,
-        only: Some(members.into()),
+        only: Some(members.iter().copied().collect()),
     }
 }

@@ -11,10 +11,10 @@
 //!
 //! A group's table is filled by its first dump: up to there [`Group::built`] says how far it is.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::{
-    Chunk, DumpId, RibOutput,
+    DumpId, RibOutput,
     adj_rib_in::Path,
     adj_rib_out::{AdjRibOut, Changes, Listed, NOTHING, Packer, Sent, WITHDREW},
     arena::Arena,
@@ -22,10 +22,11 @@ use super::{
     nexthop::NextHops,
     prefixes::{BEST, PrefixIdx, Prefixes},
     reflect::{Source, View},
+    sync::Mark,
 };
 use crate::{
     clock::Now,
-    ids::{Epoch, Family, GroupId, PeerIdx},
+    ids::{Epoch, Family, FamilySet, GroupId, PeerIdx},
 };
 
 /// A log that is shorter than this, in octets, does not outdate a dump.
@@ -38,10 +39,8 @@ pub(crate) const LARGE_DUMP: u64 = 256 << 10;
 pub(crate) struct Joiner {
     pub(crate) peer: PeerIdx,
     pub(crate) epoch: Epoch,
-    /// All prefixes marked before that have to be decided first, so that they come before End-of-RIB.
-    pub(crate) after: u64,
-    /// The search for paths by changed next hops that has to be over before; what that marks comes on top.
-    pub(crate) search: u64,
+    /// What was known at the join: all of it has to be decided first, so that it comes before End-of-RIB.
+    pub(crate) known: Mark,
     /// It has been sent routes in this session, as a member of the group in this place: what it may still have of them
     /// and should not is withdrawn.
     pub(crate) from: Option<usize>,
@@ -93,6 +92,8 @@ pub(crate) struct Group {
     withdrawn: [Vec<(Family, PrefixIdx)>; 2],
     /// The sweep mark: the length of the log at the last sweep.
     sweep_at: u64,
+    /// Members whose End-of-RIB waits for the first synchronisation, by [`Family::index`].
+    end_of_rib_to: [BTreeSet<PeerIdx>; 2],
     /// Prefixes that came to be remembered by a dump.
     pub(crate) remembered: Vec<(Family, PrefixIdx)>,
 }
@@ -128,6 +129,7 @@ impl Group {
             logged: 0,
             withdrawn: Default::default(),
             sweep_at: 0,
+            end_of_rib_to: Default::default(),
             remembered: Vec::new(),
         }
     }
@@ -248,14 +250,6 @@ impl Group {
         }
     }
 
-    fn log(&mut self, chunk: Chunk, out: &mut Vec<RibOutput>) {
-        self.log_seq += 1;
-        out.push(RibOutput::Log {
-            group: self.id,
-            chunk,
-        });
-    }
-
     fn retire(&mut self, out: &mut Vec<RibOutput>) {
         if let Some(latest) = self.latest.take() {
             out.push(RibOutput::DumpRetired(latest.id));
@@ -280,11 +274,13 @@ impl Group {
         }
     }
 
-    /// Lets those joiners begin who may: `decided` prefixes have been decided so far. Gives them back.
+    /// Lets those joiners begin who may: `decided` prefixes have been decided so far. In the families of `held` their
+    /// End-of-RIB waits for [`Group::say_end_of_rib`]. Gives them back.
     pub(crate) fn admit(
         &mut self,
         now: Now,
         decided: u64,
+        held: FamilySet,
         next_dump: &mut u64,
         out: &mut Vec<RibOutput>,
     ) -> Vec<Joiner> {
@@ -293,7 +289,9 @@ impl Group {
             && latest.is_fresh(self.logged, self.short_log)
         {
             joined.extend(self.joiners.extract_if(.., |j| {
-                j.after <= decided && j.from.is_none() && !self.not_by_latest.contains(&j.peer)
+                j.known.is_decided(decided)
+                    && j.from.is_none()
+                    && !self.not_by_latest.contains(&j.peer)
             }));
             if !joined.is_empty() {
                 latest.used = now;
@@ -302,12 +300,12 @@ impl Group {
             }
         }
         if self.dump.is_none()
-            && let Some(first) = self.joiners.iter().find(|j| j.after <= decided)
+            && let Some(first) = self.joiners.iter().find(|j| j.known.is_decided(decided))
         {
             let from = first.from;
             let started: Vec<Joiner> = self
                 .joiners
-                .extract_if(.., |j| j.after <= decided && j.from == from)
+                .extract_if(.., |j| j.known.is_decided(decided) && j.from == from)
                 .collect();
             let id = DumpId(*next_dump);
             *next_dump += 1;
@@ -335,13 +333,44 @@ impl Group {
             self.begin(&started, id, out);
             joined.extend(started);
         }
-        if !joined.is_empty() {
-            let mut members: Vec<PeerIdx> = joined.iter().map(|j| j.peer).collect();
-            members.sort_unstable();
-            self.not_by_latest.extend(&members);
-            self.log(super::adj_rib_out::end_of_rib(&self.view, members), out);
+        let members: BTreeSet<PeerIdx> = joined.iter().map(|j| j.peer).collect();
+        for family in held.iter() {
+            self.end_of_rib_to[family.index()].extend(&members);
         }
+        let now = Family::ALL.into_iter().filter(|f| !held.contains(*f));
+        self.log_end_of_rib(now.collect(), &members, out);
         joined
+    }
+
+    /// The first synchronisation of a family is over: the End-of-RIB that waited for it is said.
+    pub(crate) fn say_end_of_rib(&mut self, family: Family, out: &mut Vec<RibOutput>) {
+        let members = std::mem::take(&mut self.end_of_rib_to[family.index()]);
+        self.log_end_of_rib(FamilySet::from_iter([family]), &members, out);
+    }
+
+    /// A member leaves: no End-of-RIB waits for it.
+    pub(crate) fn end_of_rib_is_moot(&mut self, member: PeerIdx) {
+        for waiting in &mut self.end_of_rib_to {
+            waiting.remove(&member);
+        }
+    }
+
+    fn log_end_of_rib(
+        &mut self,
+        families: FamilySet,
+        members: &BTreeSet<PeerIdx>,
+        out: &mut Vec<RibOutput>,
+    ) {
+        let families = families.and(self.view.families);
+        if members.is_empty() || families.is_empty() {
+            return;
+        }
+        self.not_by_latest.extend(members);
+        self.log_seq += 1;
+        out.push(RibOutput::Log {
+            group: self.id,
+            chunk: super::adj_rib_out::end_of_rib(families, members),
+        });
     }
 
     fn begin(&self, joiners: &[Joiner], dump: DumpId, out: &mut Vec<RibOutput>) {
@@ -368,8 +397,8 @@ impl Group {
 
     /// A search is over, and has marked what it found.
     pub(crate) fn search_done(&mut self, search: u64, marked: u64) {
-        for joiner in self.joiners.iter_mut().filter(|j| j.search == search) {
-            joiner.after = marked;
+        for joiner in &mut self.joiners {
+            joiner.known.search_done(search, marked);
         }
     }
 

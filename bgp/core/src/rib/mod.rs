@@ -34,6 +34,7 @@ pub use self::{
     decision::Step,
     peers::FamilyCounts,
     query::{Listing, Page, PathView, PeerCounts, Query, Row, Totals},
+    sync::Restarted,
 };
 use crate::{
     clock::Now,
@@ -89,7 +90,8 @@ pub enum RibOutput {
     },
     /// A member's stream begins: all chunks of `dump`, then the group's log from the sequence number that [`RibOutput::DumpEnd`] names.
     /// A member that is in a stream already (refresh, other filters) leaves it at a message boundary and begins here: what it
-    /// has not been sent yet, it need not be sent. End-of-RIB follows in the log, behind all that was known at the join.
+    /// has not been sent yet, it need not be sent. End-of-RIB follows in the log, behind all that was known at the join;
+    /// after a restart, behind the first synchronisation.
     Join {
         /// Who.
         peer: PeerIdx,
@@ -261,10 +263,10 @@ impl Rib {
         rib
     }
 
-    /// We have restarted and peers keep our old routes (RFC 4724 section 4.1): announces nothing before the first
-    /// synchronisation is over, which is bounded in time.
-    pub fn defer_announcements(&mut self) {
-        self.sync.defer();
+    /// We have restarted, and peers keep the routes of our earlier run (RFC 4724 section 4.1): routes are announced as they
+    /// come, End-of-RIB only when the first synchronisation is over. Said before the first poll.
+    pub fn restarted(&mut self, restarted: Restarted) {
+        self.sync.restarted(&self.config, restarted);
     }
 
     /// Takes something in. What follows from it is worked out by [`Rib::poll`].
@@ -289,6 +291,7 @@ impl Rib {
     fn configure(&mut self, config: Arc<SpeakerConfig>) {
         let old = std::mem::replace(&mut self.config, config);
         let new = self.config.clone();
+        self.sync.configured(&new);
         self.originate(&old.networks, &new.networks);
         if old.assume_reachable != new.assume_reachable {
             self.next_hops.assume_reachable(new.assume_reachable);

@@ -57,7 +57,7 @@ impl Rib {
         !self.dirty.is_empty()
             || self.search.is_some()
             || self.next_hops.has_changes()
-            || groups.any(|g| g.is_dumping() || !g.joiners.is_empty() && !self.sync.holds_back())
+            || groups.any(|g| g.is_dumping() || !g.joiners.is_empty())
     }
 
     /// When to poll again at the latest.
@@ -102,6 +102,7 @@ impl Rib {
             idx += 1;
         }
         self.searches_done += 1;
+        self.sync.search_done(self.searches_done, self.marked);
         for group in self.groups.iter_mut().flatten() {
             group.search_done(self.searches_done, self.marked);
         }
@@ -336,8 +337,8 @@ impl Rib {
 
     /// Lets joiners begin and writes dumps.
     fn serve_joiners(&mut self, now: Now, budget: usize, out: &mut Vec<RibOutput>) {
-        let may_begin = !self.sync.holds_back();
-        let decided = self.marked - self.dirty.len() as u64;
+        let held = self.sync.held();
+        let decided = self.decided();
         let mut left = budget;
         for place in 0..self.groups.len() {
             let Some(mut group) = self.groups.get_mut(place).and_then(Option::take) else {
@@ -345,9 +346,9 @@ impl Rib {
             };
             let mut unpin = Vec::new();
             loop {
-                if may_begin && !group.joiners.is_empty() {
+                if !group.joiners.is_empty() {
                     let had_dump = group.is_dumping();
-                    let joined = group.admit(now, decided, &mut self.next_dump, out);
+                    let joined = group.admit(now, decided, held, &mut self.next_dump, out);
                     // The dump holds one pin for all that come from another group by it.
                     let from = group.dump_from().filter(|_| !had_dump);
                     let mut pins = joined.iter().filter_map(|j| j.from);

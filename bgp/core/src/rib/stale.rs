@@ -33,6 +33,12 @@ impl Rib {
             }
             return;
         }
+        if let PeerEvent::Unanswered = event {
+            if let Some(config) = &known.config {
+                self.sync.unanswered(&config.key);
+            }
+            return;
+        }
         if !known.is_up_in(epoch) {
             return;
         }
@@ -41,11 +47,14 @@ impl Rib {
             PeerEvent::Unreach(nlri) => self.unreach(peer, &nlri),
             PeerEvent::EndOfRib(family) => {
                 known.end_of_rib.insert(family);
+                if let Some(config) = &known.config {
+                    self.sync.end_of_rib(&config.key, family);
+                }
                 self.drop_stale(peer, FamilySet::from_iter([family]));
             }
             PeerEvent::Refresh(_) => self.send_again(peer),
             PeerEvent::Down { keep_stale, .. } => self.down(peer, keep_stale),
-            PeerEvent::Up(_) | PeerEvent::DropStale(_) => {}
+            PeerEvent::Up(_) | PeerEvent::DropStale(_) | PeerEvent::Unanswered => {}
         }
     }
 
@@ -85,12 +94,12 @@ impl Rib {
         peer.identity = Some(identity);
         peer.epoch = Some(epoch);
         peer.last = Some(session.clone());
-        peer.session = Some(session);
+        peer.session = Some(session.clone());
         peer.end_of_rib = FamilySet::NONE;
         peer.too_many = false;
         peer.warned = FamilySet::NONE;
         peer.up_at = now;
-        self.sync.up(now);
+        self.sync.up(now, (idx, epoch), &config.key, &session);
         self.regroup(idx);
     }
 
@@ -176,9 +185,7 @@ impl Rib {
     }
 
     fn join(&mut self, idx: PeerIdx, place: usize, from: Option<usize>) {
-        let pending = u64::from(self.search.is_some()) + u64::from(self.next_hops.has_changes());
-        let search = self.searches_done + pending;
-        let after = if pending > 0 { u64::MAX } else { self.marked };
+        let known = self.mark_of_now();
         let Some(peer) = self.peers.get_mut(usize::from(idx.0)) else {
             return;
         };
@@ -191,8 +198,7 @@ impl Rib {
         group.joiners.push(Joiner {
             peer: idx,
             epoch,
-            after,
-            search,
+            known,
             from,
         });
         if let Some(from) = from.and_then(|at| self.group_mut(at)) {
@@ -219,6 +225,7 @@ impl Rib {
         let Some(group) = self.group_mut(place) else {
             return;
         };
+        group.end_of_rib_is_moot(idx);
         let gone: Vec<Joiner> = group.joiners.extract_if(.., |j| j.peer == idx).collect();
         for from in gone.iter().filter_map(|j| j.from) {
             self.unpin(from);

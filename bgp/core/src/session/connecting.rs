@@ -21,7 +21,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 impl Peer {
     /// Opens a connection if it is time to, and none is on its way to a session.
     pub(super) fn try_to_connect(&mut self, now: Now, out: &mut Vec<Output>) {
-        if !self.running || self.config.passive || self.idle.is_some() {
+        let waits = self.config.passive && !self.connect_once;
+        if !self.running || waits || self.idle.is_some() {
             self.retry = None;
             return;
         }
@@ -30,6 +31,7 @@ impl Peer {
         }
         // The end of any connection sets the timer again.
         self.retry = None;
+        self.connect_once = false;
         let on_its_way = |c: &Connection| c.outgoing || c.state() >= State::OpenConfirm;
         if self.conns.iter().any(on_its_way) {
             return;

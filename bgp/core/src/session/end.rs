@@ -4,13 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     ConnId, Output, Peer, Stop,
+    negotiate::local_asn,
     peer::Idle,
     restart::{self, Stale},
     state::{Connection, Established, Phase},
 };
 use crate::{
     clock::Now,
-    config::MaxPrefixAction,
+    config::{MaxPrefixAction, PeerAsn},
     event::{DownReason, Negotiated, PeerEvent},
     ids::FamilySet,
     wire::{
@@ -82,7 +83,20 @@ impl Peer {
         if unanswered && self.stale.is_some_and(|stale| stale.silent) {
             self.drop_stale(out);
         }
+        if unanswered && self.is_before_first_session() && self.is_node() {
+            out.push(Output::Event(self.epoch, PeerEvent::Unanswered));
+        }
         self.after(end, attempt, was_session, now);
+    }
+
+    /// Whether the peer is one of our AS that we connect to: a host that does not answer forwards nothing (ADR 7).
+    fn is_node(&self) -> bool {
+        let internal = match self.config.asn {
+            PeerAsn::Internal => true,
+            PeerAsn::External => false,
+            PeerAsn::Exactly(asn) => asn == local_asn(&self.speaker, &self.config),
+        };
+        internal && !self.config.passive
     }
 
     /// A session is over: its routes go, or stay as stale.

@@ -65,6 +65,8 @@ pub enum Input<'a> {
     /// Other settings: applied in place where possible, else the session is reset (Cease, other configuration change).
     /// What has which effect: [`reconfigure`](super::reconfigure).
     Configure(Arc<SpeakerConfig>, Arc<PeerConfig>),
+    /// Try once to connect, though the peer is one that we only wait for. Without effect if a connection is there.
+    ConnectOnce,
     /// Ask the peer for all its routes again (RFC 2918), where it can.
     RequestRefresh,
 }

@@ -51,6 +51,8 @@ pub struct Peer {
     pub(super) plain: bool,
     /// When to try to connect.
     pub(super) retry: Option<Now>,
+    /// The next attempt is made though the peer is passive.
+    pub(super) connect_once: bool,
     pub(crate) idle: Option<Idle>,
     pub(super) faults_in_a_row: u32,
     pub(super) stale: Option<Stale>,
@@ -104,6 +106,7 @@ impl Peer {
             established_before: false,
             plain: false,
             retry: None,
+            connect_once: false,
             idle: None,
             faults_in_a_row: 0,
             stale: None,
@@ -163,6 +166,11 @@ impl Peer {
             }
             Input::Configure(speaker, peer) => self.configure(speaker, peer, now, out),
             Input::RequestRefresh => self.request_refresh(out),
+            Input::ConnectOnce if self.conns.is_empty() => {
+                self.connect_once = true;
+                self.retry = Some(now);
+            }
+            Input::ConnectOnce => {}
         }
         self.run_timers(now, out);
         let state = self.state();
@@ -323,6 +331,11 @@ impl Peer {
         }
     }
 
+    /// Whether this is our first life with the peer after a restart: no session has come about.
+    pub(super) fn is_before_first_session(&self) -> bool {
+        self.first_start && !self.established_before
+    }
+
     /// A session begins: its number.
     pub(super) fn next_epoch(&mut self) -> Epoch {
         self.epoch = self.epochs.next();
@@ -382,7 +395,7 @@ impl Peer {
             };
             let unwanted = conn.outgoing
                 && conn.state() < State::Established
-                && (config.passive || config.port != old.port);
+                && (config.passive && !old.passive || config.port != old.port);
             let changed = effect_on(Present {
                 local,
                 offered: conn.offered,

@@ -5,11 +5,11 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use super::{attrs_via, negotiated, peer_config, shell::Shell, speaker};
 use crate::{
     clock::Now,
-    config::{FilterRef, MaxPrefix, MaxPrefixAction, PeerConfig, SpeakerConfig},
+    config::{FilterRef, MaxPrefix, MaxPrefixAction, PeerConfig, RangeConfig, SpeakerConfig},
     event::{DownReason, Negotiated, PeerEvent, PeerRestart},
-    ids::{Asn, Epoch, Family, FamilySet, PeerIdx, RouterId},
+    ids::{Asn, Epoch, Family, FamilySet, PeerIdx, PeerKey, RouterId},
     prefix::Prefix,
-    rib::{Listing, Query, Rejection, Rib, RibInput, RibOutput, Step},
+    rib::{Listing, Query, Rejection, Restarted, Rib, RibInput, RibOutput, Step},
     wire::attr::PathAttributes,
 };
 
@@ -430,41 +430,195 @@ fn a_dead_peer_is_waited_for_ten_seconds_and_a_silent_one_twenty() {
     }
 }
 
-#[test]
-fn after_a_restart_announcements_wait_for_the_peers() {
+/// Steps from deadline to deadline up to `end`, until `done`; the seconds that it took.
+fn wait(s: &mut Shell, end: u64, done: impl Fn(&Shell) -> bool) -> Option<u64> {
+    loop {
+        s.settle();
+        s.play_all();
+        if done(s) {
+            return Some(s.now.since(Now(0)).as_secs());
+        }
+        let next = s.rib.deadline().filter(|at| *at <= seconds(end));
+        s.now = next?;
+    }
+}
+
+fn ends(s: &Shell, idx: u16) -> usize {
+    s.members[&PeerIdx(idx)].ends.len()
+}
+
+/// A speaker that has restarted after sessions with these neighbours: by address, or all by a range.
+fn restarted(by_range: bool, before: Option<&[u8]>) -> Shell {
     let mut config = speaker(ASN);
     config.networks = vec![p("10.244.0.0/24")];
+    let neighbours = (1..=3).map(|last| Arc::new(peer_config(last, ASN)));
+    if by_range {
+        config.ranges = vec![RangeConfig {
+            prefix: p("10.0.0.0/24"),
+            template: Arc::new(peer_config(0, ASN)),
+        }];
+    } else {
+        config.peers = neighbours.collect();
+    }
+    let key = |last: &u8| PeerKey::from(IpAddr::from([10, 0, 0, *last]));
     let mut s = shell(&config);
-    s.rib.defer_announcements();
-    for idx in 0..2 {
-        up_with(
-            &mut s,
-            idx,
-            ASN,
-            |c| c.route_reflector_client = true,
-            |n| n.graceful_restart = restart(false),
+    s.rib.restarted(Restarted {
+        before: before.map(|list| list.iter().map(key).collect()),
+        restart_time: Duration::from_secs(120),
+    });
+    s
+}
+
+fn client_up(s: &mut Shell, idx: u16, gr: Option<PeerRestart>) {
+    let reflect = |c: &mut PeerConfig| c.route_reflector_client = true;
+    up_with(s, idx, ASN, reflect, |n| n.graceful_restart = gr);
+}
+
+#[test]
+fn after_a_restart_routes_go_out_as_they_come_and_end_of_rib_when_all_are_back() {
+    for by_range in [false, true] {
+        let mut s = restarted(by_range, Some(&[1, 2]));
+        client_up(&mut s, 0, restart(false));
+        end_of_rib(&mut s, 0);
+        s.settle();
+        s.play_all();
+        let own = s.members[&PeerIdx(0)].routes.len();
+        assert_eq!(own, 1, "what we originate is announced at once");
+        // The other one is away for longer than we wait for anybody who was not there before.
+        assert_eq!(wait(&mut s, 30, |s| ends(s, 0) > 0), None);
+        s.now = seconds(30);
+        client_up(&mut s, 1, restart(false));
+        s.reach(PeerIdx(1), &internal(1), &[p("10.9.0.0/16")]);
+        s.settle();
+        s.play_all();
+        assert_eq!(s.members[&PeerIdx(0)].routes.len(), 2);
+        assert_eq!((ends(&s, 0), ends(&s, 1)), (0, 0));
+        end_of_rib(&mut s, 1);
+        s.settle();
+        s.play_all();
+        assert_eq!((ends(&s, 0), ends(&s, 1)), (2, 2));
+        let first = &s.members[&PeerIdx(0)].ends[&Family::Ipv4];
+        assert_eq!(first.len(), 2, "End-of-RIB comes last");
+        assert_eq!(s.synced.len(), 2);
+        assert_eq!(s.rib.deadline(), None);
+        // Whoever comes now is told at once.
+        client_up(&mut s, 2, restart(false));
+        s.settle();
+        s.play_all();
+        assert_eq!(ends(&s, 2), 2);
+    }
+}
+
+#[test]
+fn who_is_away_for_the_whole_restart_time_is_waited_for_no_longer() {
+    for before in [Some(&[1, 2][..]), None] {
+        let mut s = restarted(true, before);
+        client_up(&mut s, 0, restart(false));
+        end_of_rib(&mut s, 0);
+        assert_eq!(wait(&mut s, 500, |s| ends(s, 0) == 2), Some(120));
+        assert_eq!(s.synced.len(), 2);
+    }
+}
+
+#[test]
+fn who_was_not_there_before_holds_nobody_up() {
+    let mut s = restarted(true, Some(&[1]));
+    client_up(&mut s, 0, restart(false));
+    end_of_rib(&mut s, 0);
+    // A stranger, who says no End-of-RIB.
+    client_up(&mut s, 1, restart(false));
+    assert_eq!(wait(&mut s, 500, |s| ends(s, 0) == 2), Some(20));
+}
+
+#[test]
+fn what_else_ends_the_wait_for_a_neighbour() {
+    type Change = fn(&mut Shell);
+    let ways: [(&str, u64, Change); 5] = [
+        ("it has restarted, too, and waits for us", 0, |s| {
+            client_up(s, 1, restart(true));
+        }),
+        (
+            "it has no graceful restart, and says no End-of-RIB",
+            3,
+            |s| {
+                client_up(s, 1, None);
+            },
+        ),
+        ("its host does not answer", 10, |s| {
+            s.apply(RibInput::Peer(PeerIdx(1), Arc::new(peer_config(2, ASN))));
+            s.event(PeerIdx(1), Epoch(0), PeerEvent::Unanswered);
+        }),
+        ("it is not configured any more", 0, |s| {
+            let mut config = speaker(ASN);
+            config.peers = vec![Arc::new(peer_config(1, ASN))];
+            s.apply(RibInput::Configure(Arc::new(config)));
+        }),
+        ("it has no family any more but one", 0, |s| {
+            let v4 = |n: &mut Negotiated| {
+                n.families = FamilySet::from_iter([Family::Ipv4]);
+                n.graceful_restart = restart(false);
+            };
+            up_with(s, 1, ASN, |_| (), v4);
+            s.event(PeerIdx(1), Epoch(1), PeerEvent::EndOfRib(Family::Ipv4));
+        }),
+    ];
+    for (way, seconds, change) in ways {
+        let mut s = restarted(false, Some(&[1, 2]));
+        let mut config = speaker(ASN);
+        config.peers = [1, 2].map(|last| Arc::new(peer_config(last, ASN))).into();
+        s.apply(RibInput::Configure(Arc::new(config)));
+        client_up(&mut s, 0, restart(false));
+        end_of_rib(&mut s, 0);
+        change(&mut s);
+        assert_eq!(
+            wait(&mut s, 500, |s| ends(s, 0) == 2),
+            Some(seconds),
+            "{way}"
         );
     }
-    // One that has restarted itself waits for us: not for it, too.
-    up_with(
-        &mut s,
-        2,
-        ASN,
-        |_| (),
-        |n| n.graceful_restart = restart(true),
-    );
-    s.reach(PeerIdx(1), &internal(1), &[p("10.9.0.0/16")]);
+}
+
+/// A member that goes while its End-of-RIB waits, and comes back, is told once, and in its present session.
+#[test]
+fn end_of_rib_that_waits_is_for_the_session_that_is_there() {
+    let mut s = restarted(true, Some(&[2]));
+    client_up(&mut s, 0, restart(false));
+    s.settle();
+    let reason = DownReason::ConnectionLost;
+    let keep_stale = FamilySet::NONE;
+    s.members.remove(&PeerIdx(0));
+    s.event(PeerIdx(0), Epoch(1), PeerEvent::Down { reason, keep_stale });
+    s.settle();
+    client_up(&mut s, 1, restart(false));
     end_of_rib(&mut s, 1);
+    assert_eq!(wait(&mut s, 15, |s| ends(s, 1) == 2), Some(10));
+    let session = negotiated(&speaker(ASN), &peer_config(1, ASN), 1);
+    s.up(PeerIdx(0), Epoch(2), session);
     s.settle();
     s.play_all();
-    assert!(s.members[&PeerIdx(0)].routes.is_empty() && s.members[&PeerIdx(0)].ends.is_empty());
-    assert_eq!(s.kernel.len(), 2, "the kernel need not wait");
-    end_of_rib(&mut s, 0);
+    assert_eq!(ends(&s, 0), 2);
+}
+
+/// The wait is over after its time, whatever else there is to do (house rule: bounded in time).
+#[test]
+fn steady_churn_does_not_put_the_first_synchronisation_off() {
+    let mut s = shell(&speaker(ASN));
+    client_up(&mut s, 0, restart(false));
     s.settle();
-    s.play_all();
-    let member = &s.members[&PeerIdx(0)];
-    assert_eq!((member.routes.len(), member.ends.len()), (2, 2));
-    assert_eq!(member.ends[&Family::Ipv4].len(), 2, "End-of-RIB comes last");
+    s.now = seconds(20);
+    let many: Vec<Prefix> = (0..64).map(|n| p(&format!("10.{n}.0.0/16"))).collect();
+    let mut polls = 0;
+    while s.synced.len() < 2 {
+        // More than a poll decides.
+        let better = PathAttributes {
+            local_pref: Some(100 + polls),
+            ..internal(0)
+        };
+        s.reach(PeerIdx(0), &better, &many);
+        s.poll(8);
+        polls += 1;
+        assert!(polls < 100, "there is always something else");
+    }
 }
 
 #[test]

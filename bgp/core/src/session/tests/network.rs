@@ -444,7 +444,9 @@ impl Slot {
             PeerEvent::Down { .. } => {
                 assert_eq!(self.up.take(), Some(epoch), "Down without a session");
             }
-            PeerEvent::DropStale(_) => assert_eq!(epoch.0, self.last_epoch),
+            PeerEvent::DropStale(_) | PeerEvent::Unanswered => {
+                assert_eq!(epoch.0, self.last_epoch)
+            }
             _ => assert_eq!(self.up, Some(epoch), "{event:?} without a session"),
         }
         self.events.push((now, epoch, event));
@@ -474,6 +476,7 @@ impl Slot {
             }
             PeerEvent::DropStale(f) => format!("drop {f:?}"),
             PeerEvent::EndOfRib(f) => format!("end of {f}"),
+            PeerEvent::Unanswered => "unanswered".into(),
             PeerEvent::Refresh(f) => format!("refresh {f}"),
             PeerEvent::Reach { attrs, nlri } => {
                 format!(
