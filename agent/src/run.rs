@@ -37,7 +37,7 @@ use crate::{
     control::{self, Ask, lock::Lock},
     desired::Local,
     inbox::{Inbox, Sender},
-    kernel::{Shutdown, conntrack, masquerade, nft, routes, watch},
+    kernel::{Shutdown, conntrack, host_ports, nft, routes, watch},
     publish, source,
     store::Observed,
     web,
@@ -68,7 +68,13 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         .kernel
         .then(|| threads.routes(&world))
         .transpose()?;
-    let nft = features.policy.then(|| threads.nft(&world)).transpose()?;
+    let host_ports = features
+        .cni
+        .then(|| threads.host_ports(&config.state_dir, &world))
+        .transpose()?;
+    let nft = (features.policy || features.cni)
+        .then(|| threads.nft(&world, host_ports))
+        .transpose()?;
     let flows = features.policy.then(|| threads.flows(&world)).transpose()?;
     threads.watch(&world)?;
 
@@ -97,11 +103,6 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         routes,
         nft,
         flows,
-        masquerade: features
-            .cni
-            .then(masquerade::Masquerade::open)
-            .transpose()
-            .context("cannot speak to nf_tables")?,
         publisher: source.publisher(&world),
         world: world.clone(),
         reach: Box::new(move |mark| source.reach(mark)),
@@ -288,12 +289,39 @@ impl Threads {
         Ok(sender)
     }
 
-    fn nft(&mut self, world: &Sender<Work>) -> Result<Sender<nft::NftWork>> {
+    /// The writer of our tables. What it hears of the plugin's table goes to the keeper of that, if there is one.
+    fn nft(
+        &mut self,
+        world: &Sender<Work>,
+        host_ports: Option<Sender<host_ports::HostPortWork>>,
+    ) -> Result<Sender<nft::NftWork>> {
         let (sender, inbox) = Inbox::new()?;
         let world = world.clone();
-        let handle = nft::spawn(inbox, move |event| world.send(Work::Nft(event)))
-            .context("cannot speak to nf_tables")?;
+        let settings = nft::Settings {
+            shared: host_ports.iter().map(|_| host_ports::TABLE).collect(),
+        };
+        let handle = nft::spawn(settings, inbox, move |event| match (event, &host_ports) {
+            (nft::NftEvent::Damaged { by, .. }, Some(host_ports)) => {
+                host_ports.send(host_ports::HostPortWork::Look { by });
+            }
+            (event, _) => world.send(Work::Nft(event)),
+        })
+        .context("cannot speak to nf_tables")?;
         self.keep(&sender, nft::NftWork::Shutdown, handle);
+        Ok(sender)
+    }
+
+    fn host_ports(
+        &mut self,
+        state_dir: &Path,
+        world: &Sender<Work>,
+    ) -> Result<Sender<host_ports::HostPortWork>> {
+        let (sender, inbox) = Inbox::new()?;
+        let world = world.clone();
+        let tell = move |event| world.send(Work::HostPorts(event));
+        let handle = host_ports::spawn(state_dir, inbox, tell)
+            .context("cannot look after the plugin's table")?;
+        self.keep(&sender, host_ports::HostPortWork::Shutdown, handle);
         Ok(sender)
     }
 

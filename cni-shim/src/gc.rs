@@ -47,7 +47,7 @@ pub fn run(call: &Call, conf: &NetConf, budget: &Budget) -> Result<(), CniError>
         Err(e) => note(Err(e)),
     }
     note(attachments.remove_unfinished());
-    note(portmap::sweep(&mut Nft::default(), &attachments));
+    note(portmap::sweep(&mut Nft::default(), &attachments).map(drop));
     note(bandwidth::sweep());
     if ipam::is_built_in(conf) {
         note(leases(conf, &valid));

@@ -7,7 +7,7 @@ use selvage_netlink::{Error, Protocol, Socket, conntrack, link, netns, nexthop};
 use selvage_policy::{Compiler, Config};
 
 use crate::config::Features;
-use crate::kernel::masquerade::{Masquerade, Masqueraded};
+use crate::kernel::masquerade::Masquerade;
 use crate::kernel::nft::NftTable;
 
 /// The oldest kernel that is meant to work.
@@ -109,17 +109,13 @@ fn pair() -> Result<(), Error> {
 }
 
 fn masquerade() -> Result<(), Error> {
-    let inside = ["10.244.0.0/16", "fd00:10:244::/56"];
-    Masquerade::open()?.apply(&Masqueraded {
-        pods: ["10.244.0.2", "fd00:10:244::2"]
-            .iter()
-            .filter_map(|text| text.parse().ok())
-            .collect(),
-        inside: inside
-            .iter()
-            .filter_map(|text| text.parse::<IpNet>().ok())
-            .collect(),
-    })
+    let mut masquerade = Masquerade::default();
+    let pods = ["10.244.0.2", "fd00:10:244::2"].iter();
+    masquerade.set_pods(pods.filter_map(|text| text.parse().ok()).collect());
+    let inside = ["10.244.0.0/16", "fd00:10:244::/56"].iter();
+    let inside: Vec<IpNet> = inside.filter_map(|text| text.parse().ok()).collect();
+    masquerade.set_inside(&inside);
+    NftTable::open()?.load_once(&masquerade.plan()).map(drop)
 }
 
 fn nexthops() -> Result<(), Error> {

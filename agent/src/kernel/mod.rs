@@ -17,6 +17,7 @@
 //! notifications together. Objects of the configuration are not known here.
 
 pub mod conntrack;
+pub mod host_ports;
 pub mod masquerade;
 pub mod nexthops;
 pub mod nft;

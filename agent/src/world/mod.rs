@@ -8,6 +8,7 @@
 //! Nothing here blocks but the short question to the speaker's I/O thread. A delta is taken only when the kernel has
 //! answered the one before, so that many changes become one transaction.
 
+mod nat;
 mod pods;
 mod policy;
 mod progress;
@@ -49,7 +50,7 @@ use crate::{
     kernel::{
         RoutePolicy, Shutdown,
         conntrack::{FlowEvent, FlowWork},
-        masquerade::{Masquerade, Masqueraded},
+        host_ports::HostPortEvent,
         nft::{NftEvent, NftWork},
         routes::{RouteEvent, RouteWork},
     },
@@ -74,6 +75,8 @@ pub enum Work {
     RoutesDone(u64),
     /// By the nft writer.
     Nft(NftEvent),
+    /// By the keeper of the plugin's table.
+    HostPorts(HostPortEvent),
     /// By the walker of established flows.
     Flows(FlowEvent),
     /// By people and programs.
@@ -125,12 +128,10 @@ pub struct Outlets {
     pub bgp: Option<Bgp>,
     /// The route writer.
     pub routes: Option<Sender<RouteWork>>,
-    /// The nft writer.
+    /// The writer of our tables, where policy or masquerading runs.
     pub nft: Option<Sender<NftWork>>,
     /// Who cuts established flows.
     pub flows: Option<Sender<FlowWork>>,
-    /// Masquerading for pods; not by a thread of its own.
-    pub masquerade: Option<Masquerade>,
     /// Back to ourselves, for answers of others.
     pub world: Sender<Work>,
     /// Who writes to the API server, where there is one.
@@ -175,8 +176,7 @@ pub struct World {
     forgets: u64,
     /// Families whose routes of an earlier run have been sorted out.
     synced: FamilySet,
-    /// What should be masqueraded, as far as it was told.
-    masqueraded: Masqueraded,
+    nat: nat::Nat,
     ready: ReadyView,
     publishing: publishing::Publishing,
     waits: Waits,
@@ -273,7 +273,7 @@ impl World {
             forgetting: BTreeMap::new(),
             forgets: 0,
             synced: FamilySet::NONE,
-            masqueraded: Masqueraded::default(),
+            nat: nat::Nat::default(),
             ready: ReadyView::default(),
             publishing: publishing::Publishing::default(),
             waits: Waits::default(),
@@ -292,9 +292,6 @@ impl World {
 
     /// Works until told to stop; says how.
     pub fn run(mut self, inbox: &Inbox<Work>) -> Shutdown {
-        if self.setup.features.cni {
-            pods::heal_host_ports(&self.setup.state_dir);
-        }
         loop {
             let rest = self
                 .next_wakeup()
@@ -334,7 +331,7 @@ impl World {
         // Before the source has said everything once, nothing is written.
         let writing = self.store.synced();
         let policy = self.policy.next_wakeup();
-        let policy = policy.filter(|_| writing && self.out.nft.is_some());
+        let policy = policy.filter(|_| writing && self.setup.features.policy);
         let flows = self.flows.next_wakeup(self.now).filter(|_| writing);
         let open = self.to_open.values().flatten().min().copied();
         [
@@ -385,6 +382,7 @@ impl World {
                 Dirty::default()
             }
             Work::Nft(event) => self.nft_event(event),
+            Work::HostPorts(event) => self.host_ports(event),
             Work::Flows(event) => {
                 self.flow_event(event);
                 Dirty::default()

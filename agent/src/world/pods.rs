@@ -1,10 +1,9 @@
 //! Pods of this node: attached by the plugin, opened when their policy is in the kernel.
 
-use std::{collections::BTreeSet, net::IpAddr, path::Path, thread};
+use std::{collections::BTreeSet, net::IpAddr};
 
-use ipnet::IpNet;
 use rustix::io::Errno;
-use selvage_cni::{attachment::Attachments, link, nft::Nft, portmap};
+use selvage_cni::link;
 use selvage_policy::plan::Gen;
 use tracing::{debug, info, warn};
 
@@ -14,23 +13,6 @@ use crate::{
     kernel::{conntrack::FlowWork, open},
     store::{AttachmentId, Dirty, Observed},
 };
-
-/// Where pods have host ports, has the plugin's table made anew if somebody has emptied or removed it: without it the ports are
-/// closed, and pods with some could reach the node's loopback. Not by the world's thread: a plugin may hold the lock.
-pub(super) fn heal_host_ports(state_dir: &Path) {
-    let attachments = Attachments::of(state_dir);
-    if !attachments.has_ports() {
-        return;
-    }
-    let heal = move || {
-        if let Err(error) = portmap::heal(&mut Nft::default(), &attachments) {
-            warn!("host ports cannot be looked after: {error}");
-        }
-    };
-    if let Err(error) = thread::Builder::new().name("host-ports".into()).spawn(heal) {
-        warn!(%error, "host ports cannot be looked after");
-    }
-}
 
 impl World {
     pub(super) fn link(&mut self, query: LinkQuery) -> Dirty {
@@ -138,39 +120,6 @@ impl World {
         Some(self.forgets)
     }
 
-    /// Has the kernel masquerade for the pods that asked for it, but not between pods. Only when all nodes are known.
-    pub(super) fn masquerade(&mut self, dirty: &Dirty) {
-        let Some(masquerade) = &mut self.out.masquerade else {
-            return;
-        };
-        let nodes = dirty.synced || !dirty.nodes.is_empty();
-        let pods = dirty.synced || !dirty.attachments.is_empty();
-        if !nodes && !pods && !masquerade.is_in_doubt() {
-            return;
-        }
-        if nodes {
-            let mut prefixes = self.setup.routable.clone();
-            for node in self.store.nodes() {
-                prefixes.extend(node.pod_cidrs.iter().map(IpNet::trunc));
-                // Nodes know the way to all pods.
-                prefixes.extend(node.addresses.iter().map(|addr| IpNet::from(*addr)));
-            }
-            self.masqueraded.inside = IpNet::aggregate(&prefixes).into_iter().collect();
-        }
-        if pods {
-            let asking = self.store.attachments().filter(|(_, a)| a.ip_masq);
-            self.masqueraded.pods = asking.flat_map(|(_, a)| a.addresses.clone()).collect();
-        }
-        if let Err(error) = masquerade.apply(&self.masqueraded) {
-            warn!(%error, "cannot masquerade for pods; the plugin will");
-        }
-    }
-
-    fn is_masqueraded(&self, attachment: &link::Attachment) -> bool {
-        let by_us = |addr| self.out.masquerade.as_ref().is_some_and(|m| m.has(addr));
-        attachment.ip_masq && attachment.addresses.iter().all(by_us)
-    }
-
     /// The pod's policy is in the kernel, and nothing is left of whoever had its addresses before.
     fn may_open(&mut self, id: &AttachmentId, host_if: &str) -> Option<Gen> {
         self.is_enforced(host_if)
@@ -185,7 +134,10 @@ impl World {
                 continue;
             };
             let host_if = &attachment.host_if;
-            let masquerade = self.is_masqueraded(&attachment);
+            let Some(masquerade) = self.is_masqueraded(&attachment) else {
+                self.waiting.push(waiting);
+                continue;
+            };
             let reply = if self.setup.features.policy {
                 match self.may_open(&waiting.id, host_if) {
                     Some(generation) => link::Reply::Enforced {

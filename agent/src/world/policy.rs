@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use selvage_policy::{LocalStatus, plan::Gen};
 use tracing::{error, info, warn};
 
-use super::{RETRY, World, pods::heal_host_ports};
+use super::{RETRY, World};
 use crate::{
     desired,
     kernel::{
@@ -27,7 +27,7 @@ impl World {
     /// One transaction at a time: what comes meanwhile goes into the next. None before the source has said everything
     /// once: the plan of half a world would close pods that the run before has open.
     pub(super) fn push_policy(&mut self) {
-        if self.out.nft.is_none() || self.policy.in_flight.is_some() || !self.store.synced() {
+        if !self.setup.features.policy || self.policy.in_flight.is_some() || !self.store.synced() {
             return;
         }
         if let Some(at) = self.policy.whole_at {
@@ -69,11 +69,6 @@ impl World {
                 self.policy.failure = None;
                 self.policy.repaired += u64::from(repaired);
                 if repaired {
-                    if let Some(masquerade) = &mut self.out.masquerade {
-                        // Who flushes one table often flushes all.
-                        masquerade.doubt();
-                    }
-                    heal_host_ports(&self.setup.state_dir);
                     self.flows.due = self.compiler.local_addresses();
                 }
                 self.flows.due.append(&mut self.flows.coming);
@@ -108,6 +103,12 @@ impl World {
                 self.policy.applied = None;
                 self.policy.whole_at = Some(self.now);
             }
+            NftEvent::Kept {
+                number, refused, ..
+            } => return self.nat_kept(number, refused),
+            NftEvent::Repaired { .. } => self.policy.repaired += 1,
+            // For the keeper of that table, who was told beside us.
+            NftEvent::Damaged { .. } => return Dirty::default(),
         }
         self.store.observe(Observed::Policy(PolicyState {
             enforced: self.policy.applied.map_or(0, |applied| applied.0),

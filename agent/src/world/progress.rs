@@ -62,7 +62,7 @@ impl World {
     }
 
     pub(super) fn policy_is_settled(&self) -> bool {
-        self.out.nft.is_none()
+        !self.setup.features.policy
             || (self.policy.applied.is_some()
                 && self.policy.in_flight.is_none()
                 && self.policy.whole_at.is_none())
@@ -97,7 +97,7 @@ impl World {
         if !self.store.synced() {
             missing.push("the source has not been read".to_owned());
         }
-        if self.out.nft.is_some() && self.policy.applied.is_none() {
+        if self.setup.features.policy && self.policy.applied.is_none() {
             missing.push("policy is not in the kernel".to_owned());
         }
         if self.store.synced() {

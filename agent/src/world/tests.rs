@@ -98,7 +98,6 @@ impl Scene {
             routes: None,
             nft: policy.then_some(nft_sender),
             flows: policy.then_some(flow_sender),
-            masquerade: None,
             publisher: None,
             world,
             reach: Box::new(|_| {}),
@@ -146,17 +145,23 @@ impl Scene {
 
     /// The whole plan, if that is what the writer was sent.
     fn plan(&mut self) -> Option<Gen> {
-        match self.nft.recv_all().pop_front()? {
+        match self.policy_work()? {
             NftWork::Plan(generation, _) => Some(generation),
             _ => None,
         }
     }
 
     fn delta(&mut self) -> Option<Delta> {
-        match self.nft.recv_all().pop_front()? {
+        match self.policy_work()? {
             NftWork::Delta(delta) => Some(delta),
             _ => None,
         }
+    }
+
+    /// The first that the writer was sent for the policy table.
+    fn policy_work(&mut self) -> Option<NftWork> {
+        let kept = |work: &NftWork| matches!(work, NftWork::Keep(..));
+        self.nft.recv_all().into_iter().find(|work| !kept(work))
     }
 
     fn apply(&mut self, generation: Gen, repaired: bool) {

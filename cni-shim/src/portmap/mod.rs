@@ -134,10 +134,11 @@ pub fn heal(nft: &mut Nft, attachments: &Attachments) -> Result<(), CniError> {
     ensure(nft.socket()?, attachments)
 }
 
-/// The same, and removes elements that are no living pod's.
-pub fn sweep(nft: &mut Nft, attachments: &Attachments) -> Result<(), CniError> {
+/// Where there are host ports, makes the table what the attachments of living pods ask for: chains, rules, and exactly
+/// their elements. Says whether it was something else.
+pub fn sweep(nft: &mut Nft, attachments: &Attachments) -> Result<bool, CniError> {
     if !attachments.has_ports() {
-        return Ok(());
+        return Ok(false);
     }
     let _lock = attachments.lock_ports()?;
     let nft = nft.socket()?;
@@ -149,9 +150,10 @@ pub fn sweep(nft: &mut Nft, attachments: &Attachments) -> Result<(), CniError> {
     };
     let same = there.iter().all(|e| is(&wanted, e)) && wanted.iter().all(|e| is(&there, e));
     if same && table::is_intact(nft).map_err(|e| failed("list", &e))? {
-        return Ok(());
+        return Ok(false);
     }
-    table::rebuild(nft, &wanted).map_err(|e| failed("place", &e))
+    table::rebuild(nft, &wanted).map_err(|e| failed("place", &e))?;
+    Ok(true)
 }
 
 /// The first thing that is not as the attachment says.

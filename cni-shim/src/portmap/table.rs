@@ -267,8 +267,16 @@ fn translate(v6: bool, map: &str, by_address: bool) -> Vec<Expr> {
     rule
 }
 
-/// Whether all rules are there, and no others in their chains.
+/// Whether all chains are there and hook in where they should, and all rules are there, and no others in their chains.
 pub(super) fn is_intact(socket: &mut Socket) -> Result<bool, Error> {
+    let chains = list::chains(socket, &TABLE)?;
+    let hooks = |(name, base): &(&str, Option<Base>)| {
+        let there = |chain: &list::ChainInfo| chain.name == *name && chain.base == *base;
+        chains.iter().any(there)
+    };
+    if !CHAINS.iter().all(hooks) {
+        return Ok(false);
+    }
     let mut listed = list::rules(socket, &TABLE, None)?;
     listed.retain(|rule| CHAINS.iter().any(|(name, _)| *name == rule.chain));
     let mut wanted = rules();

@@ -1,6 +1,7 @@
 //! Names, key types and keys of sets, with the bytes that the kernel compares.
 
 use crate::model::{Family, IfName, Proto};
+use std::borrow::Borrow;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,6 +19,13 @@ impl Name {
     /// The name.
     #[must_use]
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Maps by name are asked with a plain text.
+impl Borrow<str> for Name {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }

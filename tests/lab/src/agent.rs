@@ -126,6 +126,16 @@ impl Agent {
         Ok(())
     }
 
+    /// As [`Agent::restart`], with further arguments from now on.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart_with(&mut self, more: &[&str]) -> Result<()> {
+        self.arguments
+            .extend(more.iter().map(|word| (*word).to_owned()));
+        self.restart()
+    }
+
     /// Runs a command of the command line against this agent. The seconds after `--timeout` are a deadline of the lab,
     /// and [`scaled`] as each of them.
     ///

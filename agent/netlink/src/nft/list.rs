@@ -2,9 +2,9 @@
 
 use super::set::{DataType, FLAG_CONCAT, FLAG_INTERVAL, FLAG_MAP, TYPE_VERDICT, UDATA_COMMENT};
 use super::{
-    Base, ChainType, DATA_VERDICT, Expr, GETCHAIN, GETGEN, GETRULE, GETSET, GETSETELEM, GETTABLE,
-    Hook, NEWCHAIN, NEWGEN, NEWRULE, NEWSET, NEWSETELEM, NEWTABLE, NFGENMSG, SUBSYSTEM, Table,
-    Verdict, find_comment, get_value, header,
+    Base, ChainType, DATA_VERDICT, Data, Element, Expr, GETCHAIN, GETGEN, GETRULE, GETSET,
+    GETSETELEM, GETTABLE, Hook, NEWCHAIN, NEWGEN, NEWRULE, NEWSET, NEWSETELEM, NEWTABLE, NFGENMSG,
+    SUBSYSTEM, Span, Table, Verdict, find_comment, get_value, header,
 };
 use crate::attr::{Attr, Attrs, Body, get_u8};
 use crate::batch::Batch;
@@ -82,7 +82,7 @@ impl SetInfo {
 }
 
 /// What an element maps to, as listed.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ElementData {
     /// A verdict.
     Verdict(Verdict),
@@ -91,7 +91,7 @@ pub enum ElementData {
 }
 
 /// An element as listed, ranges put together again.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ElementInfo {
     /// The key; of a range the first.
     pub key: Vec<u8>,
@@ -99,6 +99,30 @@ pub struct ElementInfo {
     pub last: Option<Vec<u8>>,
     /// What it maps to.
     pub data: Option<ElementData>,
+}
+
+impl ElementInfo {
+    /// The element as it is written.
+    pub fn element(&self) -> Element<'_> {
+        Element {
+            span: match &self.last {
+                Some(last) => Span::Range(&self.key, last),
+                None => Span::One(&self.key),
+            },
+            data: self.data.as_ref().map(|data| match data {
+                ElementData::Verdict(verdict) => Data::Verdict(verdict.as_ref()),
+                ElementData::Value(value) => Data::Value(value),
+            }),
+        }
+    }
+
+    /// The element as it is deleted: without what it maps to.
+    pub fn deletion(&self) -> Element<'_> {
+        Element {
+            data: None,
+            ..self.element()
+        }
+    }
 }
 
 /// A rule as listed.

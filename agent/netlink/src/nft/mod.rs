@@ -156,7 +156,7 @@ impl Base {
 }
 
 /// How a rule or an element of a verdict map ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Verdict<S = String> {
     /// The packet passes this hook's chain.
     Accept,

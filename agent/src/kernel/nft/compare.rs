@@ -1,4 +1,4 @@
-//! What the kernel's table lacks of the plan and has besides it: sets, elements, chains and rules.
+//! What the kernel's table lacks of its plan and has besides it: sets, elements, chains and rules.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,43 +6,47 @@ use selvage_netlink::{
     Error, Socket,
     nft::{self, list},
 };
-use selvage_policy::plan::{Chain, Key, Name, Plan, Set, Verdict};
 
-use super::translate;
+use super::plan::{ChainPlan, SetKind, TablePlan};
 
-/// What a table read back is, beside a plan.
+/// What a table read back is, beside its plan.
 #[derive(Debug)]
-pub(super) enum Comparison<'p> {
+pub(super) enum Comparison {
     /// The same.
     Equal,
     /// The plan, but for sets, elements and chains that come or go. What stands in a packet's way meanwhile stays as
     /// it is: a base chain that is replaced loses packets that are in it (Linux 6.18: about one in six times at a
     /// thousand packets a second).
-    Differs(Difference<'p>),
-    /// Not there, or not made by this compiler.
+    Differs(Difference),
+    /// Not there, or not made by us, or changed by somebody while it was read.
     Strange,
 }
 
 /// The way from the kernel's table to the plan.
 #[derive(Debug, Default)]
-pub(super) struct Difference<'p> {
-    /// Sets that are missing; all their elements are among `add_elements`.
-    pub add_sets: Vec<(&'p Name, &'p Set)>,
+pub(super) struct Difference {
+    /// Sets that are missing; all their elements are, too.
+    pub add_sets: Vec<String>,
     /// Chains that are missing.
-    pub add_chains: Vec<(&'p Name, &'p Chain)>,
-    /// Elements that are too many.
-    pub del_elements: Vec<(&'p Name, &'p Set, Vec<list::ElementInfo>)>,
-    /// Elements that are missing.
-    pub add_elements: Vec<(&'p Name, Vec<(&'p Key, &'p Option<Verdict>)>)>,
+    pub add_chains: Vec<String>,
+    /// Sets of ranges with other ranges than they should have: they are emptied and filled again.
+    pub refill: Vec<String>,
+    /// Elements that are too many, by set.
+    pub del_elements: Vec<(String, Vec<list::ElementInfo>)>,
+    /// Elements that are missing, by set.
+    pub add_elements: Vec<(String, Vec<list::ElementInfo>)>,
     /// Chains that are too many.
     pub del_chains: Vec<String>,
     /// Sets that are too many.
     pub del_sets: Vec<String>,
 }
 
-impl Difference<'_> {
+impl Difference {
     fn is_nothing(&self) -> bool {
-        self.is_of_elements() && self.del_elements.is_empty() && self.add_elements.is_empty()
+        self.is_of_elements()
+            && self.refill.is_empty()
+            && self.del_elements.is_empty()
+            && self.add_elements.is_empty()
     }
 
     /// Whether all sets and chains are those of the plan.
@@ -59,7 +63,10 @@ const READINGS: usize = 3;
 
 /// Reads the table back. While the kernel grows a set after many elements came at once, its listing may leave some out
 /// (Linux 6.18, seen at 50,000): nothing but elements is believed to differ only when it does so again.
-pub(super) fn compare<'p>(socket: &mut Socket, plan: &'p Plan) -> Result<Comparison<'p>, Error> {
+///
+/// A table that somebody else changes while it is read cannot be compared: it is [`Comparison::Strange`], because to
+/// write it anew needs no look at it. Errors are those of the conversation with the kernel.
+pub(super) fn compare(socket: &mut Socket, plan: &dyn TablePlan) -> Result<Comparison, Error> {
     let mut comparison = read(socket, plan)?;
     for _ in 1..READINGS {
         match &comparison {
@@ -72,9 +79,38 @@ pub(super) fn compare<'p>(socket: &mut Socket, plan: &'p Plan) -> Result<Compari
     Ok(comparison)
 }
 
+fn read(socket: &mut Socket, plan: &dyn TablePlan) -> Result<Comparison, Error> {
+    match read_once(socket, plan) {
+        Err(error) if changed_meanwhile(&error) => Ok(Comparison::Strange),
+        other => other,
+    }
+}
+
+/// A set was deleted between its listing and that of its elements, or a listing was begun again too often.
+fn changed_meanwhile(error: &Error) -> bool {
+    matches!(error, Error::Interrupted) || error.is(rustix::io::Errno::NOENT)
+}
+
+/// Whether the chains of a plan are there with their rules, whatever else the table has.
+pub(super) fn has_chains(socket: &mut Socket, plan: &dyn TablePlan) -> Result<bool, Error> {
+    let table = nft::Table::inet(plan.name());
+    let mut difference = Difference::default();
+    let wanted = plan.chains();
+    match chains(socket, &table, &wanted, &mut difference) {
+        Ok(true) if difference.add_chains.is_empty() => {}
+        Ok(_) => return Ok(false),
+        Err(error) if changed_meanwhile(&error) => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    match rules(socket, &table, &wanted, &difference) {
+        Err(error) if changed_meanwhile(&error) => Ok(false),
+        other => other,
+    }
+}
+
 /// Reads the table once, cheapest part first.
-fn read<'p>(socket: &mut Socket, plan: &'p Plan) -> Result<Comparison<'p>, Error> {
-    let table = nft::Table::inet(plan.table.as_str());
+fn read_once(socket: &mut Socket, plan: &dyn TablePlan) -> Result<Comparison, Error> {
+    let table = nft::Table::inet(plan.name());
     let family = nft::Family::Inet as u8;
     let there = list::tables(socket)?;
     let ours = |t: &list::TableInfo| t.family == family && t.name == table.name;
@@ -82,44 +118,41 @@ fn read<'p>(socket: &mut Socket, plan: &'p Plan) -> Result<Comparison<'p>, Error
         return Ok(Comparison::Strange);
     }
     let mut difference = Difference::default();
-    let known = chains(socket, &table, plan, &mut difference)?
-        && rules(socket, &table, plan, &difference)?
+    let wanted = plan.chains();
+    let known = chains(socket, &table, &wanted, &mut difference)?
+        && rules(socket, &table, &wanted, &difference)?
         && sets(socket, &table, plan, &mut difference)?;
-    Ok(match known {
-        false => Comparison::Strange,
-        true if difference.is_nothing() => Comparison::Equal,
-        true => Comparison::Differs(difference),
+    Ok(if !known {
+        Comparison::Strange
+    } else if difference.is_nothing() {
+        Comparison::Equal
+    } else {
+        Comparison::Differs(difference)
     })
 }
 
 /// False if a base chain that is there is not as it should be, or is one too many.
-fn chains<'p>(
+fn chains(
     socket: &mut Socket,
     table: &nft::Table<'_>,
-    plan: &'p Plan,
-    difference: &mut Difference<'p>,
+    wanted: &[(&str, ChainPlan)],
+    difference: &mut Difference,
 ) -> Result<bool, Error> {
-    let listed: HashMap<String, list::ChainInfo> = list::chains(socket, table)?
+    let mut listed: HashMap<String, list::ChainInfo> = list::chains(socket, table)?
         .into_iter()
         .map(|chain| (chain.name.clone(), chain))
         .collect();
-    for (name, chain) in &plan.chains {
-        match listed.get(name.as_str()) {
-            Some(there) if there.base == chain.base.as_ref().map(translate::base) => {}
-            None => difference.add_chains.push((name, chain)),
+    for (name, chain) in wanted {
+        match listed.remove(*name) {
+            Some(there) if there.base == chain.base => {}
+            None => difference.add_chains.push((*name).to_owned()),
             _ => return Ok(false),
         }
     }
-    let wanted: HashSet<&str> = plan.chains.keys().map(Name::as_str).collect();
-    for (name, chain) in listed {
-        if wanted.contains(name.as_str()) {
-            continue;
-        }
-        if chain.base.is_some() {
-            return Ok(false);
-        }
-        difference.del_chains.push(name);
+    if listed.values().any(|chain| chain.base.is_some()) {
+        return Ok(false);
     }
+    difference.del_chains = listed.into_keys().collect();
     difference.del_chains.sort();
     Ok(true)
 }
@@ -128,106 +161,76 @@ fn chains<'p>(
 fn rules(
     socket: &mut Socket,
     table: &nft::Table<'_>,
-    plan: &Plan,
-    difference: &Difference<'_>,
+    wanted: &[(&str, ChainPlan)],
+    difference: &Difference,
 ) -> Result<bool, Error> {
     let mut listed: HashMap<String, Vec<list::RuleInfo>> = HashMap::new();
     for rule in list::rules(socket, table, None)? {
         listed.entry(rule.chain.clone()).or_default().push(rule);
     }
-    let missing: HashSet<&Name> = difference
-        .add_chains
-        .iter()
-        .map(|(name, _)| *name)
-        .collect();
-    let mut stay = plan
-        .chains
-        .iter()
-        .filter(|(name, _)| !missing.contains(name));
+    let missing: HashSet<&str> = difference.add_chains.iter().map(String::as_str).collect();
+    let mut stay = wanted.iter().filter(|(name, _)| !missing.contains(name));
     Ok(stay.all(|(name, chain)| {
-        let rules = listed
-            .get(name.as_str())
-            .map(Vec::as_slice)
-            .unwrap_or_default();
+        let rules = listed.get(*name).map(Vec::as_slice).unwrap_or_default();
         rules.len() == chain.rules.len()
             && rules
                 .iter()
                 .zip(&chain.rules)
-                .all(|(rule, wanted)| rule.does(&translate::rule(wanted)))
+                .all(|(rule, wanted)| rule.does(wanted))
     }))
 }
 
-/// False if a set is of another kind than it should be, or ranges differ: those are never edited in place.
-fn sets<'p>(
+/// False if a set is of another kind than it should be.
+fn sets(
     socket: &mut Socket,
     table: &nft::Table<'_>,
-    plan: &'p Plan,
-    difference: &mut Difference<'p>,
+    plan: &dyn TablePlan,
+    difference: &mut Difference,
 ) -> Result<bool, Error> {
     let mut listed: HashMap<String, list::SetInfo> = list::sets(socket, table)?
         .into_iter()
         .map(|set| (set.name.clone(), set))
         .collect();
-    for (name, set) in &plan.sets {
-        let Some(there) = listed.remove(name.as_str()) else {
-            difference.add_sets.push((name, set));
-            if !set.elements.is_empty() {
-                difference
-                    .add_elements
-                    .push((name, set.elements.iter().collect()));
-            }
+    for (name, kind) in plan.sets() {
+        let Some(there) = listed.remove(name) else {
+            difference.add_sets.push(name.to_owned());
             continue;
         };
-        let types = translate::key_types(set.def.key);
-        if !there.matches(&translate::set(name.as_str(), &set.def, &types)) {
+        if !there.matches(&kind.named(name)) {
             return Ok(false);
         }
-        let (missing, surplus) = elements(list::elements(socket, table, &there)?, set);
-        if set.def.interval && !(missing.is_empty() && surplus.is_empty()) {
-            return Ok(false);
-        }
-        if !missing.is_empty() {
-            difference.add_elements.push((name, missing));
-        }
-        if !surplus.is_empty() {
-            difference.del_elements.push((name, set, surplus));
-        }
+        let listed = list::elements(socket, table, &there)?;
+        elements(plan, name, &kind, listed, difference);
     }
     difference.del_sets = listed.into_keys().collect();
     difference.del_sets.sort();
     Ok(true)
 }
 
-type Wanted<'p> = (&'p Key, &'p Option<Verdict>);
-
-/// What is missing, and what is too many.
+/// Notes what a set lacks and what it has besides.
 fn elements(
+    plan: &dyn TablePlan,
+    name: &str,
+    kind: &SetKind,
     listed: Vec<list::ElementInfo>,
-    set: &Set,
-) -> (Vec<Wanted<'_>>, Vec<list::ElementInfo>) {
+    difference: &mut Difference,
+) {
     let mut listed: HashSet<list::ElementInfo> = listed.into_iter().collect();
-    let missing = set
-        .elements
-        .iter()
-        .filter(|(key, verdict)| !listed.remove(&element(key, verdict, set.def.interval)))
+    let missing: Vec<_> = plan
+        .elements(name)
+        .filter(|element| !listed.remove(element))
         .collect();
-    (missing, listed.into_iter().collect())
-}
-
-/// An element as the kernel lists it.
-fn element(key: &Key, verdict: &Option<Verdict>, interval: bool) -> list::ElementInfo {
-    let (first, last) = translate::span(key);
-    let data = verdict.as_ref().map(|verdict| {
-        list::ElementData::Verdict(match translate::verdict(verdict) {
-            nft::Verdict::Jump(chain) => nft::Verdict::Jump(chain.to_owned()),
-            nft::Verdict::Accept => nft::Verdict::Accept,
-            nft::Verdict::Return => nft::Verdict::Return,
-            _ => nft::Verdict::Drop,
-        })
-    });
-    list::ElementInfo {
-        last: last.or_else(|| interval.then(|| first.clone())),
-        key: first,
-        data,
+    let surplus: Vec<_> = listed.into_iter().collect();
+    if kind.interval {
+        if !(missing.is_empty() && surplus.is_empty()) {
+            difference.refill.push(name.to_owned());
+        }
+        return;
+    }
+    if !missing.is_empty() {
+        difference.add_elements.push((name.to_owned(), missing));
+    }
+    if !surplus.is_empty() {
+        difference.del_elements.push((name.to_owned(), surplus));
     }
 }

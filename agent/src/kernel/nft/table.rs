@@ -1,35 +1,29 @@
-//! Writing the table: a whole plan, or the operations of a delta, each in one transaction.
+//! The policy table: a whole plan, or the operations of a delta, each in one transaction.
 
 use std::{collections::HashMap, fmt};
 
 use selvage_netlink::{
     Error, Protocol, Socket,
-    nft::{self, Data, Element, Span, Transaction},
+    nft::{self, Transaction, list::ElementInfo},
 };
-use selvage_policy::plan::{Chain, Key, Name, Op, Plan, SetDef, Verdict};
+use selvage_policy::plan::{Name, Op, Plan, SetDef};
 
 use super::{
-    compare::{self, Comparison, Difference},
+    compare,
+    plan::{TablePlan, WholeTable},
+    reconcile::{self, Loaded},
     translate,
 };
 
-/// The table as far as its writer must know it.
+/// The policy table as far as its writer must know it.
 #[derive(Debug)]
 pub struct NftTable {
-    socket: Socket,
-    transaction: Transaction,
-    name: Name,
+    pub(super) socket: Socket,
+    pub(super) transaction: Transaction,
     /// The kinds of the sets that the kernel has: an element is encoded by its set.
     sets: HashMap<Name, SetDef>,
-}
-
-/// What loading a plan took.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Loaded {
-    /// The kernel had it already.
-    Unchanged,
-    /// It was not what it should have been, and was changed or written anew.
-    Replaced,
+    /// What stands in a packet's way of the plan that was loaded last.
+    skeleton: WholeTable,
 }
 
 /// A transaction that the kernel did not take. Nothing of it is in effect, unless the
@@ -65,8 +59,8 @@ impl NftTable {
         Ok(NftTable {
             socket: Socket::open(Protocol::Netfilter)?,
             transaction: Transaction::new(),
-            name: Name::default(),
             sets: HashMap::new(),
+            skeleton: WholeTable::default(),
         })
     }
 
@@ -77,71 +71,37 @@ impl NftTable {
 
     /// The name of the table; empty before the first plan.
     pub fn name(&self) -> &str {
-        self.name.as_str()
+        &self.skeleton.name
     }
 
     /// Makes the kernel's table equal to the plan: by one transaction, or by none if it is.
     pub fn load(&mut self, plan: &Plan) -> Result<Loaded, Misapplied> {
-        self.name = plan.table.clone();
-        let loaded = match compare::compare(&mut self.socket, plan)? {
-            Comparison::Equal => Loaded::Unchanged,
-            Comparison::Differs(difference) => {
-                if let Err(error) = self.change(plan, difference) {
-                    tracing::warn!(%error, "nft: the table cannot be changed, it is written anew");
-                    self.replace(plan)?;
-                }
-                Loaded::Replaced
-            }
-            Comparison::Strange => {
-                self.replace(plan)?;
-                Loaded::Replaced
-            }
-        };
-        self.sets = definitions(plan);
+        self.skeleton = WholeTable::skeleton(plan);
+        let loaded = reconcile::reconcile(&mut self.socket, &mut self.transaction, plan)?;
+        let sets = plan.sets.iter();
+        self.sets = sets.map(|(name, set)| (name.clone(), set.def)).collect();
         Ok(loaded)
     }
 
-    /// From what is there to the plan, with what both have left alone.
-    fn change(&mut self, plan: &Plan, difference: Difference<'_>) -> Result<(), Misapplied> {
+    /// Makes another table of ours equal to its plan, once.
+    pub fn load_once(&mut self, plan: &dyn TablePlan) -> Result<Loaded, Error> {
+        reconcile::reconcile(&mut self.socket, &mut self.transaction, plan)
+    }
+
+    /// Closes the table until its plan comes: base chains without any pod, so that no packet from or to a pod passes.
+    /// Nothing is written before the first plan.
+    pub fn close(&mut self) -> Result<(), Error> {
+        if self.skeleton.name.is_empty() {
+            return Ok(());
+        }
         self.transaction.clear();
-        self.sets = definitions(plan);
-        let sets = difference.add_sets.into_iter();
-        let chains = difference.add_chains.into_iter();
-        let new: Vec<Op> = sets
-            .map(|(name, set)| Op::AddSet(name.clone(), set.def))
-            .chain(chains.map(|(name, chain)| Op::AddChain(name.clone(), chain.clone())))
-            .collect();
-        self.push_all(&new);
-        for (name, set, surplus) in &difference.del_elements {
-            let types = translate::key_types(set.def.key);
-            let elements = surplus.iter().map(|element| Element {
-                span: match &element.last {
-                    Some(last) => Span::Range(&element.key, last),
-                    None => Span::One(&element.key),
-                },
-                data: None,
-            });
-            let table = nft::Table::inet(plan.table.as_str());
-            let set = translate::set(name.as_str(), &set.def, &types);
-            self.transaction.delete_elements(&table, &set, elements);
-        }
-        let elements = difference.add_elements.into_iter().flat_map(|(name, all)| {
-            all.into_iter()
-                .map(|(key, verdict)| Op::AddElem(name.clone(), key.clone(), verdict.clone()))
-        });
-        let elements: Vec<Op> = elements.collect();
-        self.push_all(&elements);
-        let table = nft::Table::inet(plan.table.as_str());
-        for chain in &difference.del_chains {
-            self.transaction.flush_chain(&table, chain);
-        }
-        for chain in &difference.del_chains {
-            self.transaction.delete_chain(&table, chain);
-        }
-        for set in &difference.del_sets {
-            self.transaction.delete_set(&table, set);
-        }
-        self.commit(&[], &[])
+        reconcile::replace(&mut self.transaction, &self.skeleton);
+        self.transaction.commit(&mut self.socket)
+    }
+
+    /// Whether base chains stand as the plan that was loaded last has them.
+    pub fn has_base_chains(&mut self) -> Result<bool, Error> {
+        compare::has_chains(&mut self.socket, &self.skeleton)
     }
 
     /// Carries out the operations of a delta.
@@ -149,17 +109,6 @@ impl NftTable {
         self.transaction.clear();
         let starts = self.push_all(ops);
         self.commit(ops, &starts)
-    }
-
-    fn replace(&mut self, plan: &Plan) -> Result<(), Misapplied> {
-        self.transaction.clear();
-        self.sets.clear();
-        let name = self.name.clone();
-        self.transaction
-            .reset_table(&nft::Table::inet(name.as_str()));
-        let ops = plan.ops();
-        let starts = self.push_all(&ops);
-        self.commit(&ops, &starts)
     }
 
     /// Appends operations; where each message of the transaction begins, and with which of them.
@@ -192,16 +141,24 @@ impl NftTable {
     /// Appends the first of `ops` to the transaction, with those after it that can share its
     /// message. Returns how many those are.
     fn push(&mut self, op: &Op, ops: &[Op]) -> usize {
-        let name = self.name.clone();
-        let table = nft::Table::inet(name.as_str());
+        let name = self.skeleton.name.clone();
+        let table = nft::Table::inet(&name);
         match op {
             Op::AddSet(name, def) => {
-                let key = translate::key_types(def.key);
-                self.transaction
-                    .add_set(&table, &translate::set(name.as_str(), def, &key));
+                let kind = translate::kind(def);
+                self.transaction.add_set(&table, &kind.named(name.as_str()));
                 self.sets.insert(name.clone(), *def);
             }
-            Op::AddChain(name, chain) => self.push_chain(&table, name, chain),
+            Op::AddChain(name, chain) => {
+                let chain = translate::chain(chain);
+                match &chain.base {
+                    Some(base) => self.transaction.add_base_chain(&table, name.as_str(), base),
+                    None => self.transaction.add_chain(&table, name.as_str()),
+                }
+                for rule in &chain.rules {
+                    self.transaction.add_rule(&table, name.as_str(), rule, None);
+                }
+            }
             Op::DelChain(name) => {
                 self.transaction.flush_chain(&table, name.as_str());
                 self.transaction.delete_chain(&table, name.as_str());
@@ -211,9 +168,10 @@ impl NftTable {
                 self.sets.remove(name);
             }
             Op::AddElem(set, ..) => {
+                let interval = self.interval(set);
                 let same = |op: &Op| match op {
                     Op::AddElem(name, key, verdict) if name == set => {
-                        Some((key.clone(), verdict.clone()))
+                        Some(translate::element(key, verdict.as_ref(), interval))
                     }
                     _ => None,
                 };
@@ -222,8 +180,11 @@ impl NftTable {
                 return elements.len();
             }
             Op::DelElem(set, _) => {
+                let interval = self.interval(set);
                 let same = |op: &Op| match op {
-                    Op::DelElem(name, key) if name == set => Some((key.clone(), None)),
+                    Op::DelElem(name, key) if name == set => {
+                        Some(translate::element(key, None, interval))
+                    }
                     _ => None,
                 };
                 let elements: Vec<_> = ops.iter().map_while(same).collect();
@@ -234,25 +195,15 @@ impl NftTable {
         1
     }
 
-    fn push_chain(&mut self, table: &nft::Table<'_>, name: &Name, chain: &Chain) {
-        match &chain.base {
-            Some(base) => {
-                self.transaction
-                    .add_base_chain(table, name.as_str(), &translate::base(base));
-            }
-            None => self.transaction.add_chain(table, name.as_str()),
-        }
-        for rule in &chain.rules {
-            self.transaction
-                .add_rule(table, name.as_str(), &translate::rule(rule), None);
-        }
+    fn interval(&self, set: &Name) -> bool {
+        self.sets.get(set).is_some_and(|def| def.interval)
     }
 
     fn push_elements(
         &mut self,
         table: &nft::Table<'_>,
         name: &Name,
-        elements: &[(Key, Option<Verdict>)],
+        elements: &[ElementInfo],
         add: bool,
     ) {
         // A set that is not known cannot be in a delta that fits: the kernel will refuse it.
@@ -261,35 +212,16 @@ impl NftTable {
             verdicts: false,
             interval: false,
         };
-        let def = self.sets.get(name).copied().unwrap_or(unknown);
-        let types = translate::key_types(def.key);
-        let set = translate::set(name.as_str(), &def, &types);
-        let spans: Vec<_> = elements
-            .iter()
-            .map(|(key, _)| translate::span(key))
-            .collect();
-        let encoded = spans
-            .iter()
-            .zip(elements)
-            .map(|((first, last), (_, verdict))| Element {
-                span: match last {
-                    Some(last) => Span::Range(first, last),
-                    None => Span::One(first),
-                },
-                data: verdict
-                    .as_ref()
-                    .map(|v| Data::Verdict(translate::verdict(v))),
-            });
-        match add {
-            true => self.transaction.add_elements(table, &set, encoded),
-            false => self.transaction.delete_elements(table, &set, encoded),
+        let kind = translate::kind(self.sets.get(name).unwrap_or(&unknown));
+        let set = kind.named(name.as_str());
+        if add {
+            let elements = elements.iter().map(ElementInfo::element);
+            self.transaction.add_elements(table, &set, elements);
+        } else {
+            let elements = elements.iter().map(ElementInfo::deletion);
+            self.transaction.delete_elements(table, &set, elements);
         }
     }
-}
-
-fn definitions(plan: &Plan) -> HashMap<Name, SetDef> {
-    let sets = plan.sets.iter();
-    sets.map(|(name, set)| (name.clone(), set.def)).collect()
 }
 
 /// An operation for people: sets and chains by name, no long lists.

@@ -1,50 +1,63 @@
-//! The thread around the table.
+//! The thread around our tables: work from above, notifications from the kernel, and deadlines.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     os::fd::AsFd,
     sync::Arc,
     thread::{Builder, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use selvage_netlink::{
-    Error,
-    nft::{Family, NftEvent as Notification, Watch},
-};
+use selvage_netlink::{Error, nft::Watch};
 use selvage_policy::plan::{Delta, Gen, Plan};
 
-use super::table::{Loaded, Misapplied, NftTable};
+use super::{
+    kept::KeptTable,
+    plan::WholeTable,
+    reconcile::Loaded,
+    table::{Misapplied, NftTable},
+    witness::{Shared, Witness},
+};
 use crate::{inbox::Inbox, kernel::Shutdown};
 
 const DATAGRAMS: usize = 4096;
+/// How long a policy table that somebody else has changed may stand without its plan. Whoever has the plan answers
+/// within milliseconds as a rule; where other work holds that back, the table is closed.
+const PATIENCE: Duration = Duration::from_millis(300);
+/// A kept table that the kernel refused is tried again after this time, then after twice as long each time,
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// at most after this time.
+const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// What the nft writer is told.
 #[derive(Debug)]
 pub enum NftWork {
-    /// The whole plan: at the start, and as the answer to [`NftEvent::WantPlan`] and [`NftEvent::Failed`].
+    /// The whole policy plan: at the start, and as the answer to [`NftEvent::WantPlan`] and [`NftEvent::Failed`].
     Plan(Gen, Arc<Plan>),
     /// What changed since the generation that was applied last. Sent only when all before it was
     /// answered.
     Delta(Delta),
-    /// End the thread; the table stays.
+    /// A table of ours as it should be from now on: kept, and healed without asking. The number comes back in
+    /// [`NftEvent::Kept`].
+    Keep(u64, WholeTable),
+    /// End the thread; the tables stay.
     Shutdown(Shutdown),
 }
 
 /// What the nft writer answers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum NftEvent {
-    /// The kernel has this generation.
+    /// The kernel has this generation of the policy.
     Applied {
-        /// Which.
+        /// The generation.
         generation: Gen,
         /// The kernel's table was not what it should have been after we once had written it:
         /// flows accepted in between must be looked at.
         repaired: bool,
     },
-    /// The kernel refused. Nothing was changed; the whole plan is wanted.
+    /// The kernel refused the policy. Nothing was changed; the whole plan is wanted.
     Failed {
-        /// Which generation could not be reached.
+        /// The generation that could not be reached.
         generation: Gen,
         /// The operation that was refused, if it was one.
         op: Option<String>,
@@ -53,8 +66,31 @@ pub enum NftEvent {
         /// For people.
         reason: String,
     },
-    /// Send the whole plan.
+    /// Send the whole policy plan.
     WantPlan(Want),
+    /// An answer to [`NftWork::Keep`], and told again when the outcome changes.
+    Kept {
+        /// The table.
+        table: String,
+        /// The number that came with the newest plan.
+        number: u64,
+        /// Why the kernel does not have it; the thread goes on trying.
+        refused: Option<String>,
+    },
+    /// A kept table that somebody else had changed is as it should be again.
+    Repaired {
+        /// The table.
+        table: String,
+        /// The programs that changed it, as the kernel names them.
+        by: String,
+    },
+    /// A [`Shared`] table was changed by a program that is none of its writers, or may have been.
+    Damaged {
+        /// The table.
+        table: &'static str,
+        /// The programs that changed it, as the kernel names them.
+        by: String,
+    },
 }
 
 /// Why the whole plan is wanted.
@@ -71,8 +107,16 @@ pub enum Want {
     OutOfStep,
 }
 
+/// What the thread is told once.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Settings {
+    /// Tables that other programs of ours write, to be watched.
+    pub shared: Vec<Shared>,
+}
+
 /// Starts the thread `nft` in the calling thread's network namespace. `output` is called there.
 pub fn spawn(
+    settings: Settings,
     inbox: Inbox<NftWork>,
     output: impl FnMut(NftEvent) + Send + 'static,
 ) -> Result<JoinHandle<()>, Error> {
@@ -82,11 +126,14 @@ pub fn spawn(
     watch.socket().ignore_port(table.port())?;
     let writer = Writer {
         table,
+        kept: BTreeMap::new(),
         watch,
+        witness: Witness::new(settings.shared),
         inbox,
         output,
         applied: None,
         wanting: false,
+        close: None,
     };
     Ok(Builder::new()
         .name("nft".into())
@@ -95,19 +142,48 @@ pub fn spawn(
 
 struct Writer<F> {
     table: NftTable,
+    kept: BTreeMap<String, Keeping>,
     watch: Watch,
+    witness: Witness,
     inbox: Inbox<NftWork>,
     output: F,
-    /// What the kernel has; `None` before the first plan and after a failure.
+    /// The generation of the policy that the kernel has; `None` before the first plan and after a failure.
     applied: Option<Gen>,
     /// The plan was asked for and has not come.
     wanting: bool,
+    close: Option<Close>,
+}
+
+/// When the policy table is closed unless its plan has come.
+#[derive(Clone, Copy)]
+struct Close {
+    at: Instant,
+    /// Somebody has changed it; else that is only possible.
+    certain: bool,
+}
+
+/// A kept table and what was said of it.
+struct Keeping {
+    table: KeptTable,
+    number: u64,
+    /// The programs that changed it since it was as it should be.
+    damaged_by: Option<String>,
+    refused: Option<Refused>,
+}
+
+/// A refusal: when the table is tried again, and how long that is after the refusal.
+struct Refused {
+    wait: Duration,
+    until: Instant,
 }
 
 impl<F: FnMut(NftEvent)> Writer<F> {
     fn run(mut self) {
         loop {
-            if let Err(error) = self.inbox.wait(&[self.watch.as_fd()], None) {
+            let timeout = self
+                .deadline()
+                .map(|at| at.saturating_duration_since(Instant::now()));
+            if let Err(error) = self.inbox.wait(&[self.watch.as_fd()], timeout) {
                 tracing::error!(%error, "nft: cannot wait");
                 std::thread::sleep(Duration::from_millis(100));
             }
@@ -118,13 +194,26 @@ impl<F: FnMut(NftEvent)> Writer<F> {
                     _ if end == Some(Shutdown::Now) => {}
                     NftWork::Plan(generation, plan) => self.load(generation, &plan),
                     NftWork::Delta(delta) => self.apply(&delta),
+                    NftWork::Keep(number, plan) => self.keep(number, plan),
                 }
             }
             if end.is_some() {
                 return;
             }
             self.listen();
+            self.heal();
+            self.close_in_time();
         }
+    }
+
+    /// When something is to be done though nothing comes.
+    fn deadline(&self) -> Option<Instant> {
+        let retries = self.kept.values().filter_map(|kept| kept.refused.as_ref());
+        retries
+            .map(|refused| refused.until)
+            .chain(self.close.map(|close| close.at))
+            .chain(self.witness.deadline())
+            .min()
     }
 
     fn load(&mut self, generation: Gen, plan: &Plan) {
@@ -132,6 +221,7 @@ impl<F: FnMut(NftEvent)> Writer<F> {
         self.wanting = false;
         match self.table.load(plan) {
             Ok(loaded) => {
+                self.close = None;
                 let repaired = known && loaded == Loaded::Replaced;
                 if repaired {
                     tracing::warn!(table = self.table.name(), %generation, "nft: table written anew");
@@ -184,44 +274,181 @@ impl<F: FnMut(NftEvent)> Writer<F> {
         (self.output)(NftEvent::WantPlan(why));
     }
 
-    /// Looks for changes to our table that are not ours.
+    fn keep(&mut self, number: u64, plan: WholeTable) {
+        let keeping = match self.kept.entry(plan.name.clone()) {
+            std::collections::btree_map::Entry::Occupied(entry) => {
+                let keeping = entry.into_mut();
+                keeping.table.set(plan);
+                keeping
+            }
+            std::collections::btree_map::Entry::Vacant(entry) => entry.insert(Keeping {
+                table: KeptTable::new(plan),
+                number,
+                damaged_by: None,
+                refused: None,
+            }),
+        };
+        keeping.number = number;
+        // Another plan may be taken.
+        keeping.refused = None;
+        self.heal();
+    }
+
+    /// Makes every kept table what it should be, unless it was refused a moment ago.
+    fn heal(&mut self) {
+        let now = Instant::now();
+        let (socket, transaction) = (&mut self.table.socket, &mut self.table.transaction);
+        for (name, keeping) in &mut self.kept {
+            let waits = keeping.refused.as_ref().is_some_and(|r| r.until > now);
+            if !keeping.table.is_due() || waits {
+                continue;
+            }
+            let refused = match keeping.table.apply(socket, transaction) {
+                Ok(loaded) => {
+                    keeping.refused = None;
+                    if let Some(by) = keeping.damaged_by.take()
+                        && loaded == Loaded::Replaced
+                    {
+                        tracing::warn!(
+                            table = name,
+                            by,
+                            "nft: our table was repaired: another program had changed it"
+                        );
+                        let table = name.clone();
+                        (self.output)(NftEvent::Repaired { table, by });
+                    }
+                    None
+                }
+                Err(error) => {
+                    let before = keeping.refused.take().map(|refused| refused.wait);
+                    let wait = before.map_or(FIRST_RETRY, |wait| (2 * wait).min(LAST_RETRY));
+                    let reason = error.to_string();
+                    tracing::warn!(
+                        table = name,
+                        reason,
+                        "nft: the kernel does not take our table, trying again"
+                    );
+                    keeping.refused = Some(Refused {
+                        wait,
+                        until: now + wait,
+                    });
+                    Some(reason)
+                }
+            };
+            (self.output)(NftEvent::Kept {
+                table: name.clone(),
+                number: keeping.number,
+                refused,
+            });
+        }
+    }
+
+    /// Looks for changes to our tables that are not ours.
     fn listen(&mut self) {
+        let now = Instant::now();
         let name = self.table.name().to_owned();
-        let mut lost = false;
-        let mut ports = BTreeSet::new();
-        let mut names = BTreeSet::new();
-        let received = self.watch.receive(DATAGRAMS, |event| match event {
-            Notification::Overrun => lost = true,
-            Notification::Change(change) => {
-                let ours = change.family == Family::Inet as u8 && change.table == name;
-                if ours {
-                    ports.insert(change.port);
-                }
-            }
-            Notification::Generation { name, port, .. } => {
-                if ports.contains(&port) {
-                    names.insert(name);
-                }
-            }
+        let (witness, kept) = (&mut self.witness, &self.kept);
+        let received = self.watch.receive(DATAGRAMS, |event| {
+            witness.hear(event, now, |table| {
+                table == name || kept.contains_key(table)
+            });
         });
         if let Err(error) = received {
             tracing::warn!(%error, "nft: notifications lost");
-            lost = true;
+            witness.lose();
         }
-        // Before the first plan the table is not ours yet, and a plan on its way is compared anyway.
-        if name.is_empty() || self.wanting {
+        let mut heard = self.witness.take(now);
+        if heard.lost {
+            let unknown = "a program unknown, because notifications were lost";
+            for keeping in self.kept.values_mut() {
+                keeping.damage(unknown.into());
+            }
+            let shared: Vec<_> = self.witness.shared().collect();
+            for table in shared {
+                let by = unknown.into();
+                (self.output)(NftEvent::Damaged { table, by });
+            }
+        }
+        if let Some(by) = heard.changed.remove(&name) {
+            self.policy_changed(&name, by);
+        } else if heard.lost {
+            self.policy_in_doubt();
+        }
+        for (table, by) in heard.changed {
+            if let Some(keeping) = self.kept.get_mut(&table) {
+                keeping.damage(by);
+            } else if let Some(table) = self.witness.shared().find(|shared| *shared == table) {
+                (self.output)(NftEvent::Damaged { table, by });
+            }
+        }
+    }
+
+    fn policy_changed(&mut self, name: &str, by: String) {
+        // Before the first plan the table is not ours yet.
+        if name.is_empty() {
             return;
         }
-        if !ports.is_empty() {
-            let by = names.into_iter().collect::<Vec<_>>().join(", ");
+        let at = self
+            .close
+            .map_or_else(|| Instant::now() + PATIENCE, |close| close.at);
+        self.close = Some(Close { at, certain: true });
+        // A plan on its way is compared anyway.
+        if !self.wanting {
             tracing::warn!(
                 table = name,
                 by,
                 "nft: our table was changed by another program"
             );
             self.want(Want::Foreign { by });
-        } else if lost {
+        }
+    }
+
+    fn policy_in_doubt(&mut self) {
+        if self.table.name().is_empty() {
+            return;
+        }
+        if self.close.is_none() {
+            let at = Instant::now() + PATIENCE;
+            self.close = Some(Close { at, certain: false });
+        }
+        if !self.wanting {
             self.want(Want::InDoubt);
         }
+    }
+
+    /// Closes the policy table if it may be open and its plan has not come in time.
+    fn close_in_time(&mut self) {
+        let now = Instant::now();
+        let Some(close) = self.close.filter(|close| close.at <= now) else {
+            return;
+        };
+        self.close = None;
+        let closed = match close.certain {
+            false if self.table.has_base_chains().unwrap_or(false) => return,
+            _ => self.table.close(),
+        };
+        match closed {
+            Ok(()) => tracing::warn!(
+                table = self.table.name(),
+                "nft: the policy has not come in time: no packet from or to a pod passes until it does"
+            ),
+            Err(error) => {
+                tracing::error!(table = self.table.name(), %error, "nft: the table cannot be closed, trying again");
+                self.close = Some(Close {
+                    at: now + PATIENCE,
+                    ..close
+                });
+            }
+        }
+    }
+}
+
+impl Keeping {
+    fn damage(&mut self, by: String) {
+        self.table.doubt();
+        self.damaged_by = Some(match self.damaged_by.take() {
+            Some(before) if before != by => format!("{before}, {by}"),
+            _ => by,
+        });
     }
 }

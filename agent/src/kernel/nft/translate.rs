@@ -2,14 +2,72 @@
 
 use std::net::IpAddr;
 
-use selvage_netlink::nft::{self, DataType, Expr, MapData, Reg, expr};
+use selvage_netlink::nft::{self, DataType, Expr, Reg, expr, list};
 use selvage_policy::{
     model::Family,
     plan::{
-        Action, Base, Field, Hook, IfaceMatch, Key, KeyType, LookupKey, Match, Rule, SetDef, Side,
-        Verdict,
+        Action, Base, Chain, Field, Hook, IfaceMatch, Key, KeyType, LookupKey, Match, Plan, Rule,
+        SetDef, Side, Verdict,
     },
 };
+
+use super::plan::{ChainPlan, MapKind, SetKind, TablePlan};
+
+impl TablePlan for Plan {
+    fn name(&self) -> &str {
+        self.table.as_str()
+    }
+
+    fn chains(&self) -> Vec<(&str, ChainPlan)> {
+        self.chains
+            .iter()
+            .map(|(name, one)| (name.as_str(), chain(one)))
+            .collect()
+    }
+
+    fn sets(&self) -> Vec<(&str, SetKind)> {
+        self.sets
+            .iter()
+            .map(|(name, set)| (name.as_str(), kind(&set.def)))
+            .collect()
+    }
+
+    fn elements(&self, set: &str) -> Box<dyn Iterator<Item = list::ElementInfo> + '_> {
+        let set = self.sets.get(set);
+        Box::new(set.into_iter().flat_map(|set| {
+            set.elements
+                .iter()
+                .map(|(key, verdict)| element(key, verdict.as_ref(), set.def.interval))
+        }))
+    }
+}
+
+/// A chain with its rules.
+pub fn chain(chain: &Chain) -> ChainPlan {
+    ChainPlan {
+        base: chain.base.as_ref().map(base),
+        rules: chain.rules.iter().map(rule).collect(),
+    }
+}
+
+/// What a set is.
+pub fn kind(def: &SetDef) -> SetKind {
+    SetKind {
+        key: key_types(def.key),
+        interval: def.interval,
+        data: def.verdicts.then_some(MapKind::Verdict),
+    }
+}
+
+/// An element as the kernel lists it.
+pub fn element(key: &Key, verdict: Option<&Verdict>, interval: bool) -> list::ElementInfo {
+    let (first, last) = span(key);
+    list::ElementInfo {
+        last: last.or_else(|| interval.then(|| first.clone())),
+        key: first,
+        data: verdict.map(|verdict| list::ElementData::Verdict(owned(verdict))),
+    }
+}
 
 /// ESTABLISHED and RELATED.
 const PASSING: u32 = expr::ct_state::ESTABLISHED | expr::ct_state::RELATED;
@@ -31,15 +89,6 @@ pub fn key_types(key: KeyType) -> Vec<DataType> {
         .collect()
 }
 
-/// A set of the plan; `key` are its [`key_types`].
-pub fn set<'a>(name: &'a str, def: &SetDef, key: &'a [DataType]) -> nft::Set<'a> {
-    nft::Set {
-        interval: def.interval,
-        data: def.verdicts.then_some(MapData::Verdict),
-        ..nft::Set::hash(name, key)
-    }
-}
-
 /// The first key of an element and, of a range, the last.
 pub fn span(key: &Key) -> (Vec<u8>, Option<Vec<u8>>) {
     let last = match key {
@@ -48,16 +97,6 @@ pub fn span(key: &Key) -> (Vec<u8>, Option<Vec<u8>>) {
         _ => None,
     };
     (key.bytes(), last)
-}
-
-/// A verdict that borrows the name of its chain.
-pub fn verdict(verdict: &Verdict) -> nft::Verdict<&str> {
-    match verdict {
-        Verdict::Accept => nft::Verdict::Accept,
-        Verdict::Drop => nft::Verdict::Drop,
-        Verdict::Return => nft::Verdict::Return,
-        Verdict::Jump(chain) => nft::Verdict::Jump(chain.as_str()),
-    }
 }
 
 /// A base chain.

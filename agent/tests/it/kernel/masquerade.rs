@@ -5,13 +5,15 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
+use ipnet::IpNet;
 use selvage::kernel::{
-    masquerade::{Masquerade, Masqueraded},
+    masquerade::Masquerade,
+    nft::{NftEvent, plan::WholeTable},
     open,
 };
 use selvage_netlink::netns;
 
-use super::{flows::pod, in_netns, sh};
+use super::{flows::pod, in_netns, nft::Thread, sh, until};
 
 const NODE: &str = "169.254.1.1";
 
@@ -28,11 +30,12 @@ fn seen(from: &OwnedFd, server: &OwnedFd, to: &str) -> String {
     listener.accept().unwrap().1.ip().to_string()
 }
 
-fn wanted(pods: &[&str], inside: &[&str]) -> Masqueraded {
-    Masqueraded {
-        pods: pods.iter().map(|addr| addr.parse().unwrap()).collect(),
-        inside: inside.iter().map(|net| net.parse().unwrap()).collect(),
-    }
+fn wanted(pods: &[&str], inside: &[&str]) -> WholeTable {
+    let mut masquerade = Masquerade::default();
+    masquerade.set_pods(pods.iter().map(|addr| addr.parse().unwrap()).collect());
+    let inside: Vec<IpNet> = inside.iter().map(|net| net.parse().unwrap()).collect();
+    masquerade.set_inside(&inside);
+    masquerade.plan()
 }
 
 #[test]
@@ -41,39 +44,80 @@ fn pods_see_pods_and_the_world_sees_the_node() {
         sh("echo 1 > /proc/sys/net/ipv4/ip_forward");
         let (a, b) = (pod("sva", "10.244.0.2"), pod("svb", "10.244.0.3"));
         let (far, out) = (pod("up0", "10.244.9.9"), pod("up1", "203.0.113.9"));
-        let mut masquerade = Masquerade::open().unwrap();
-        let one = wanted(&["10.244.0.2"], &["10.244.0.0/16", "fd00:10:244::/48"]);
-        masquerade.apply(&one).unwrap();
+        let thread = Thread::start();
+        thread.keep(
+            1,
+            wanted(&["10.244.0.2"], &["10.244.0.0/16", "fd00:10:244::/48"]),
+        );
         assert_eq!(seen(&a, &out, "203.0.113.9"), NODE);
         assert_eq!(seen(&a, &far, "10.244.9.9"), "10.244.0.2");
         assert_eq!(seen(&b, &out, "203.0.113.9"), "10.244.0.3", "did not ask");
 
-        // By elements; then another node's prefix; then after somebody's flush.
-        let two = wanted(
-            &["10.244.0.3", "fd00:10:244::3"],
-            &["10.244.0.0/16", "fd00:10:244::/48"],
-        );
-        masquerade.apply(&two).unwrap();
-        assert_eq!(seen(&a, &out, "203.0.113.9"), "10.244.0.2");
-        assert_eq!(seen(&b, &out, "203.0.113.9"), NODE);
-        let third = wanted(&["10.244.0.3"], &["10.244.0.0/24"]);
-        masquerade.apply(&third).unwrap();
-        assert_eq!(seen(&b, &far, "10.244.9.9"), NODE);
-        // Another run of the agent keeps the chain and replaces what is in the sets.
+        // By elements; then another node's prefix. The chain stays, in which packets may be.
         let handle = || sh("nft -a list chain inet selvage-nat postrouting");
         let before = handle();
-        let mut next = Masquerade::open().unwrap();
-        next.apply(&two).unwrap();
+        let two = || {
+            let pods = ["10.244.0.3", "fd00:10:244::3"];
+            wanted(&pods, &["10.244.0.0/16", "fd00:10:244::/48"])
+        };
+        thread.keep(2, two());
+        assert_eq!(seen(&a, &out, "203.0.113.9"), "10.244.0.2");
+        assert_eq!(seen(&b, &out, "203.0.113.9"), NODE);
+        thread.keep(3, wanted(&["10.244.0.3"], &["10.244.0.0/24"]));
+        assert_eq!(seen(&b, &far, "10.244.9.9"), NODE);
+        // Another run of the agent keeps the chain, too, and changes what is in the sets.
+        thread.end();
+        let thread = Thread::start();
+        thread.keep(1, two());
         assert_eq!(handle(), before);
         assert_eq!(seen(&b, &far, "10.244.9.9"), "10.244.0.3");
-        sh("nft flush ruleset");
-        masquerade.doubt();
-        masquerade.apply(&third).unwrap();
-        assert_eq!(seen(&b, &out, "203.0.113.9"), NODE);
-        // A change that meets a table that is gone makes it anew.
-        sh("nft flush ruleset");
-        masquerade.apply(&one).unwrap();
-        assert_eq!(seen(&a, &out, "203.0.113.9"), NODE);
+        thread.end();
         assert_eq!(open::cleanup(false).unwrap().tables, ["selvage-nat"]);
+    });
+}
+
+/// Without the policy table, which this thread does not know here.
+#[test]
+fn every_damage_is_healed_without_being_asked() {
+    in_netns(|| {
+        sh("echo 1 > /proc/sys/net/ipv4/ip_forward");
+        let (a, out) = (pod("sva", "10.244.0.2"), pod("up1", "203.0.113.9"));
+        let thread = Thread::start();
+        thread.keep(
+            1,
+            wanted(&["10.244.0.2"], &["10.244.0.0/16", "fd00:10:244::/48"]),
+        );
+        let listed = || sh("nft list table inet selvage-nat");
+        let before = listed();
+        for damage in [
+            "delete table inet selvage-nat",
+            "flush table inet selvage-nat",
+            "flush chain inet selvage-nat postrouting",
+            "flush set inet selvage-nat pods4",
+            "flush set inet selvage-nat inside4",
+            "delete element inet selvage-nat pods4 { 10.244.0.2 }",
+            "add element inet selvage-nat inside4 { 203.0.113.0/24 }",
+            "insert rule inet selvage-nat postrouting accept",
+            "add rule inet selvage-nat postrouting accept",
+            "add chain inet selvage-nat postrouting { policy drop; }",
+            "add chain inet selvage-nat x { type nat hook postrouting priority 5; }",
+            "add set inet selvage-nat x { type ipv4_addr; }",
+            "delete table inet selvage-nat; add table inet selvage-nat; add chain inet selvage-nat postrouting \
+             { type nat hook postrouting priority 120; }",
+            "flush ruleset",
+        ] {
+            sh(&format!("nft -f - <<'END'\n{damage}\nEND\n"));
+            let NftEvent::Repaired { table, by } = thread.event() else {
+                panic!("{damage}")
+            };
+            assert_eq!(
+                (table.as_str(), by.as_str()),
+                ("selvage-nat", "nft"),
+                "{damage}"
+            );
+            until(damage, || listed() == before);
+            assert_eq!(seen(&a, &out, "203.0.113.9"), NODE, "{damage}");
+        }
+        thread.end();
     });
 }

@@ -1,13 +1,16 @@
 //! Plans in the real nf_tables: what deltas make is what a fresh load makes, and what others do
 //! to our table is undone.
 
-use std::sync::{Arc, mpsc};
+use std::{
+    sync::{Arc, mpsc},
+    time::Duration,
+};
 
 use selvage::{
     inbox::{Inbox, Sender},
     kernel::{
-        Shutdown,
-        nft::{Loaded, NftEvent, NftTable, NftWork, Want, spawn},
+        Shutdown, host_ports,
+        nft::{Loaded, NftEvent, NftTable, NftWork, Settings, Want, plan::WholeTable, spawn},
     },
 };
 use selvage_policy::{
@@ -19,6 +22,8 @@ use selvage_policy::{
 };
 
 use super::{in_netns, sh, until};
+
+const SOON: Duration = Duration::from_secs(20);
 
 /// Policies of every shape that the compiler knows.
 const SPECS: [&str; 8] = [
@@ -295,17 +300,21 @@ fn a_refused_delta_changes_nothing_and_is_named() {
     });
 }
 
-struct Thread {
+/// The thread `nft` in the calling thread's namespace.
+pub(super) struct Thread {
     work: Sender<NftWork>,
     events: mpsc::Receiver<NftEvent>,
     handle: std::thread::JoinHandle<()>,
 }
 
 impl Thread {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let (work, inbox) = Inbox::new().unwrap();
         let (sender, events) = mpsc::channel();
-        let handle = spawn(inbox, move |event| drop(sender.send(event))).unwrap();
+        let settings = Settings {
+            shared: vec![host_ports::TABLE],
+        };
+        let handle = spawn(settings, inbox, move |event| drop(sender.send(event))).unwrap();
         Thread {
             work,
             events,
@@ -313,10 +322,31 @@ impl Thread {
         }
     }
 
-    fn event(&self) -> NftEvent {
-        self.events
-            .recv_timeout(std::time::Duration::from_secs(20))
-            .unwrap()
+    /// The next event that is no answer to [`Thread::keep`].
+    pub(super) fn event(&self) -> NftEvent {
+        loop {
+            let event = self.events.recv_timeout(SOON).unwrap();
+            if !matches!(event, NftEvent::Kept { .. }) {
+                return event;
+            }
+        }
+    }
+
+    /// Has a table kept, and waits until the kernel has it.
+    pub(super) fn keep(&self, number: u64, plan: WholeTable) {
+        let table = plan.name.clone();
+        self.work.send(NftWork::Keep(number, plan));
+        let kept = NftEvent::Kept {
+            table,
+            number,
+            refused: None,
+        };
+        while self.events.recv_timeout(SOON).unwrap() != kept {}
+    }
+
+    pub(super) fn end(self) {
+        self.work.send(NftWork::Shutdown(Shutdown::Graceful));
+        self.handle.join().unwrap();
     }
 
     fn plan(&self, generation: Gen, plan: &Plan) {
@@ -377,8 +407,78 @@ fn the_thread_asks_for_the_plan_when_others_touch_the_table() {
             "compared, and left as it is"
         );
 
-        thread.work.send(NftWork::Shutdown(Shutdown::Graceful));
-        thread.handle.join().unwrap();
+        thread.end();
         until("the table stays", || listed() == before);
+    });
+}
+
+/// Whoever has the plan is busy: the table is closed meanwhile, and the plan is reached from there without replacing a
+/// base chain.
+#[test]
+fn a_damaged_table_is_closed_while_its_plan_does_not_come() {
+    let mut compiler = compiler();
+    compiler.apply(pod(0, "a"));
+    compiler.apply(local(0));
+    compiler.apply(policy(0, 2));
+    in_netns(|| {
+        let thread = Thread::start();
+        let (generation, plan) = compiler.take_plan();
+        thread.plan(generation, plan);
+        thread.event();
+        let before = listed();
+        let bare = compiler_without_pods();
+        for damage in [
+            "flush ruleset",
+            "flush table inet selvage",
+            "flush map inet selvage eg4",
+        ] {
+            sh(&format!("nft {damage}"));
+            assert!(matches!(thread.event(), NftEvent::WantPlan(_)), "{damage}");
+            until(damage, || {
+                tables().contains("inet selvage\n") && listed() == bare
+            });
+            let handles = || sh("nft -a list chains | grep -E 'chain (forward|prerouting) '");
+            let closed = handles();
+            let (generation, plan) = compiler.take_plan();
+            thread.plan(generation, plan);
+            let applied = NftEvent::Applied {
+                generation,
+                repaired: true,
+            };
+            assert_eq!(thread.event(), applied, "{damage}");
+            assert_eq!(listed(), before, "{damage}");
+            assert_eq!(handles(), closed, "{damage}");
+        }
+        thread.end();
+    });
+}
+
+/// The table of a node without pods.
+fn compiler_without_pods() -> String {
+    fresh(|| {
+        let plan = Compiler::new(Config::default()).full();
+        NftTable::open().unwrap().load(&plan).unwrap();
+    })
+}
+
+fn tables() -> String {
+    sh("nft list tables")
+}
+
+#[test]
+fn a_table_of_another_writer_is_told_of_when_strangers_change_it() {
+    in_netns(|| {
+        let thread = Thread::start();
+        // The name of a program is that of its file.
+        sh(
+            "cp $(command -v nft) /tmp/selvage-cni-$$ && mkdir /tmp/d-$$ && mv /tmp/selvage-cni-$$ /tmp/d-$$/selvage-cni; \
+            /tmp/d-$$/selvage-cni add table inet selvage-cni; rm -r /tmp/d-$$; nft add chain inet selvage-cni x",
+        );
+        let damaged = NftEvent::Damaged {
+            table: "selvage-cni",
+            by: "nft".into(),
+        };
+        assert_eq!(thread.event(), damaged);
+        thread.end();
     });
 }

@@ -1,0 +1,145 @@
+//! One way to make the kernel's table equal to its plan, for every table of ours.
+
+use std::collections::HashMap;
+
+use selvage_netlink::{
+    Error, Socket,
+    nft::{self, Transaction},
+};
+
+use super::{
+    compare::{self, Comparison, Difference},
+    plan::{ChainPlan, SetKind, TablePlan},
+};
+
+/// What making a table equal to its plan took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Loaded {
+    /// The kernel had it already.
+    Unchanged,
+    /// It was not what it should have been, and was changed or written anew.
+    Replaced,
+}
+
+/// Makes the kernel's table equal to the plan: by one transaction, or by none if it is.
+///
+/// # Errors
+/// The kernel's refusal: then nothing was changed. After any other error it is unknown whether the plan is in effect.
+pub(super) fn reconcile(
+    socket: &mut Socket,
+    transaction: &mut Transaction,
+    plan: &dyn TablePlan,
+) -> Result<Loaded, Error> {
+    match compare::compare(socket, plan)? {
+        Comparison::Equal => return Ok(Loaded::Unchanged),
+        Comparison::Differs(difference) => {
+            transaction.clear();
+            change(transaction, plan, &difference);
+            match transaction.commit(socket) {
+                Ok(()) => return Ok(Loaded::Replaced),
+                Err(error) => {
+                    tracing::warn!(table = plan.name(), %error, "nft: the table cannot be changed, it is written anew");
+                }
+            }
+        }
+        Comparison::Strange => {}
+    }
+    transaction.clear();
+    replace(transaction, plan);
+    transaction.commit(socket)?;
+    Ok(Loaded::Replaced)
+}
+
+/// From what is there to the plan, with what both have left alone.
+fn change(transaction: &mut Transaction, plan: &dyn TablePlan, difference: &Difference) {
+    let table = nft::Table::inet(plan.name());
+    let all = plan.sets();
+    let kinds: HashMap<&str, &SetKind> = all.iter().map(|(name, kind)| (*name, kind)).collect();
+    let is_new = |names: &[String], name: &str| names.iter().any(|new| new == name);
+    let chains: Vec<_> = plan
+        .chains()
+        .into_iter()
+        .filter(|(name, _)| is_new(&difference.add_chains, name))
+        .collect();
+    let sets = all
+        .iter()
+        .filter(|(name, _)| is_new(&difference.add_sets, name));
+    let sets = sets.map(|(name, kind)| (*name, kind));
+    add_frame(transaction, &table, &chains, sets);
+    for (name, surplus) in &difference.del_elements {
+        if let Some(kind) = kinds.get(name.as_str()) {
+            let surplus = surplus.iter().map(|element| element.deletion());
+            transaction.delete_elements(&table, &kind.named(name), surplus);
+        }
+    }
+    for name in &difference.refill {
+        transaction.flush_set(&table, name);
+    }
+    for name in difference.add_sets.iter().chain(&difference.refill) {
+        if let Some(kind) = kinds.get(name.as_str()) {
+            add_all(transaction, &table, plan, name, kind);
+        }
+    }
+    for (name, missing) in &difference.add_elements {
+        if let Some(kind) = kinds.get(name.as_str()) {
+            let missing = missing.iter().map(|element| element.element());
+            transaction.add_elements(&table, &kind.named(name), missing);
+        }
+    }
+    for chain in &difference.del_chains {
+        transaction.flush_chain(&table, chain);
+    }
+    for chain in &difference.del_chains {
+        transaction.delete_chain(&table, chain);
+    }
+    for set in &difference.del_sets {
+        transaction.delete_set(&table, set);
+    }
+}
+
+/// The whole plan, whatever was there under the table's name.
+pub(super) fn replace(transaction: &mut Transaction, plan: &dyn TablePlan) {
+    let table = nft::Table::inet(plan.name());
+    transaction.reset_table(&table);
+    let sets = plan.sets();
+    let pairs = sets.iter().map(|(name, kind)| (*name, kind));
+    add_frame(transaction, &table, &plan.chains(), pairs);
+    for (name, kind) in &sets {
+        add_all(transaction, &table, plan, name, kind);
+    }
+}
+
+/// Chains and sets, then the rules, which may name any of them.
+fn add_frame<'a>(
+    transaction: &mut Transaction,
+    table: &nft::Table<'_>,
+    chains: &[(&str, ChainPlan)],
+    sets: impl Iterator<Item = (&'a str, &'a SetKind)>,
+) {
+    for (name, chain) in chains {
+        match &chain.base {
+            Some(base) => transaction.add_base_chain(table, name, base),
+            None => transaction.add_chain(table, name),
+        }
+    }
+    for (name, kind) in sets {
+        transaction.add_set(table, &kind.named(name));
+    }
+    for (name, chain) in chains {
+        for rule in &chain.rules {
+            transaction.add_rule(table, name, rule, None);
+        }
+    }
+}
+
+fn add_all(
+    transaction: &mut Transaction,
+    table: &nft::Table<'_>,
+    plan: &dyn TablePlan,
+    name: &str,
+    kind: &SetKind,
+) {
+    let elements: Vec<_> = plan.elements(name).collect();
+    let elements = elements.iter().map(|element| element.element());
+    transaction.add_elements(table, &kind.named(name), elements);
+}
