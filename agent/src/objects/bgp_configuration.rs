@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::decode::Context;
 use super::node::cidr;
+use super::unicast::{IDENTIFIER_MESSAGE, IDENTIFIER_RULE, unusable};
 use super::{Faults, Meta, duration};
 
 /// The only name that counts.
@@ -105,6 +106,7 @@ pub struct BgpConfigurationSpec {
     listen_port: Option<u16>,
     /// `fromInternalIP` (default), `hash` (of the node's name) or an IPv4 address.
     #[schemars(extend("default" = "fromInternalIP"))]
+    #[schemars(length(max = 64), extend("x-kubernetes-validations" = [{"rule": IDENTIFIER_RULE, "message": IDENTIFIER_MESSAGE}]))]
     router_id: Option<String>,
     /// Whether the nodes peer with each other.
     #[schemars(extend("default" = {}))]
@@ -160,6 +162,7 @@ struct GracefulRestartSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct RouteReflectorSpec {
     /// Cluster id, written as an IPv4 address. Default: the BGP identifier.
+    #[schemars(length(max = 64), extend("x-kubernetes-validations" = [{"rule": IDENTIFIER_RULE, "message": IDENTIFIER_MESSAGE}]))]
     cluster_id: Option<String>,
 }
 
@@ -392,7 +395,7 @@ fn router_id(text: &str, faults: &mut Faults) -> Option<RouterIdRule> {
 
 fn identifier(path: &str, text: &str, faults: &mut Faults) -> Option<Ipv4Addr> {
     match text.parse::<Ipv4Addr>() {
-        Ok(address) if !address.is_unspecified() => Some(address),
+        Ok(address) if unusable(address.into()).is_none() => Some(address),
         _ => {
             let hint = match path {
                 "spec.routerId" => "write `fromInternalIP`, `hash` or an address as in 10.0.0.1",

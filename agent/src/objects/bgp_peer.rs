@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::bgp_configuration::{TimerSettings, TimersSpec, asn};
 use super::decode::Context;
 use super::node::{address, cidr};
+use super::unicast::{ADDRESS_RULE, MESSAGE, RANGE_RULE, unusable, unusable_range};
 use super::{Faults, Meta};
 
 /// A neighbour, or many.
@@ -157,8 +158,10 @@ pub struct BgpPeerSpec {
     #[schemars(schema_with = "selector_schema")]
     node_selector: Option<LabelSelector>,
     /// The neighbour's address.
+    #[schemars(length(max = 64), extend("x-kubernetes-validations" = [{"rule": ADDRESS_RULE, "message": MESSAGE}]))]
     address: Option<String>,
     /// A CIDR from which neighbours may connect.
+    #[schemars(length(max = 64), extend("x-kubernetes-validations" = [{"rule": RANGE_RULE, "message": MESSAGE}]))]
     range: Option<String>,
     /// An interface with one neighbour that finds itself by its link-local address. Not implemented yet.
     interface: Option<String>,
@@ -175,6 +178,7 @@ pub struct BgpPeerSpec {
     /// Wait for the neighbour to connect. Default false.
     passive: Option<bool>,
     /// Source address of the session.
+    #[schemars(length(max = 64), extend("x-kubernetes-validations" = [{"rule": ADDRESS_RULE, "message": MESSAGE}]))]
     local_address: Option<String>,
     /// How many hops away an external neighbour may be, 1 to 255. Default 1.
     #[schemars(range(min = 1, max = 255))]
@@ -376,6 +380,9 @@ impl BgpPeer {
         {
             faults.add("spec.localAddress", "not of the family of `address`");
         }
+        if let Some(why) = local_address.and_then(unusable) {
+            faults.hinted("spec.localAddress", why, "write an address of this node");
+        }
         let description = raw.description.unwrap_or_default();
         if description.chars().count() > 255 {
             faults.add("spec.description", "longer than 255 characters");
@@ -458,16 +465,26 @@ fn neighbor(raw: &BgpPeerSpec, faults: &mut Faults) -> Option<Neighbor> {
         }
         (Some(text), None) => {
             let address = faults.take("spec.address", address(text))?;
-            let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
-            if address.is_unspecified() || address.is_multicast() || link_local {
-                faults.add(
+            if let Some(why) = unusable(address) {
+                faults.hinted(
                     "spec.address",
-                    format_args!("{address} is not the address of one neighbour"),
+                    why,
+                    "write the address of one neighbour, as in 192.0.2.1",
                 );
             }
             Some(Neighbor::Address(address))
         }
-        (None, Some(text)) => faults.take("spec.range", cidr(text)).map(Neighbor::Range),
+        (None, Some(text)) => {
+            let range = faults.take("spec.range", cidr(text))?;
+            if let Some(why) = unusable_range(range) {
+                faults.hinted(
+                    "spec.range",
+                    why,
+                    "write the CIDR that the neighbours have their addresses in",
+                );
+            }
+            Some(Neighbor::Range(range))
+        }
     }
 }
 

@@ -18,6 +18,7 @@ pub mod pod;
 pub mod secret;
 pub mod status;
 pub mod timestamp;
+mod unicast;
 
 use std::fmt;
 use std::sync::Arc;

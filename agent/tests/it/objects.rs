@@ -82,3 +82,61 @@ fn the_definitions_in_manifests_are_current() {
         blessed(&path, &file.text);
     }
 }
+
+/// An object with this value in this field.
+fn with(field: &str, value: &str) -> String {
+    let spec = match field {
+        "address" | "range" => format!("{field}: '{value}', asn: 65001"),
+        // Of the same family as the neighbour.
+        "localAddress" if value.contains(':') => {
+            format!("address: '2001:db8::9', localAddress: '{value}', asn: 65001")
+        }
+        "localAddress" => format!("address: 192.0.2.9, localAddress: '{value}', asn: 65001"),
+        "routerId" => format!("routerId: '{value}'"),
+        other => panic!("{other}"),
+    };
+    let (kind, name) = match field {
+        "routerId" => ("BGPConfiguration", "default"),
+        _ => ("BGPPeer", "peer"),
+    };
+    format!(
+        "{{apiVersion: selvage.io/v1alpha1, kind: {kind}, metadata: {{name: {name}}}, spec: {{{spec}}}}}"
+    )
+}
+
+/// The regular expression that values of a field must not match, by the rule in the definition.
+fn refused_by_the_api(field: &str) -> regex::Regex {
+    let file = match field {
+        "routerId" => "bgpconfigurations.yaml",
+        _ => "bgppeers.yaml",
+    };
+    let files = crd::files().unwrap();
+    let text = &files.iter().find(|f| f.name == file).unwrap().text;
+    let definition: serde_json::Value = serde_saphyr::from_str(text).unwrap();
+    let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let rules = &schema["properties"]["spec"]["properties"][field]["x-kubernetes-validations"];
+    let rule = rules[0]["rule"].as_str().unwrap();
+    let (before, pattern) = rule.split_once("matches('").unwrap();
+    let pattern = pattern.strip_suffix("')").unwrap();
+    let any_case = before.contains("lowerAscii").then_some("(?i)");
+    regex::Regex::new(&format!("{}{pattern}", any_case.unwrap_or_default())).unwrap()
+}
+
+#[test]
+fn addresses_that_no_neighbour_can_have_are_refused_by_check_and_by_the_api_server() {
+    let table = fs::read_to_string(folder("addresses.txt")).unwrap();
+    for line in table.lines().filter(|line| !line.starts_with('#')) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [field, value, refuser] = words[..] else {
+            panic!("{line}");
+        };
+        let said = yaml::read(Path::new("table"), &with(field, value)).problems;
+        let paths: Vec<&str> = said.iter().map(|problem| &*problem.path).collect();
+        match refuser {
+            "nobody" => assert!(said.is_empty(), "{line}: {said:?}"),
+            _ => assert_eq!(paths, [format!("spec.{field}")], "{line}"),
+        }
+        let by_the_api = refused_by_the_api(field).is_match(value);
+        assert_eq!(by_the_api, refuser == "api", "{line}");
+    }
+}
