@@ -117,6 +117,25 @@ impl Prefix {
         }
     }
 
+    /// Its two halves; `None` of a single address.
+    pub fn halves(&self) -> Option<[Prefix; 2]> {
+        match *self {
+            Prefix::V4 { addr, len } if len < 32 => {
+                Some([0, 1 << (31 - len)].map(|bit| Prefix::V4 {
+                    addr: addr | bit,
+                    len: len + 1,
+                }))
+            }
+            Prefix::V6 { addr, len } if len < 128 => {
+                Some([0, 1 << (127 - len)].map(|bit| Prefix::V6 {
+                    addr: addr | bit,
+                    len: len + 1,
+                }))
+            }
+            _ => None,
+        }
+    }
+
     /// Whether `addr` is in this prefix.
     pub fn contains(&self, addr: IpAddr) -> bool {
         self.covers(&Prefix::host(addr))
