@@ -18,8 +18,11 @@ use selvage_bgp::{
         ids::{Family, PeerIdx},
         prefix::Prefix,
         rib::{self, Listing, PeerCounts, Rejection, RibInput, Row},
-        session::{State, Stop},
-        wire::attr::{Origin, PathAttributes},
+        session::{FaultKind, Faults, State, Stop, SurvivedFault, Unused},
+        wire::{
+            self,
+            attr::{Origin, PathAttributes},
+        },
     },
 };
 use selvage_netlink::{Prefix as KernelPrefix, Protocol, Socket, route};
@@ -29,7 +32,7 @@ use crate::{
     inbox::Sender,
     kernel::{PROTOCOL_BGP, Shutdown, routes::RouteWork},
     neighbours::{self, Changed},
-    store::{PeerState, SessionState},
+    store::{FaultCount, LastFault, PeerState, SessionState, UnknownSources, UnusedFamily},
     world::Work,
 };
 
@@ -119,6 +122,24 @@ impl Bgp {
             .unwrap_or_default()
     }
 
+    /// Who connects without being configured.
+    pub fn unknown_sources(&self) -> UnknownSources {
+        let Some(speaker) = self.speaker.as_ref().map(Speaker::handle) else {
+            return UnknownSources::default();
+        };
+        let Ok(found) = speaker.unknown_sources() else {
+            return UnknownSources::default();
+        };
+        let now = speaker.clock().now();
+        let last = found.last.iter();
+        UnknownSources {
+            connections: found.connections,
+            last: last
+                .map(|s| (s.address, s.connections, moment(now.since(s.at))))
+                .collect(),
+        }
+    }
+
     /// A page of routes.
     pub fn routes(&self, question: &RouteQuestion) -> Result<RoutePage, Refusal> {
         match &self.speaker {
@@ -190,30 +211,84 @@ fn peer_state(clock: Clock, peer: &PeerStatus, counts: Option<&PeerCounts>) -> P
         .or(session.last_down.as_ref().map(|(at, _)| ago(*at)))
         .unwrap_or(ago(Now(0)));
     let counts = counts.copied().unwrap_or_default();
+    let down = session.state != State::Established;
+    let error = session.last_error.as_ref().filter(|_| down);
     let families = negotiated.map(|n| n.families).unwrap_or_default();
     PeerState {
         address: peer.config.key.addr,
         state: session_state(session.state),
-        since: SystemTime::now()
-            .checked_sub(since)
-            .unwrap_or(SystemTime::UNIX_EPOCH),
+        since: moment(since),
         asn: negotiated.map(|n| n.peer_asn.0),
-        last_error: match session.state {
-            State::Established => None,
-            _ => session
-                .last_error
-                .as_ref()
-                .map(|(at, error)| format!("{error} ({} ago)", rounded(ago(*at)))),
-        },
+        last_error: error.map(|(at, error)| format!("{error} ({} ago)", rounded(ago(*at)))),
+        hint: error.map(|(_, error)| error.cause.hint()),
+        faults: fault_counts(&session.faults),
+        last_fault: session
+            .faults
+            .last
+            .as_ref()
+            .map(|(at, fault)| last_fault(moment(ago(*at)), fault)),
         received: counts.families.map(|f| f.accepted as u64),
         advertised: counts.families.map(|f| f.advertised as u64),
         end_of_rib: negotiated.is_some_and(|n| n.families.and(counts.end_of_rib) == n.families),
         stale: !session.stale.is_empty(),
         flaps: session.established,
         families: Family::ALL.map(|f| families.contains(f)),
+        unused_families: session.unused_families.iter().map(unused_family).collect(),
         router_id: negotiated.map(|n| n.peer_id.to_string()),
         hold: negotiated.map_or(0, |n| u16::try_from(n.hold.as_secs()).unwrap_or(u16::MAX)),
         dynamic: peer.dynamic,
+    }
+}
+
+/// The time that was `ago` before now.
+fn moment(ago: Duration) -> SystemTime {
+    SystemTime::now()
+        .checked_sub(ago)
+        .unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn fault_kind(kind: FaultKind) -> &'static str {
+    match kind {
+        FaultKind::TreatAsWithdraw => "treatAsWithdraw",
+        FaultKind::AttributeDiscard => "attributeDiscard",
+        FaultKind::OpenRefused => "openRefused",
+        FaultKind::UnusableNextHop => "unusableNextHop",
+    }
+}
+
+fn fault_counts(faults: &Faults) -> Vec<FaultCount> {
+    let counts = FaultKind::ALL.into_iter().zip(faults.counts);
+    counts
+        .filter(|(_, count)| count.messages > 0)
+        .map(|(kind, count)| FaultCount {
+            kind: fault_kind(kind),
+            messages: count.messages,
+            prefixes: count.prefixes,
+        })
+        .collect()
+}
+
+fn last_fault(at: SystemTime, fault: &SurvivedFault) -> LastFault {
+    LastFault {
+        kind: fault_kind(fault.kind),
+        at,
+        attribute: fault.attribute.map(wire::attribute::name),
+        code: fault
+            .code
+            .map(|(code, subcode)| format!("{code}/{subcode}")),
+        prefixes: fault.prefixes,
+        text: fault.to_string(),
+    }
+}
+
+fn unused_family((family, unused): &(Family, Unused)) -> UnusedFamily {
+    UnusedFamily {
+        family: match family {
+            Family::Ipv4 => "ipv4",
+            Family::Ipv6 => "ipv6",
+        },
+        reason: unused.to_string(),
+        no_next_hop: matches!(unused, Unused::NoNextHop(_)),
     }
 }
 

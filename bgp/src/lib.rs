@@ -19,14 +19,17 @@ mod conn;
 mod connector;
 mod io_thread;
 mod listener;
+mod log_limit;
 mod peers;
 mod queue;
 mod rib_thread;
 mod sockopt;
 mod speaker;
 mod stream;
+mod unknown_sources;
 
 pub use io_thread::ConfigureError;
 pub use rib_thread::{RouteEvent, RouteSink};
 pub use selvage_bgp_core as core;
 pub use speaker::{Clock, Handle, PeerStatus, Speaker, Start, Stopped};
+pub use unknown_sources::{UnknownSource, UnknownSources};

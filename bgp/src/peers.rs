@@ -8,12 +8,12 @@ use std::{
 
 use selvage_bgp_core::{
     clock::Now,
-    config::{PeerAsn, PeerConfig, SpeakerConfig},
+    config::{PeerConfig, SpeakerConfig},
     ids::{Epoch, IfIndex, PeerIdx, PeerKey},
-    session::{ConnId, Peer, State},
+    session::{ConnId, FaultKind, Peer, State},
 };
 
-use crate::stream::Member;
+use crate::{log_limit::LogLimit, stream::Member};
 
 /// A peer and what the shell knows of it.
 pub(crate) struct Slot {
@@ -30,6 +30,8 @@ pub(crate) struct Slot {
     pub(crate) member: Option<Member>,
     /// The deadline that is registered for it.
     pub(crate) deadline: Option<Now>,
+    /// Keeps its faults from flooding the log, by kind.
+    pub(crate) fault_log: [LogLimit; FaultKind::ALL.len()],
 }
 
 impl Slot {
@@ -88,6 +90,7 @@ impl Peers {
             established: None,
             member: None,
             deadline: None,
+            fault_log: Default::default(),
         };
         let idx = match self.free.pop_front() {
             Some(idx) => {
@@ -143,13 +146,4 @@ pub(crate) fn from_range(config: &SpeakerConfig, key: PeerKey) -> Option<Arc<Pee
         passive: true,
         ..(*range.template).clone()
     }))
-}
-
-/// Whether the session to this neighbour leaves our autonomous system, as far as the configuration says.
-pub(crate) fn is_external(config: &SpeakerConfig, peer: &PeerConfig) -> bool {
-    match peer.asn {
-        PeerAsn::Internal => false,
-        PeerAsn::External => true,
-        PeerAsn::Exactly(asn) => asn != peer.local_asn.unwrap_or(config.asn),
-    }
 }

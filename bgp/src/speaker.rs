@@ -22,6 +22,7 @@ use crate::{
     queue::{ToIo, ToRib},
     rib_thread::{RibThread, RibWork, RouteSink},
     sockopt,
+    unknown_sources::UnknownSources,
 };
 
 /// The clock of a speaker: nanoseconds since it started.
@@ -183,6 +184,11 @@ impl Handle {
     /// All neighbours, in no order.
     pub fn peers(&self) -> Result<Vec<PeerStatus>, Stopped> {
         self.ask_io(IoWork::Peers)
+    }
+
+    /// Connections from addresses that are no neighbour's.
+    pub fn unknown_sources(&self) -> Result<UnknownSources, Stopped> {
+        self.ask_io(IoWork::UnknownSources)
     }
 
     /// Asks a neighbour for all its routes again (RFC 2918).

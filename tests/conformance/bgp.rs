@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use selvage_lab::{Cluster, Lab, Netns, eventually_ok};
 use serde_json::json;
 
 use super::speaker::{KEEPALIVE, OPEN, Speaker, UPDATE, attributes, header, message, open, update};
+use crate::e2e::control::http;
 use crate::harness::Case;
 use crate::scene::{
     self, OWN, SOON, kernel_route, prefix, wait_kernel_route, wait_no_kernel_route,
@@ -28,6 +29,11 @@ pub fn cases() -> Vec<Case> {
             "conformance::a_bad_attribute_withdraws_and_the_session_stays",
             OWN,
             treat_as_withdraw,
+        ),
+        Case::new(
+            "conformance::survived_faults_are_counted_logged_and_shown",
+            OWN,
+            survived,
         ),
         Case::new(
             "conformance::silence_ends_with_the_hold_time",
@@ -217,6 +223,84 @@ fn treat_as_withdraw(lab: &Lab) -> Result<()> {
         peers.iter().any(|peer| peer.up && peer.established == 1),
         "{peers:?}"
     );
+    Ok(())
+}
+
+/// RFC 7606 section 6: what a session survives is counted by kind and shown with the last one; the log has the
+/// prefixes and the whole message.
+fn survived(lab: &Lab) -> Result<()> {
+    let mut scene = Scene::new(lab, 2)?;
+    let mut speaker = scene.session(0, 90)?;
+    let good = attributes(0, ASN, hop(0));
+    let nlri = [24, 10, 9, 9, 16, 10, 8];
+    let discarded = [good.clone(), vec![0x40, 6, 1, 0]].concat();
+    let ours = match scene.node {
+        IpAddr::V4(node) => attributes(0, ASN, node),
+        IpAddr::V6(node) => bail!("{node} is not IPv4"),
+    };
+    let unreachable = attributes(0, ASN, Ipv4Addr::new(198, 51, 100, 1));
+    let messages = [
+        update(&discarded, &nlri),
+        update(&attributes(9, ASN, hop(0)), &nlri),
+        update(&ours, &nlri),
+        update(&unreachable, &nlri),
+    ];
+    for message in &messages {
+        speaker.send(message)?;
+    }
+    // The other neighbour says it is of another AS.
+    let refused = scene.connect(1)?;
+    ends_with("another AS", refused, (2, 2), &open(65003, 9, ID))?;
+
+    let agent = &mut scene.cluster.node("n1")?.agent;
+    let wanted = json!([
+        {"kind": "treatAsWithdraw", "messages": 2, "prefixes": 4},
+        {"kind": "attributeDiscard", "messages": 1, "prefixes": 2},
+        {"kind": "unusableNextHop", "messages": 1, "prefixes": 2},
+    ]);
+    eventually_ok(SOON, "the faults are counted", || {
+        let peers = agent.json(&["peers", "192.0.2.101"])?;
+        ensure!(peers.pointer("/0/faults") == Some(&wanted), "{peers}");
+        Ok(())
+    })?;
+    let peers = agent.json(&["peers", "192.0.2.101"])?;
+    let last = peers.pointer("/0/lastFault").context("no last fault")?;
+    ensure!(
+        last["kind"] == "unusableNextHop" && last["prefixes"] == 2,
+        "{last}"
+    );
+    let text = agent.ask(&["peers", "192.0.2.101"])?;
+    for said in [
+        "treated as withdrawn in 2 messages, 4 prefixes",
+        "198.51.100.1",
+    ] {
+        ensure!(text.contains(said), "{said}: {text}");
+    }
+    let text = agent.ask(&["peers", "192.0.2.102"])?;
+    for said in ["says AS 65003, AS 65002 is configured", "correct `asn`"] {
+        ensure!(text.contains(said), "{said}: {text}");
+    }
+    let (_, metrics) = http(agent.netns(), "/metrics")?;
+    for line in [
+        r#"selvage_bgp_peer_faults_total{kind="treatAsWithdraw",peer="192.0.2.101"} 2"#,
+        r#"selvage_bgp_peer_fault_prefixes_total{kind="attributeDiscard",peer="192.0.2.101"} 2"#,
+        r#"selvage_bgp_peer_faults_total{kind="openRefused",peer="192.0.2.102"} 1"#,
+    ] {
+        ensure!(metrics.contains(line), "{line}: {metrics}");
+    }
+    let log = agent.process().output();
+    let invalid_origin = messages
+        .get(1)
+        .and_then(|m| m.get(19..))
+        .context("a body")?;
+    let hex: String = invalid_origin.iter().map(|o| format!("{o:02x}")).collect();
+    for said in [
+        &hex,
+        "10.9.9.0/24, 10.8.0.0/16",
+        "ORIGIN, code 3/6, 2 prefixes",
+    ] {
+        ensure!(log.contains(said), "{said} is not in the log:\n{log}");
+    }
     Ok(())
 }
 

@@ -263,7 +263,8 @@ fn why_agrees(lab: &Lab) -> Result<()> {
 }
 
 /// Status line and body.
-fn http(netns: &Netns, path: &str) -> Result<(String, String)> {
+/// The status line and the body of what the agent's web server answers.
+pub fn http(netns: &Netns, path: &str) -> Result<(String, String)> {
     let text = netns.run(|| {
         let mut stream = TcpStream::connect(("127.0.0.1", 9179))?;
         stream.set_read_timeout(Some(SOON))?;

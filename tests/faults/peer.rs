@@ -110,6 +110,25 @@ fn garbage(lab: &Lab) -> Result<()> {
         Ok(all.len())
     })?;
     ensure!(heard <= 21, "a stranger was told {heard} bytes");
+    let from = link.ipv4()?;
+    let agent = &mut cluster.node("n1")?.agent;
+    eventually_ok(SOON, "the stranger is named", || {
+        let status = agent.json(&["status"])?;
+        let source = status.pointer("/bgp/unknownSources/0");
+        let source = source.with_context(|| status.to_string())?;
+        ensure!(source["address"] == json!(from), "{source}");
+        Ok(())
+    })?;
+    let text = agent.ask(&["status"])?;
+    ensure!(
+        text.contains(&format!("addresses that no BGPPeer has, last {from}")),
+        "{text}"
+    );
+    let log = agent.process().output();
+    ensure!(
+        log.contains("no BGPPeer and no range has") && log.contains(&from.to_string()),
+        "{log}"
+    );
     others_are_fine(&mut cluster, "10.99.0.0/16")
 }
 

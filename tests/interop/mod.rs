@@ -2,10 +2,17 @@
 
 mod agent;
 mod daemons;
+mod next_hops;
 mod refresh;
 
 use crate::harness::Case;
 
 pub fn cases() -> Vec<Case> {
-    [daemons::cases(), agent::cases(), refresh::cases()].concat()
+    [
+        daemons::cases(),
+        agent::cases(),
+        next_hops::cases(),
+        refresh::cases(),
+    ]
+    .concat()
 }

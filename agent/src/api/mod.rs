@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 pub use routes::{PathView, RoutePage, RouteQuestion, RouteView};
 pub use status::{
-    BgpView, Finding, Health, PeerView, PolicyView, ProblemView, ReadyView, RouteTotals,
-    SourceView, StatusView,
+    BgpView, FaultCountView, FaultView, Finding, Health, PeerView, PolicyView, ProblemView,
+    ReadyView, RouteTotals, SourceView, StatusView, UnknownSourceView, UnusedFamilyView,
 };
 pub use why::{DirectionView, EndView, WhyQuestion, WhyView};
 

@@ -99,6 +99,24 @@ pub struct BgpView {
     pub networks: Vec<String>,
     /// The neighbours, by address.
     pub peers: Vec<PeerView>,
+    /// Connections that were closed because nobody with their address is configured.
+    #[serde(default)]
+    pub unknown_connections: u64,
+    /// Where the last of them came from, the latest first; eight at most.
+    #[serde(default)]
+    pub unknown_sources: Vec<UnknownSourceView>,
+}
+
+/// An address that connects without being configured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UnknownSourceView {
+    /// The address.
+    pub address: IpAddr,
+    /// How often.
+    pub connections: u64,
+    /// Seconds since the last time.
+    pub since: u64,
 }
 
 /// A neighbour.
@@ -121,6 +139,9 @@ pub struct PeerView {
     pub since: u64,
     /// Families in use.
     pub families: Vec<String>,
+    /// Configured families that the session does not carry, or in which nothing is announced.
+    #[serde(default)]
+    pub unused_families: Vec<UnusedFamilyView>,
     /// Prefixes accepted from it, IPv4 and IPv6.
     pub received: [u64; 2],
     /// Prefixes announced to it, IPv4 and IPv6.
@@ -131,12 +152,61 @@ pub struct PeerView {
     pub stale: bool,
     /// Why it is down, or went down last.
     pub last_error: Option<String>,
+    /// What to do about that.
+    #[serde(default)]
+    pub hint: Option<String>,
+    /// Faults that its sessions have survived, by kind; those that it made.
+    #[serde(default)]
+    pub faults: Vec<FaultCountView>,
+    /// The last of them.
+    #[serde(default)]
+    pub last_fault: Option<FaultView>,
     /// How often it was Established.
     pub established: u64,
     /// Its BGP identifier.
     pub router_id: Option<String>,
     /// Hold time in seconds.
     pub hold: u16,
+}
+
+/// How often a neighbour made a fault that its session has survived.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FaultCountView {
+    /// `treatAsWithdraw`, `attributeDiscard`, `openRefused` or `unusableNextHop`.
+    pub kind: String,
+    /// In how many messages.
+    pub messages: u64,
+    /// How many prefixes these announced.
+    pub prefixes: u64,
+}
+
+/// A fault that a session has survived.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FaultView {
+    /// As in [`FaultCountView`].
+    pub kind: String,
+    /// Seconds since then.
+    pub since: u64,
+    /// The name of the attribute at fault.
+    pub attribute: Option<String>,
+    /// Code and subcode of the NOTIFICATION that would name it, as in `3/8`.
+    pub code: Option<String>,
+    /// How many prefixes the message announced.
+    pub prefixes: u32,
+    /// For people.
+    pub text: String,
+}
+
+/// A configured family that a session does not carry, or in which nothing is announced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UnusedFamilyView {
+    /// `ipv4` or `ipv6`.
+    pub family: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// Routes in the kernel.

@@ -128,14 +128,40 @@ pub fn detail(screen: &Screen, peer: &PeerView) -> String {
             },
         ),
     ];
+    for unused in &peer.unused_families {
+        lines.push((
+            "not in use",
+            screen.warn(&format!("{}: {}", unused.family, unused.reason)),
+        ));
+    }
     if peer.stale {
         lines.push((
             "stale",
             screen.warn("routes of an earlier session are kept"),
         ));
     }
+    for count in &peer.faults {
+        lines.push((
+            "survived",
+            screen.warn(&format!(
+                "{} in {}, {} prefixes",
+                fault_kind(&count.kind),
+                messages(count.messages),
+                count.prefixes
+            )),
+        ));
+    }
+    if let Some(fault) = &peer.last_fault {
+        lines.push((
+            "last fault",
+            screen.warn(&format!("{} ({} ago)", fault.text, age(fault.since))),
+        ));
+    }
     if let Some(error) = &peer.last_error {
         lines.push(("last error", screen.bad(error)));
+    }
+    if let Some(hint) = &peer.hint {
+        lines.push(("what to do", hint.clone()));
     }
     if !peer.description.is_empty() {
         lines.push(("description", peer.description.clone()));
@@ -145,6 +171,21 @@ pub fn detail(screen: &Screen, peer: &PeerView) -> String {
         text.push_str(&format!("  {name:<14} {value}\n"));
     }
     text
+}
+
+/// A kind of fault in words.
+fn fault_kind(kind: &str) -> &str {
+    match kind {
+        "treatAsWithdraw" => "routes treated as withdrawn",
+        "attributeDiscard" => "attributes left out",
+        "openRefused" => "OPEN refused",
+        "unusableNextHop" => "next hop unusable",
+        other => other,
+    }
+}
+
+fn messages(number: u64) -> String {
+    format!("{number} message{}", if number == 1 { "" } else { "s" })
 }
 
 /// `once`, `3 times`.

@@ -104,6 +104,25 @@ pub fn render(screen: &Screen, status: &StatusView) -> String {
             ),
         );
     }
+    if let Some(bgp) = status
+        .bgp
+        .as_ref()
+        .filter(|bgp| bgp.unknown_connections > 0)
+    {
+        let last = bgp.unknown_sources.iter().take(3);
+        let last: Vec<String> = last
+            .map(|source| format!("{} ({} ago)", source.address, age(source.since)))
+            .collect();
+        let connections = usize::try_from(bgp.unknown_connections).unwrap_or(usize::MAX);
+        let connections = counted(connections, "connection", "connections");
+        line(
+            "unknown",
+            format!(
+                "{connections} from addresses that no BGPPeer has, last {}",
+                last.join(", ")
+            ),
+        );
+    }
     if let Some(routes) = &status.routes {
         let mut value = format!("{} IPv4, {} IPv6 in the kernel", routes.ipv4, routes.ipv6);
         if routes.unresolved + routes.failed > 0 {

@@ -10,14 +10,14 @@ use selvage_policy::model::PodKey;
 use selvage_policy::verdict::{self, Decision, End, Identity};
 
 use crate::api::{
-    BgpView, ConditionView, DirectionView, EndView, Finding, Health, PeerQuestion, PeerView,
-    PolicyView, ProblemView, ReadyView, Refusal, RouteTotals, SourceView, StatusView, WhyQuestion,
-    WhyView,
+    BgpView, ConditionView, DirectionView, EndView, FaultCountView, FaultView, Finding, Health,
+    PeerQuestion, PeerView, PolicyView, ProblemView, ReadyView, Refusal, RouteTotals, SourceView,
+    StatusView, UnknownSourceView, UnusedFamilyView, WhyQuestion, WhyView,
 };
 use crate::desired::{Condition, Speaker};
 use crate::objects::Kind;
 use crate::source::Problem;
-use crate::store::{PeerState, SessionState, Store};
+use crate::store::{FaultCount, LastFault, PeerState, SessionState, Store, UnusedFamily};
 
 /// What the owner of the world knows besides the store.
 #[derive(Clone, Copy, Debug)]
@@ -173,7 +173,19 @@ fn bgp(store: &Store, speaker: &Speaker) -> BgpView {
             .map(ToString::to_string)
             .collect(),
         peers: all_peers(store, speaker),
+        unknown_connections: store.unknown_sources().connections,
+        unknown_sources: unknown_sources(store),
     }
+}
+
+fn unknown_sources(store: &Store) -> Vec<UnknownSourceView> {
+    let last = store.unknown_sources().last.iter();
+    last.map(|(address, connections, at)| UnknownSourceView {
+        address: *address,
+        connections: *connections,
+        since: seconds_since(*at),
+    })
+    .collect()
 }
 
 fn all_peers(store: &Store, speaker: &Speaker) -> Vec<PeerView> {
@@ -223,15 +235,69 @@ fn peer(
             .map(|state| seconds_since(state.since))
             .unwrap_or_default(),
         families: state.map(PeerState::family_names).unwrap_or_default(),
+        unused_families: state.map(unused_families).unwrap_or_default(),
         received: state.map(|state| state.received).unwrap_or_default(),
         advertised: state.map(|state| state.advertised).unwrap_or_default(),
         end_of_rib: state.is_some_and(|state| state.end_of_rib),
         stale: state.is_some_and(|state| state.stale),
         last_error: state.and_then(|state| state.last_error.clone()),
+        hint: state.and_then(|state| state.hint).map(Into::into),
+        faults: state.map(fault_counts).unwrap_or_default(),
+        last_fault: state
+            .and_then(|state| state.last_fault.as_ref())
+            .map(last_fault),
         established: state.map(|state| state.flaps).unwrap_or_default(),
         router_id: state.and_then(|state| state.router_id.clone()),
         hold: state.map(|state| state.hold).unwrap_or_default(),
     }
+}
+
+fn fault_counts(state: &PeerState) -> Vec<FaultCountView> {
+    let view = |count: &FaultCount| FaultCountView {
+        kind: count.kind.into(),
+        messages: count.messages,
+        prefixes: count.prefixes,
+    };
+    state.faults.iter().map(view).collect()
+}
+
+fn last_fault(fault: &LastFault) -> FaultView {
+    FaultView {
+        kind: fault.kind.into(),
+        since: seconds_since(fault.at),
+        attribute: fault.attribute.clone(),
+        code: fault.code.clone(),
+        prefixes: fault.prefixes,
+        text: fault.text.clone(),
+    }
+}
+
+fn unused_families(state: &PeerState) -> Vec<UnusedFamilyView> {
+    let view = |unused: &UnusedFamily| UnusedFamilyView {
+        family: unused.family.into(),
+        reason: unused.reason.clone(),
+    };
+    state.unused_families.iter().map(view).collect()
+}
+
+/// Sessions that do not carry a family in which this node has something to announce.
+fn families_without_next_hop(store: &Store, speaker: &Speaker) -> Vec<String> {
+    let announced = |family: &str| {
+        let mut networks = speaker.config.networks.iter();
+        networks.any(|network| network.family().to_string() == family)
+    };
+    let mut found = Vec::new();
+    for state in store.sessions() {
+        let missing = |u: &&UnusedFamily| u.no_next_hop && announced(u.family);
+        for unused in state.unused_families.iter().filter(missing) {
+            let (address, family) = (state.address, unused.family);
+            found.push(format!(
+                "neighbour {address} gets no {family} route: {}",
+                unused.reason
+            ));
+        }
+    }
+    found
 }
 
 fn seconds_since(time: SystemTime) -> u64 {
@@ -333,7 +399,8 @@ fn wrong(
             .as_deref()
             .map(|why| format!(": {why}"))
             .unwrap_or_default();
-        let todo = "is it reachable, does it expect us, do ASN and password agree? `selvage peers` shows more";
+        let unknown = "is it reachable, does it expect us, do ASN and password agree? `selvage peers` shows more";
+        let todo = peer.hint.as_deref().unwrap_or(unknown);
         say(
             format!(
                 "neighbour {} ({}) is {}{why}",
@@ -341,6 +408,13 @@ fn wrong(
             ),
             Some(todo),
         );
+    }
+    for missing in world
+        .speaker
+        .iter()
+        .flat_map(|speaker| families_without_next_hop(world.store, speaker))
+    {
+        say(missing, None);
     }
     if let Some(routes) = routes {
         if routes.failed > 0 {

@@ -11,10 +11,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use selvage_bgp_core::config::{
-    FilterRef, MaxPrefix, MaxPrefixAction, Password, PeerAsn, PeerConfig, RangeConfig,
-    SpeakerConfig,
+    FilterRef, LinkAddresses, MaxPrefix, MaxPrefixAction, Password, PeerAsn, PeerConfig,
+    RangeConfig, SpeakerConfig,
 };
-use selvage_bgp_core::ids::{Asn, Family, FamilySet, PeerKey, RouterId};
+use selvage_bgp_core::ids::{Asn, Family, FamilySet, IfIndex, PeerKey, RouterId};
 use selvage_bgp_core::prefix::Prefix;
 use selvage_policy::model::Labels;
 
@@ -34,6 +34,8 @@ pub struct Speaker {
     pub conditions: Vec<Condition>,
     /// Which object each neighbour's address comes from; absent for the mesh.
     pub origins: BTreeMap<IpAddr, String>,
+    /// Which object each range comes from.
+    pub range_origins: BTreeMap<IpNet, String>,
 }
 
 impl Speaker {
@@ -42,7 +44,20 @@ impl Speaker {
         match (self.origins.get(address), configured) {
             (Some(name), _) => format!("BGPPeer {name}"),
             (None, true) => "mesh".into(),
-            (None, false) => "range".into(),
+            (None, false) => self.range_origin(address),
+        }
+    }
+}
+
+impl Speaker {
+    /// The object of the longest range that holds an address.
+    fn range_origin(&self, address: &IpAddr) -> String {
+        let holding = self.range_origins.iter();
+        let holding = holding.filter(|(range, _)| range.contains(address));
+        match holding.max_by_key(|(range, _)| range.prefix_len()) {
+            Some((_, name)) => format!("BGPPeer {name}"),
+            // Its session has not ended yet.
+            None => "range that is no more".into(),
         }
     }
 }
@@ -62,6 +77,7 @@ pub fn bgp(store: &Store, local: &Local) -> Speaker {
         peers,
         ranges,
         origins,
+        range_origins,
         mut conditions,
         ..
     } = draft;
@@ -78,6 +94,7 @@ pub fn bgp(store: &Store, local: &Local) -> Speaker {
         networks: networks(store, local, &configuration),
         maximum_paths: configuration.maximum_paths,
         local_address: Family::ALL.map(|family| next_hop(store, node.map(Arc::as_ref), family)),
+        links: links(store),
         connected: connected(store),
         assume_reachable: !local.kernel,
         peers: peers.into_values().flatten().map(Arc::new).collect(),
@@ -87,6 +104,7 @@ pub fn bgp(store: &Store, local: &Local) -> Speaker {
         config,
         conditions,
         origins,
+        range_origins,
     }
 }
 
@@ -123,6 +141,7 @@ struct Draft<'a> {
     peers: BTreeMap<IpAddr, Option<PeerConfig>>,
     ranges: BTreeMap<IpNet, Option<RangeConfig>>,
     origins: BTreeMap<IpAddr, String>,
+    range_origins: BTreeMap<IpNet, String>,
     conditions: Vec<Condition>,
 }
 
@@ -144,6 +163,7 @@ impl<'a> Draft<'a> {
             peers: BTreeMap::new(),
             ranges: BTreeMap::new(),
             origins: BTreeMap::new(),
+            range_origins: BTreeMap::new(),
             conditions: Vec::new(),
         }
     }
@@ -181,6 +201,7 @@ impl<'a> Draft<'a> {
                         prefix,
                         template: Arc::new(template),
                     });
+                    self.range_origins.insert(net, name);
                     self.ranges.insert(net, range);
                 }
             }
@@ -416,7 +437,27 @@ fn connected(store: &Store) -> Vec<Prefix> {
     nets.into_iter().filter_map(prefix).collect()
 }
 
-/// Our next hop in a family: the node's InternalIP, else the first global address of a link that is up.
+/// Our links that have global addresses, without loopback: an address of loopback is on no link.
+fn links(store: &Store) -> Vec<LinkAddresses> {
+    let links = store
+        .links()
+        .iter()
+        .filter(|(_, link)| link.group != super::POD_LINK_GROUP && link.name != "lo");
+    links
+        .map(|(index, link)| LinkAddresses {
+            index: IfIndex(*index),
+            addresses: link
+                .addresses
+                .iter()
+                .map(IpNet::addr)
+                .filter(|address| is_global(*address))
+                .collect(),
+        })
+        .filter(|link| !link.addresses.is_empty())
+        .collect()
+}
+
+/// Our address in a family, for sessions whose interface does not give a next hop: the node's InternalIP, else the first global address of a link that is up.
 fn next_hop(store: &Store, node: Option<&Node>, family: Family) -> Option<IpAddr> {
     let v6 = family == Family::Ipv6;
     if let Some(address) = node.and_then(|node| node.internal_ip(v6)) {

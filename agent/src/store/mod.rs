@@ -15,7 +15,10 @@ use std::sync::Arc;
 use selvage_cni::link::Attachment;
 use selvage_policy::model::{NamedPort, NamespaceFact, Phase, PodFact, PodKey, PolicyKey, Proto};
 
-pub use observed::{Link, Observed, PeerState, PolicyState, RouteCounts, SessionState};
+pub use observed::{
+    FaultCount, LastFault, Link, Observed, PeerState, PolicyState, RouteCounts, SessionState,
+    UnknownSources, UnusedFamily,
+};
 
 use crate::objects::meta::CONFIG_MIRROR;
 use crate::objects::{
@@ -41,6 +44,7 @@ pub struct Store {
     attachments: BTreeMap<AttachmentId, Arc<Attachment>>,
     links: BTreeMap<u32, Link>,
     sessions: BTreeMap<IpAddr, PeerState>,
+    unknown_sources: UnknownSources,
     routes: RouteCounts,
     policy: PolicyState,
     lacking: BTreeMap<&'static str, String>,
@@ -194,8 +198,9 @@ impl Store {
             Observed::Routes(counts) => self.routes = counts,
             Observed::Policy(state) => self.policy = state,
             Observed::Peer(state) => {
-                self.sessions.insert(state.address, state);
+                self.sessions.insert(state.address, *state);
             }
+            Observed::UnknownSources(found) => self.unknown_sources = found,
             Observed::PeerGone(address) => {
                 self.sessions.remove(&address);
             }
@@ -458,6 +463,11 @@ impl Store {
     /// The links of this namespace, by index.
     pub fn links(&self) -> &BTreeMap<u32, Link> {
         &self.links
+    }
+
+    /// Who connects to the speaker without being configured.
+    pub fn unknown_sources(&self) -> &UnknownSources {
+        &self.unknown_sources
     }
 
     /// The sessions, by address.

@@ -20,9 +20,11 @@ pub enum Observed {
     /// The kernel's side of policy.
     Policy(PolicyState),
     /// A neighbour's session, new or changed.
-    Peer(PeerState),
+    Peer(Box<PeerState>),
     /// A neighbour is no longer configured.
     PeerGone(IpAddr),
+    /// Who connects to the speaker without being configured.
+    UnknownSources(UnknownSources),
     /// Something that the agent wants but this kernel or its settings do not give; by a short stable name.
     Lacking(&'static str, String),
     /// It is there after all.
@@ -83,6 +85,12 @@ pub struct PeerState {
     pub asn: Option<u32>,
     /// Why it is down, or went down last.
     pub last_error: Option<String>,
+    /// What to do about that.
+    pub hint: Option<&'static str>,
+    /// Faults of the neighbour that its sessions have survived, by kind.
+    pub faults: Vec<FaultCount>,
+    /// The last of them.
+    pub last_fault: Option<LastFault>,
     /// Prefixes accepted from it, IPv4 and IPv6.
     pub received: [u64; 2],
     /// Prefixes announced to it, IPv4 and IPv6.
@@ -97,10 +105,60 @@ pub struct PeerState {
     pub families: [bool; 2],
     /// Who it is (its BGP identifier), once known.
     pub router_id: Option<String>,
+    /// Configured families that the session does not carry, and why; empty unless Established.
+    pub unused_families: Vec<UnusedFamily>,
     /// Negotiated hold time in seconds; 0: none.
     pub hold: u16,
     /// It connected from inside a range.
     pub dynamic: bool,
+}
+
+/// Connections to the speaker that were closed because nobody with their address is configured.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnknownSources {
+    /// All of them.
+    pub connections: u64,
+    /// The last sources, the latest first: address, connections, time of the last one.
+    pub last: Vec<(IpAddr, u64, SystemTime)>,
+}
+
+/// How often a neighbour made a fault that its session has survived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FaultCount {
+    /// `treatAsWithdraw`, `attributeDiscard`, `openRefused` or `unusableNextHop`.
+    pub kind: &'static str,
+    /// In how many messages.
+    pub messages: u64,
+    /// How many prefixes these announced.
+    pub prefixes: u64,
+}
+
+/// A fault of a neighbour that its session has survived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastFault {
+    /// As in [`FaultCount`].
+    pub kind: &'static str,
+    /// When.
+    pub at: SystemTime,
+    /// The name of the attribute at fault.
+    pub attribute: Option<String>,
+    /// Code and subcode of the NOTIFICATION that would name it, as in `3/8`.
+    pub code: Option<String>,
+    /// How many prefixes the message announced.
+    pub prefixes: u32,
+    /// For people.
+    pub text: String,
+}
+
+/// A configured family that a session does not carry, or in which we announce nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnusedFamily {
+    /// `ipv4` or `ipv6`.
+    pub family: &'static str,
+    /// For people.
+    pub reason: String,
+    /// We have no next hop to announce in it; else the neighbour does not offer it.
+    pub no_next_hop: bool,
 }
 
 impl PeerState {

@@ -1,6 +1,6 @@
 //! Metrics, made from a view at every scrape: nothing is counted twice, nothing is kept here.
 
-use prometheus::{IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::api::StatusView;
 
@@ -176,6 +176,38 @@ impl Sheet {
                     }
                 }
             })?;
+        }
+        self.counter(
+            "selvage_bgp_unknown_connections_total",
+            "Connections from addresses that no neighbour has",
+            bgp.unknown_connections,
+        )?;
+        for (name, help, messages) in [
+            (
+                "selvage_bgp_peer_faults_total",
+                "Messages with a fault that the session survived",
+                true,
+            ),
+            (
+                "selvage_bgp_peer_fault_prefixes_total",
+                "Prefixes announced in messages with a fault that the session survived",
+                false,
+            ),
+        ] {
+            let counters = IntCounterVec::new(Opts::new(name, help), &["peer", "kind"])?;
+            for peer in &bgp.peers {
+                for fault in &peer.faults {
+                    let count = if messages {
+                        fault.messages
+                    } else {
+                        fault.prefixes
+                    };
+                    counters
+                        .with_label_values(&[&peer.address.to_string(), &fault.kind])
+                        .inc_by(count);
+                }
+            }
+            self.0.register(Box::new(counters))?;
         }
         let help = "How often the session was Established";
         self.labelled(

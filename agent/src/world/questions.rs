@@ -98,8 +98,10 @@ impl World {
         for address in gone {
             self.store.observe(Observed::PeerGone(address));
         }
+        let unknown = bgp.unknown_sources();
         for peer in peers {
-            self.store.observe(Observed::Peer(peer));
+            self.store.observe(Observed::Peer(Box::new(peer)));
         }
+        self.store.observe(Observed::UnknownSources(unknown));
     }
 }

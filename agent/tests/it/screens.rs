@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use selvage::api::{
-    BgpView, DirectionView, EndView, Finding, Health, PathView, PeerView, PolicyView, ReadyView,
-    RouteTotals, RouteView, SourceView, StatusView, WaitView, WhyView,
+    BgpView, DirectionView, EndView, FaultCountView, FaultView, Finding, Health, PathView,
+    PeerView, PolicyView, ReadyView, RouteTotals, RouteView, SourceView, StatusView,
+    UnknownSourceView, WaitView, WhyView,
 };
 use selvage::cli::screen::Screen;
 use selvage::cli::{peer_text, routes_text, sort_routes, status_text, wait_text, why_text};
@@ -22,11 +23,26 @@ fn peers() -> Vec<PeerView> {
         up: true,
         since: 3_725,
         families: vec!["ipv4".into(), "ipv6".into()],
+        unused_families: Vec::new(),
         received: [120, 4],
         advertised: [1, 1],
         end_of_rib: true,
         stale: false,
         last_error: None,
+        hint: None,
+        faults: vec![FaultCountView {
+            kind: "treatAsWithdraw".into(),
+            messages: 3,
+            prefixes: 40,
+        }],
+        last_fault: Some(FaultView {
+            kind: "treatAsWithdraw".into(),
+            since: 61,
+            attribute: Some("NEXT_HOP".into()),
+            code: Some("3/8".into()),
+            prefixes: 2,
+            text: "routes treated as withdrawn: the next hop is no host's address (NEXT_HOP, code 3/8, 2 prefixes)".into(),
+        }),
         established: 1,
         router_id: Some("10.0.0.2".into()),
         hold: 9,
@@ -43,6 +59,9 @@ fn peers() -> Vec<PeerView> {
         advertised: [0, 0],
         end_of_rib: false,
         last_error: Some("connection refused".into()),
+        hint: Some("nothing listens there".into()),
+        faults: Vec::new(),
+        last_fault: None,
         established: 0,
         router_id: None,
         ..up.clone()
@@ -73,6 +92,12 @@ fn status() -> StatusView {
             router_id: "10.0.0.1".into(),
             networks: vec!["10.244.1.0/24".into()],
             peers: peers(),
+            unknown_connections: 12,
+            unknown_sources: vec![UnknownSourceView {
+                address: "192.0.2.77".parse().unwrap(),
+                connections: 12,
+                since: 3,
+            }],
         }),
         routes: Some(RouteTotals {
             ipv4: 120,

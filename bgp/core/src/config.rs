@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    ids::{Asn, Family, FamilySet, PeerKey, RouterId},
+    ids::{Asn, Family, FamilySet, IfIndex, PeerKey, RouterId},
     prefix::Prefix,
 };
 
@@ -29,8 +29,11 @@ pub struct SpeakerConfig {
     pub networks: Vec<Prefix>,
     /// How many equal paths a best-path set may hold, 1 to 255.
     pub maximum_paths: u8,
-    /// Our address in each family, the next hop of what we announce over a session of the other family.
+    /// The node's own address in each family (InternalIP): our next hop where the interface of a session does not give
+    /// one, see `own_next_hop`.
     pub local_address: [Option<IpAddr>; 2],
+    /// The addresses of our links, without loopback and without those of pods: where sessions run and next hops are.
+    pub links: Vec<LinkAddresses>,
     /// Prefixes of our own links: the built-in import filter for external peers refuses them.
     pub connected: Vec<Prefix>,
     /// Whether next hops count as reachable without asking anyone (a speaker without a kernel).
@@ -53,12 +56,39 @@ impl SpeakerConfig {
             networks: Vec::new(),
             maximum_paths: 1,
             local_address: [None, None],
+            links: Vec::new(),
             connected: Vec::new(),
             assume_reachable: true,
             peers: Vec::new(),
             ranges: Vec::new(),
         }
     }
+}
+
+impl SpeakerConfig {
+    /// Whether the session to this neighbour leaves our autonomous system, as far as the configuration says.
+    pub fn is_external(&self, peer: &PeerConfig) -> bool {
+        match peer.asn {
+            PeerAsn::Internal => false,
+            PeerAsn::External => true,
+            PeerAsn::Exactly(asn) => asn != peer.local_asn.unwrap_or(self.asn),
+        }
+    }
+
+    /// Whether an address is one of ours.
+    pub fn is_own_address(&self, addr: IpAddr) -> bool {
+        self.local_address.contains(&Some(addr))
+            || self.links.iter().any(|link| link.addresses.contains(&addr))
+    }
+}
+
+/// The global addresses of a link of ours.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LinkAddresses {
+    /// The index of the link.
+    pub index: IfIndex,
+    /// Its global addresses, of both families.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Graceful restart (RFC 4724, RFC 8538).

@@ -19,6 +19,7 @@ pub mod config;
 pub mod event;
 pub mod filter;
 pub mod ids;
+pub mod own_next_hop;
 pub mod prefix;
 pub mod rib;
 pub mod session;

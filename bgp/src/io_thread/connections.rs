@@ -5,9 +5,9 @@ use std::{io, net::SocketAddr};
 use mio::{Interest, Token, net::TcpStream};
 use selvage_bgp_core::{
     ids::{IfIndex, PeerIdx},
-    session::{ConnId, Input},
+    session::{ConnId, Input, SocketError},
 };
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{ACCEPT_AGAIN, CONNS, IoThread, LINGER};
 use crate::{conn::Conn, connector, peers, rib_thread::RibWork};
@@ -59,10 +59,16 @@ impl IoThread {
             None => peers::from_range(&self.config, key),
         };
         let Some(config) = config else {
-            debug!(peer = %key, "connection from nobody that is configured, closed");
+            if let Some(left_out) = self.unknown.note(self.clock.now(), key.addr) {
+                info!(
+                    from = %key,
+                    left_out,
+                    "closed a connection from an address that no BGPPeer and no range has"
+                );
+            }
             return;
         };
-        let external = peers::is_external(&self.config, &config);
+        let external = self.config.is_external(&config);
         if let Err(error) = connector::adopt(&stream, &config, external) {
             warn!(peer = %key, %error, "cannot set the options of a connection, closed");
             return;
@@ -87,7 +93,7 @@ impl IoThread {
         let Some(slot) = self.peers.get(idx) else {
             return;
         };
-        let external = peers::is_external(&self.config, &slot.config);
+        let external = self.config.is_external(&slot.config);
         let attempt = connector::connect(&slot.config, external)
             .and_then(|s| self.register(s, idx, conn, true));
         if let Err(error) = attempt {
@@ -96,7 +102,7 @@ impl IoThread {
                 Input::ConnectFailed {
                     conn,
                     unanswered: is_unanswered(&error),
-                    error: error.to_string(),
+                    error: error.into(),
                 },
                 &mut None,
             );
@@ -169,7 +175,7 @@ impl IoThread {
                     Input::ConnectFailed {
                         conn: id,
                         unanswered: is_unanswered(&error),
-                        error: error.to_string(),
+                        error: error.into(),
                     },
                     &mut None,
                 );
@@ -243,7 +249,7 @@ impl IoThread {
                     },
                     &mut None,
                 ),
-                Err(error) => self.lost(token, idx, id, Some(error.to_string())),
+                Err(error) => self.lost(token, idx, id, Some(error.into())),
             }
             self.buffer = buffer;
             if more
@@ -263,7 +269,13 @@ impl IoThread {
         self.ready.append(&mut again);
     }
 
-    pub(super) fn lost(&mut self, token: usize, idx: PeerIdx, conn: ConnId, error: Option<String>) {
+    pub(super) fn lost(
+        &mut self,
+        token: usize,
+        idx: PeerIdx,
+        conn: ConnId,
+        error: Option<SocketError>,
+    ) {
         self.drop_conn(token);
         self.handle(idx, Input::Closed { conn, error }, &mut None);
     }

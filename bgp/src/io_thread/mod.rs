@@ -34,6 +34,7 @@ use crate::{
     rib_thread::RibWork,
     speaker::{Clock, PeerStatus},
     stream::Streams,
+    unknown_sources::{self, UnknownSources},
 };
 
 /// What the I/O thread is told.
@@ -44,6 +45,8 @@ pub(crate) enum IoWork {
     Configure(Arc<SpeakerConfig>, mpsc::SyncSender<Vec<ConfigureError>>),
     /// How are the peers?
     Peers(mpsc::SyncSender<Vec<PeerStatus>>),
+    /// Who has connected without being configured?
+    UnknownSources(mpsc::SyncSender<UnknownSources>),
     /// Ask a peer for its routes again.
     Refresh(PeerKey),
     /// End every session in this way, then the thread.
@@ -134,6 +137,8 @@ pub(crate) struct IoThread {
     accept_at: Option<Now>,
     /// That has been said.
     accept_refused: bool,
+    /// Connections from nobody who is configured.
+    unknown: unknown_sources::Watch,
     /// Connections to open when the outputs at hand are through: an attempt may fail at once, and is told then.
     connects: Vec<(PeerIdx, ConnId)>,
     outputs: Vec<Output>,
@@ -183,6 +188,7 @@ impl IoThread {
             busy: false,
             accept_at: None,
             accept_refused: false,
+            unknown: unknown_sources::Watch::default(),
             connects: Vec::new(),
             outputs: Vec::new(),
             to_rib: Vec::new(),
@@ -291,6 +297,9 @@ impl IoThread {
                         .collect();
                     let _ = reply.send(list);
                 }
+                IoWork::UnknownSources(reply) => {
+                    let _ = reply.send(self.unknown.sources.clone());
+                }
                 IoWork::Refresh(key) => {
                     if let Some(idx) = self.peers.find(&key) {
                         self.handle(idx, Input::RequestRefresh, &mut None);
@@ -368,6 +377,13 @@ impl IoThread {
                     self.handle(peer, Input::TooManyPrefixes, &mut None);
                 }
             }
+            RibOutput::UnusableNextHop {
+                peer,
+                epoch,
+                next_hop,
+                why,
+                prefixes,
+            } => self.unusable_next_hop(peer, epoch, format!("{next_hop} {why}"), prefixes),
             RibOutput::ManyPrefixes(peer, epoch, family, count) => {
                 if let Some(slot) = self.peers.get(peer)
                     && slot.established.is_some_and(|(_, e)| e == epoch)

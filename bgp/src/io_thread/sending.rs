@@ -100,7 +100,7 @@ impl IoThread {
                         fell_from = Some(member.group);
                     }
                 }
-                Err(error) => broken = Some((token, id, error.to_string())),
+                Err(error) => broken = Some((token, id, error.into())),
             }
         }
         if let Some(group) = fell_from {

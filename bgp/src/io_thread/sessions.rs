@@ -5,12 +5,15 @@ use selvage_bgp_core::{
     event::{FromPeer, PeerEvent},
     ids::{Epoch, PeerIdx},
     rib::RibInput,
-    session::{Input, Output},
+    session::{FaultKind, FaultReport, Input, Output, SurvivedFault},
 };
 use tracing::{debug, info, warn};
 
 use super::IoThread;
 use crate::rib_thread::RibWork;
+
+/// How many prefixes of a faulty message are written out; the message is logged as a whole.
+const LOGGED_PREFIXES: usize = 16;
 
 impl IoThread {
     /// Tells a peer something and does what it answers. `pending` is the connection that [`Input::Accepted`] is about.
@@ -62,6 +65,7 @@ impl IoThread {
             }
             Output::Close(conn) => self.close(idx, conn),
             Output::Event(epoch, event) => self.event(idx, epoch, event),
+            Output::Fault(report) => self.log_fault(idx, &report),
             Output::State(state) => {
                 if let Some(slot) = self.peers.get_mut(idx)
                     && slot.state != state
@@ -71,6 +75,60 @@ impl IoThread {
                 }
             }
         }
+    }
+
+    /// The RIB does not use routes of a peer for their next hop.
+    pub(super) fn unusable_next_hop(
+        &mut self,
+        idx: PeerIdx,
+        epoch: Epoch,
+        what: String,
+        prefixes: u32,
+    ) {
+        let now = self.clock.now();
+        let Some(slot) = self.peers.get_mut(idx).filter(|s| s.peer.epoch() == epoch) else {
+            return;
+        };
+        let report = FaultReport {
+            fault: SurvivedFault {
+                kind: FaultKind::UnusableNextHop,
+                code: None,
+                attribute: None,
+                prefixes,
+                what,
+            },
+            nlri: Default::default(),
+            message: Default::default(),
+        };
+        let mut outputs = Vec::new();
+        slot.peer.note_fault(now, report, &mut outputs);
+        for output in outputs {
+            self.act(idx, output, &mut None);
+        }
+    }
+
+    /// Logs a fault that the session survives, with the prefixes and the whole message (RFC 7606 section 6): one of a
+    /// kind every ten seconds for each peer, and how many were left out meanwhile.
+    fn log_fault(&mut self, idx: PeerIdx, report: &FaultReport) {
+        let now = self.clock.now();
+        let Some(slot) = self.peers.get_mut(idx) else {
+            return;
+        };
+        let kind = report.fault.kind.index();
+        let Some(limit) = slot.fault_log.get_mut(kind) else {
+            return;
+        };
+        let Some(left_out) = limit.pass(now) else {
+            return;
+        };
+        let message: String = report.message.iter().map(|o| format!("{o:02x}")).collect();
+        warn!(
+            peer = %slot.config.key,
+            prefixes = report.prefixes(LOGGED_PREFIXES),
+            message,
+            left_out,
+            "{}", report.fault
+        );
     }
 
     pub(super) fn event(&mut self, idx: PeerIdx, epoch: Epoch, event: PeerEvent) {

@@ -8,10 +8,14 @@ use selvage_bgp::{
         config::{Password, PeerAsn, PeerConfig, SpeakerConfig},
         ids::PeerKey,
         session::Stop,
+        wire::header::MessageType,
     },
 };
 
-use crate::space::{in_space, reflector, start};
+use crate::{
+    neighbour::Neighbour,
+    space::{in_space, reflector, start},
+};
 
 /// A listener holds several hundred keys at most.
 #[test]
@@ -44,6 +48,28 @@ fn a_key_that_is_refused_is_tried_and_reported_again() {
         };
         let again = speaker.handle().configure(Arc::new(few)).unwrap();
         assert_eq!(keys(&again), 0);
+        speaker.stop(Stop::Restart);
+    });
+}
+
+/// The key of a range is no key of those inside it who are configured without one.
+#[test]
+fn a_neighbour_without_a_password_inside_a_range_that_has_one_is_heard() {
+    in_space(|| {
+        let mut config = reflector();
+        let template = PeerConfig {
+            password: Password::new(b"secret"),
+            ..(*config.ranges[0].template).clone()
+        };
+        config.ranges[0].template = Arc::new(template);
+        let plain = [127, 0, 0, 5];
+        config.peers = vec![Arc::new(PeerConfig {
+            passive: true,
+            ..PeerConfig::new(PeerKey::from(IpAddr::from(plain)), PeerAsn::Internal)
+        })];
+        let (speaker, refused, _events) = start(config);
+        assert!(refused.is_empty(), "{refused:?}");
+        Neighbour::connect(plain.into(), None).read_until(MessageType::Open);
         speaker.stop(Stop::Restart);
     });
 }

@@ -3,8 +3,9 @@
 //! The best path is the first of its list once decided. A path announced again unchanged ends here.
 
 use super::{
-    LOCAL, Rib, RibOutput,
+    LOCAL, Rib, RibOutput, UnusableNextHop,
     attrs::AttrId,
+    nexthop::Announcer,
     peers::PrefixList,
     prefixes::{BEST, DIRTY, NONE, PrefixIdx, Prefixes, WITHDRAWN},
 };
@@ -76,6 +77,7 @@ impl Rib {
         };
         let looped = self.rejection_by_attributes(peer, &session, attrs);
         let attr = self.attrs.intern(attrs, &mut self.next_hops);
+        self.look_at_next_hop(peer, attr, looped, nlri);
         for (path_id, prefix) in nlri {
             let rejection = looped.or_else(|| self.rejection_by_filter(peer, &prefix));
             self.put_path(family, &prefix, peer, path_id, attr, rejection);
@@ -84,6 +86,35 @@ impl Rib {
             }
         }
         self.attrs.release(attr, &mut self.next_hops);
+    }
+
+    /// Says whose routes are not used for their next hop.
+    fn look_at_next_hop(
+        &mut self,
+        peer: PeerIdx,
+        attr: AttrId,
+        rejection: Option<Rejection>,
+        nlri: &NlriBlock,
+    ) {
+        let Some(epoch) = self.peers.get(usize::from(peer.0)).and_then(|p| p.epoch) else {
+            return;
+        };
+        let announcer = || Announcer {
+            peer,
+            epoch,
+            prefixes: u32::try_from(nlri.iter().count()).unwrap_or(u32::MAX),
+        };
+        let id = self.attrs.get(attr).next_hop;
+        let next_hop = self.next_hops.get(id).global;
+        match rejection {
+            Some(Rejection::OwnNextHop) => {
+                self.say_unusable(announcer(), next_hop, UnusableNextHop::Ours);
+            }
+            None if self.next_hops.is_unusable(id, announcer) => {
+                self.say_unusable(announcer(), next_hop, UnusableNextHop::Unreachable);
+            }
+            _ => {}
+        }
     }
 
     /// Takes a withdrawal.
@@ -127,8 +158,7 @@ impl Rib {
             }
         }
         let global = attrs.next_hop.global;
-        let ours =
-            global == session.local_addr || self.config.local_address.contains(&Some(global));
+        let ours = global == session.local_addr || self.config.is_own_address(global);
         ours.then_some(Rejection::OwnNextHop)
     }
 

@@ -25,8 +25,16 @@ use std::{collections::VecDeque, net::IpAddr, sync::Arc};
 use bytes::Bytes;
 
 use self::{
-    adj_rib_in::Path, adj_rib_out::Packer, arena::Arena, attrs::Attrs, group::Group,
-    loc_rib::RouteSets, nexthop::NextHops, peers::Peer, prefixes::Prefixes, reflect::Source,
+    adj_rib_in::Path,
+    adj_rib_out::Packer,
+    arena::Arena,
+    attrs::Attrs,
+    group::Group,
+    loc_rib::RouteSets,
+    nexthop::{Announcer, NextHops},
+    peers::Peer,
+    prefixes::Prefixes,
+    reflect::Source,
     sync::InitialSync,
 };
 pub use self::{
@@ -129,10 +137,34 @@ pub enum RibOutput {
     Watch(IpAddr),
     /// Nobody uses this next hop any more.
     Unwatch(IpAddr),
+    /// The peer announced prefixes that are not used for their next hop, in one message.
+    UnusableNextHop {
+        /// Who.
+        peer: PeerIdx,
+        /// In which session.
+        epoch: Epoch,
+        /// The next hop.
+        next_hop: IpAddr,
+        /// What is wrong with it.
+        why: UnusableNextHop,
+        /// How many prefixes.
+        prefixes: u32,
+    },
     /// The peer announced more than it may.
     TooManyPrefixes(PeerIdx, Epoch),
     /// The peer announces as many prefixes of a family as to warn of, or more than it may; once a session.
     ManyPrefixes(PeerIdx, Epoch, Family, u32),
+}
+
+/// Why routes by a next hop are not used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum UnusableNextHop {
+    /// It is one of our own addresses.
+    #[error("is our own address")]
+    Ours,
+    /// No route leads there.
+    #[error("cannot be reached")]
+    Unreachable,
 }
 
 /// Whole messages for all members of a group but one at most, or for a few members only: see [`Chunk::is_for`].
@@ -277,7 +309,9 @@ impl Rib {
             RibInput::PeerGone(peer) => self.peer_gone(peer),
             RibInput::Event(event) => self.event(now, event),
             RibInput::Reachability { next_hop, metric } => {
-                self.next_hops.set_reachability(next_hop, metric);
+                for announcer in self.next_hops.set_reachability(next_hop, metric) {
+                    self.say_unusable(announcer, next_hop, UnusableNextHop::Unreachable);
+                }
             }
             RibInput::Resync(peer, epoch) => {
                 if self.is_up_in(peer, epoch) {
@@ -286,6 +320,21 @@ impl Rib {
             }
             RibInput::Passed { group, log } => self.sweep(group, log),
         }
+    }
+
+    fn say_unusable(&mut self, by: Announcer, next_hop: IpAddr, why: UnusableNextHop) {
+        let Announcer {
+            peer,
+            epoch,
+            prefixes,
+        } = by;
+        self.to_say.push(RibOutput::UnusableNextHop {
+            peer,
+            epoch,
+            next_hop,
+            why,
+            prefixes,
+        });
     }
 
     fn configure(&mut self, config: Arc<SpeakerConfig>) {
@@ -304,6 +353,7 @@ impl Rib {
             if old.networks != new.networks
                 || old.connected != new.connected
                 || old.local_address != new.local_address
+                || old.links != new.links
                 || (old.asn, old.router_id, old.cluster_id)
                     != (new.asn, new.router_id, new.cluster_id)
             {

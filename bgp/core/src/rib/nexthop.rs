@@ -9,7 +9,10 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
 use super::{RibOutput, arena::Arena};
-use crate::wire::attr::NextHop;
+use crate::{
+    ids::{Epoch, PeerIdx},
+    wire::attr::NextHop,
+};
 
 /// A next hop in [`NextHops`].
 pub(crate) type NextHopId = u32;
@@ -33,6 +36,17 @@ enum Answer {
     Known(Option<u32>),
 }
 
+/// How many announcements by next hops that are not answered for are remembered: they only tell people who is at fault.
+const MOST_ANNOUNCERS: usize = 256;
+
+/// Who announced how many prefixes in one message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Announcer {
+    pub(crate) peer: PeerIdx,
+    pub(crate) epoch: Epoch,
+    pub(crate) prefixes: u32,
+}
+
 #[derive(Default)]
 pub(crate) struct NextHops {
     slots: Arena<Slot>,
@@ -41,6 +55,8 @@ pub(crate) struct NextHops {
     touched: Vec<NextHopId>,
     watched: HashMap<NextHopId, IpAddr, RandomState>,
     waiting: usize,
+    /// Who announced routes by next hops that are not answered for yet.
+    announcers: Vec<(NextHopId, Announcer)>,
     assume_reachable: bool,
     any_changed: bool,
 }
@@ -98,14 +114,41 @@ impl NextHops {
         self.assume_reachable || self.waiting == 0
     }
 
-    /// Takes an answer.
-    pub(crate) fn set_reachability(&mut self, addr: IpAddr, metric: Option<u32>) {
+    /// Whether routes by this next hop cannot be used; where that is not known yet, `announcer` is remembered until it is.
+    pub(crate) fn is_unusable(
+        &mut self,
+        id: NextHopId,
+        announcer: impl FnOnce() -> Announcer,
+    ) -> bool {
+        if self.assume_reachable {
+            return false;
+        }
+        match self.slots[id].answer {
+            Answer::OnLink | Answer::Known(Some(_)) => false,
+            Answer::Known(None) => true,
+            Answer::Waiting => {
+                if self.announcers.len() < MOST_ANNOUNCERS {
+                    self.announcers.push((id, announcer()));
+                }
+                false
+            }
+        }
+    }
+
+    /// Takes an answer. Returns who announced routes by a next hop that turns out to be unreachable.
+    pub(crate) fn set_reachability(&mut self, addr: IpAddr, metric: Option<u32>) -> Vec<Announcer> {
         let Some(&id) = self.by_value.get(&NextHop::from(addr)) else {
-            return;
+            return Vec::new();
         };
+        let of_this = |(of, _): &mut (NextHopId, Announcer)| *of == id;
+        let announcers = self.announcers.extract_if(.., of_this).map(|(_, a)| a);
+        let mut announcers: Vec<Announcer> = announcers.collect();
+        if metric.is_some() {
+            announcers.clear();
+        }
         let slot = &mut self.slots[id];
         let was = match slot.answer {
-            Answer::OnLink => return,
+            Answer::OnLink => return Vec::new(),
             Answer::Waiting => {
                 self.waiting -= 1;
                 None
@@ -117,6 +160,7 @@ impl NextHops {
             slot.changed |= NEXT;
             self.any_changed = true;
         }
+        announcers
     }
 
     /// Whether next hops have changed whose paths nobody looks for yet.
@@ -172,6 +216,7 @@ impl NextHops {
                     self.waiting -= 1;
                 }
                 self.by_value.remove(&next_hop);
+                self.announcers.retain(|(of, _)| *of != id);
                 self.slots.free(id);
                 if self.slots.in_use() == 0 {
                     self.touched.clear();
@@ -250,6 +295,32 @@ mod tests {
         let id = n.acquire(&link_local);
         assert!(said(&mut n).is_empty());
         assert_eq!(n.metric(id), Some(0));
+    }
+
+    #[test]
+    fn who_announced_what_cannot_be_reached() {
+        let mut n = NextHops::default();
+        let by = |peer| Announcer {
+            peer: PeerIdx(peer),
+            epoch: Epoch(1),
+            prefixes: 3,
+        };
+        let (a, b) = (n.acquire(&nh(1)), n.acquire(&nh(2)));
+        assert!(!n.is_unusable(a, || by(1)) && !n.is_unusable(b, || by(2)));
+        assert_eq!(n.set_reachability(nh(1).global, None), [by(1)]);
+        assert!(n.is_unusable(a, || by(1)), "known by now");
+        assert_eq!(n.set_reachability(nh(2).global, Some(1)), []);
+        assert!(!n.is_unusable(b, || by(2)));
+        assert_eq!(
+            n.set_reachability(nh(2).global, None),
+            [],
+            "it was in order"
+        );
+        let c = n.acquire(&nh(3));
+        assert!(!n.is_unusable(c, || by(3)));
+        n.release(c);
+        said(&mut n);
+        assert!(n.announcers.is_empty());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::{
     event::Negotiated,
     filter::FilterChain,
     ids::{Asn, Family, FamilySet, RouterId},
+    own_next_hop::{LocalEnd, own_next_hop},
     wire::{
         attr::{NextHop, PathAttributes},
         update::EncodeOptions,
@@ -57,6 +58,10 @@ impl View {
                 prepend.push(speaker.asn);
             }
         }
+        let end = LocalEnd {
+            addr: session.local_addr,
+            interface: session.interface,
+        };
         View {
             families: session.families,
             external,
@@ -65,7 +70,7 @@ impl View {
             four_octet_as: session.four_octet_as,
             add_path: session.add_path_send,
             max_message: session.max_message,
-            next_hop: Family::ALL.map(|f| own_next_hop(speaker, session, f)),
+            next_hop: Family::ALL.map(|f| own_next_hop(speaker, config, end, f).ok()),
             next_hop_self: !external && config.next_hop_self,
             next_hop_unchanged: external && config.next_hop_unchanged,
             cluster_id: speaker.cluster_id.unwrap_or(speaker.router_id),
@@ -160,19 +165,6 @@ impl View {
 /// The T bit (RFC 4360 section 2): not across the border of an AS.
 fn is_non_transitive(community: &[u8; 8]) -> bool {
     community[0] & 0x40 != 0
-}
-
-/// Our end of the session; for the other family the speaker's address in it.
-fn own_next_hop(speaker: &SpeakerConfig, session: &Negotiated, family: Family) -> Option<NextHop> {
-    let configured = speaker.local_address[family.index()];
-    match session.local_addr {
-        IpAddr::V6(a) if a.is_unicast_link_local() && family == Family::Ipv6 => Some(NextHop {
-            global: configured.unwrap_or(session.local_addr),
-            link_local: session.interface.map(|i| (a, i)),
-        }),
-        addr if Family::of(&addr) == family => Some(addr.into()),
-        _ => configured.map(NextHop::from),
-    }
 }
 
 #[cfg(test)]
@@ -302,18 +294,5 @@ mod tests {
         reflected = v.export(Family::Ipv4, CLIENT, reflected);
         assert_eq!(*reflected.cluster_list, [RouterId(1), RouterId(1)]);
         assert_eq!(reflected.originator_id, Some(RouterId(9)));
-    }
-
-    #[test]
-    fn the_next_hop_of_the_other_family_is_the_speakers() {
-        let mut speaker = speaker(64512);
-        let config = peer_config(1, 64512);
-        let session = negotiated(&speaker, &config, 1);
-        assert_eq!(own_next_hop(&speaker, &session, Family::Ipv6), None);
-        speaker.local_address[1] = Some("fd00::1".parse().unwrap());
-        assert_eq!(
-            own_next_hop(&speaker, &session, Family::Ipv6),
-            Some(NextHop::from("fd00::1".parse::<IpAddr>().unwrap()))
-        );
     }
 }

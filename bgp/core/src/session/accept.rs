@@ -61,7 +61,7 @@ impl Peer {
         now: Now,
         out: &mut Vec<Output>,
     ) {
-        let offer = self.offer(ends.local.ip(), now);
+        let offer = self.offer(ends.local_end(), now);
         let open = offer.open().encode();
         let until = now + self.patience();
         if let Some(conn) = self.conn_mut(id) {

@@ -1,9 +1,9 @@
 //! How connections end: what the other side is told, what becomes of the routes, and when to be there again.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use super::{
-    ConnId, Output, Peer, Stop,
+    Cause, ConnId, Output, Peer, SessionError, SocketError, State, Stop,
     negotiate::local_asn,
     peer::Idle,
     restart::{self, Stale},
@@ -31,11 +31,11 @@ const STEADY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) enum End {
     /// The other side or the network has closed it.
-    Closed(Option<String>),
+    Closed(Option<SocketError>),
     /// The other side has said why.
     Received(Notification),
-    /// The other side has made a fault, or is silent.
-    Fault(Notification),
+    /// The other side has made a fault, or is silent; and what was wrong, for people.
+    Fault(Notification, String),
     /// There is a better one.
     Collision,
     /// The peer has restarted and speaks on another one (RFC 4724 section 5).
@@ -43,7 +43,7 @@ pub(super) enum End {
     /// An attempt took too long.
     TimedOut,
     /// Nobody is there to answer an attempt, says the network.
-    Unreachable(String),
+    Unreachable(SocketError),
     /// Settings changed.
     Reconfigured,
     /// Too many prefixes.
@@ -70,7 +70,7 @@ impl Peer {
         if !matches!(end, End::Closed(_) | End::Unreachable(_)) {
             out.push(Output::Close(id));
         }
-        if let Some(error) = end.describe(&conn, notification.as_ref()) {
+        if let Some(error) = self.describe(&end, &conn, notification.as_ref()) {
             self.stats.last_error = Some((now, error));
         }
         let attempt = matches!(conn.phase, Phase::Connecting { .. });
@@ -152,7 +152,7 @@ impl Peer {
         let again = self.config.timers.connect_retry;
         match end {
             End::Stopped(_) => {}
-            End::Fault(_) => self.hold_idle(now),
+            End::Fault(..) => self.hold_idle(now),
             End::TooManyPrefixes => {
                 self.idle = Some(match self.config.max_prefix.map(|m| m.action) {
                     Some(MaxPrefixAction::Reset { after: Some(d) }) => Idle::Until(now + d),
@@ -189,6 +189,127 @@ impl Peer {
         }
     }
 
+    /// For people; `None` for what is no fault.
+    fn describe(
+        &self,
+        end: &End,
+        conn: &Connection,
+        sent: Option<&Notification>,
+    ) -> Option<SessionError> {
+        let error = |cause, text| Some(SessionError { cause, text });
+        match end {
+            End::Unreachable(reason) => self.not_reached(reason),
+            End::Closed(Some(reason)) if conn.state() == State::Connect => self.not_reached(reason),
+            End::Closed(reason) => {
+                let how = match reason {
+                    Some(reason) => reason.text.clone(),
+                    None => "closed by the neighbour".into(),
+                };
+                match conn.state() {
+                    State::Established => error(
+                        Cause::ClosedInSession,
+                        format!("connection of the session: {how}"),
+                    ),
+                    State::OpenConfirm => error(
+                        Cause::ClosedBeforeKeepalive,
+                        format!("connection after OPEN, before the session: {how}"),
+                    ),
+                    _ => error(
+                        Cause::ClosedBeforeOpen,
+                        format!(
+                            "the neighbour refuses for now: it closes our connections before its OPEN ({how})"
+                        ),
+                    ),
+                }
+            }
+            End::Received(n) => {
+                let mut text = format!("received notification: {n}");
+                if let Some(ours) = self.said_by_us(n) {
+                    text += &format!(": {ours}");
+                }
+                error(Cause::received(n), text)
+            }
+            End::TimedOut => error(
+                self.no_answer(),
+                "no answer to the attempt to connect".into(),
+            ),
+            End::Fault(n, what) => {
+                let sent = sent.unwrap_or(n);
+                let colon = if what.is_empty() { "" } else { ": " };
+                error(
+                    Cause::sent(sent),
+                    format!("sent notification: {sent}{colon}{what}"),
+                )
+            }
+            End::TooManyPrefixes => {
+                let n = sent?;
+                error(Cause::sent(n), format!("sent notification: {n}"))
+            }
+            End::Collision | End::Replaced | End::Reconfigured | End::Stopped(_) => None,
+        }
+    }
+
+    /// An attempt to connect has failed.
+    fn not_reached(&self, reason: &SocketError) -> Option<SessionError> {
+        use io::ErrorKind::{
+            AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkUnreachable,
+            PermissionDenied, TimedOut,
+        };
+        let cause = match reason.kind {
+            ConnectionRefused => Cause::ConnectionRefused,
+            HostUnreachable if self.is_expected_on_link() && !self.is_on_link() => Cause::NotOnLink,
+            HostUnreachable => Cause::HostUnreachable,
+            NetworkUnreachable => Cause::NetworkUnreachable,
+            TimedOut => self.no_answer(),
+            AddrNotAvailable => Cause::LocalAddress,
+            PermissionDenied => Cause::NotPermitted,
+            _ => Cause::System,
+        };
+        let text = match (cause, self.config.local_address) {
+            (Cause::LocalAddress, Some(from)) => {
+                format!("cannot connect from {from} (localAddress): {}", reason.text)
+            }
+            _ => reason.text.clone(),
+        };
+        Some(SessionError { cause, text })
+    }
+
+    fn no_answer(&self) -> Cause {
+        match (&self.config.password, self.config.ttl_security) {
+            (Some(_), _) => Cause::NoAnswerWithPassword,
+            (None, Some(_)) => Cause::NoAnswerWithTtlSecurity,
+            (None, None) => Cause::NoAnswer,
+        }
+    }
+
+    /// Whether packets to the neighbour are given a TTL of 1.
+    fn is_expected_on_link(&self) -> bool {
+        self.speaker.is_external(&self.config)
+            && self.config.multihop.is_none()
+            && self.config.ttl_security.is_none()
+    }
+
+    fn is_on_link(&self) -> bool {
+        let addr = self.config.key.addr;
+        self.config.key.scope.is_some() || self.speaker.connected.iter().any(|p| p.contains(addr))
+    }
+
+    /// What we said that the neighbour found wrong.
+    fn said_by_us(&self, n: &Notification) -> Option<String> {
+        match (n.code, n.subcode) {
+            (2, 2) => Some(format!(
+                "our OPEN says AS {}",
+                local_asn(&self.speaker, &self.config)
+            )),
+            (2, 3) => Some(format!("our OPEN says {}", self.speaker.router_id)),
+            (2, 6) => Some(format!(
+                "our OPEN says {} s",
+                self.config.timers.hold.as_secs()
+            )),
+            _ => None,
+        }
+    }
+
     fn retry_in(&mut self, now: Now, d: Duration, from: u64, to: u64) {
         self.retry = Some(now + self.jitter.percent(d, from, to));
     }
@@ -206,7 +327,7 @@ impl End {
     /// What the other side is told.
     fn notification(&self) -> Option<Notification> {
         match self {
-            End::Fault(n) => Some(n.clone()),
+            End::Fault(n, _) => Some(n.clone()),
             End::Collision => Some(Notification::cease(Cease::ConnectionCollision)),
             End::Reconfigured => Some(Notification::cease(Cease::OtherConfigurationChange)),
             End::TooManyPrefixes => Some(Notification::cease(Cease::MaximumPrefixes)),
@@ -240,19 +361,6 @@ impl End {
             (End::Received(n), _) => DownReason::Received(n.clone()),
             (_, Some(n)) => DownReason::Sent(n),
             (_, None) => DownReason::ConnectionLost,
-        }
-    }
-
-    /// For people; `None` for what is no fault.
-    fn describe(&self, conn: &Connection, sent: Option<&Notification>) -> Option<String> {
-        let state = conn.state();
-        match self {
-            End::Closed(Some(error)) | End::Unreachable(error) => Some(error.clone()),
-            End::Closed(None) => Some(format!("connection closed by the peer in {state:?}")),
-            End::Received(n) => Some(format!("received notification: {n}")),
-            End::TimedOut => Some("no answer to the attempt to connect".into()),
-            End::Fault(_) | End::TooManyPrefixes => sent.map(|n| format!("sent notification: {n}")),
-            End::Collision | End::Replaced | End::Reconfigured | End::Stopped(_) => None,
         }
     }
 }

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::{
     ConnId, Output, Peer,
     end::End,
+    faults,
     handshake::unexpected,
     state::{Phase, State},
 };
@@ -13,7 +14,6 @@ use crate::{
     event::PeerEvent,
     ids::Family,
     wire::{
-        error::{Action, Fault},
         header::{self, Frame, MessageType},
         notification::Notification,
         refresh::RouteRefresh,
@@ -33,7 +33,7 @@ impl Peer {
             match header::next_frame(&mut conn.stream, limit) {
                 Ok(None) => return,
                 Ok(Some(frame)) => self.message(id, frame, now, out),
-                Err(n) => self.end(id, End::Fault(n), now, out),
+                Err(n) => self.end(id, End::Fault(n, String::new()), now, out),
             }
         }
     }
@@ -57,7 +57,7 @@ impl Peer {
             (State::Established, MessageType::Update) => self.update(id, &body, now, out),
             (State::Established, MessageType::Keepalive) => self.heard(id, now),
             (State::Established, MessageType::RouteRefresh) => self.refresh(&body, out),
-            (State::Established, _) => self.end(id, End::Fault(unexpected(3, kind)), now, out),
+            (State::Established, _) => self.end(id, unexpected(3, kind), now, out),
             // No bytes come before a connection is there.
             (State::Idle | State::Connect | State::Active, _) => {}
         }
@@ -76,13 +76,17 @@ impl Peer {
         };
         let epoch = session.epoch;
         match update::decode(body, &session.context, &mut session.cache) {
-            Err(fault) => self.end(id, End::Fault(fault.notification()), now, out),
+            Err(fault) => {
+                let end = End::Fault(fault.notification(), fault.to_string());
+                self.end(id, end, now, out);
+            }
             Ok(update) => {
+                let reports = faults::reports(&update, body);
                 let Update {
                     withdrawn,
                     reach,
                     end_of_rib,
-                    faults,
+                    ..
                 } = update;
                 let event = |e| Output::Event(epoch, e);
                 out.extend(withdrawn.into_iter().map(|b| event(PeerEvent::Unreach(b))));
@@ -95,7 +99,9 @@ impl Peer {
                     self.end_of_rib(family);
                     out.push(event(PeerEvent::EndOfRib(family)));
                 }
-                self.note(&faults, now);
+                for report in reports {
+                    self.note_fault(now, report, out);
+                }
             }
         }
     }
@@ -108,19 +114,6 @@ impl Peer {
                 self.stale = None;
             }
         }
-    }
-
-    /// Counts faults that the session survives.
-    fn note(&mut self, faults: &[Fault], now: Now) {
-        let Some(worst) = faults.iter().max_by_key(|f| f.action) else {
-            return;
-        };
-        if worst.action == Action::TreatAsWithdraw {
-            self.stats.treated_as_withdraw += 1;
-        }
-        let discarded = |f: &&Fault| f.action == Action::AttributeDiscard;
-        self.stats.attributes_discarded += faults.iter().filter(discarded).count() as u64;
-        self.stats.last_update_fault = Some((now, worst.to_string()));
     }
 
     /// The peer wants everything again. Families that were not negotiated, and marks of a refresh that we did not

@@ -1,21 +1,23 @@
 //! From our OPEN to the session: OpenSent and OpenConfirm (RFC 4271 section 8.2.2), collisions (section 6.8).
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::{
-    ConnId, Output, Peer, State,
+    ConnId, FaultKind, FaultReport, Output, Peer, State, SurvivedFault,
     collision::ours_stays,
     connecting::PATIENCE,
     end::End,
-    negotiate::{Offer, local_asn},
+    negotiate::{Offer, OpenRefusal, local_asn},
     restart::{STALE_PATH_TIME, not_kept_by_peer},
     state::{Established, OpenConfirm, Phase, SessionTimers},
 };
 use crate::{
     clock::Now,
     event::{Negotiated, PeerEvent},
+    own_next_hop::LocalEnd,
     wire::{
         header::MessageType,
         notification::Notification,
@@ -26,7 +28,7 @@ use crate::{
 
 impl Peer {
     /// What we offer now to a peer that sees us at `local`.
-    pub(super) fn offer(&self, local: IpAddr, now: Now) -> Offer {
+    pub(super) fn offer(&self, local: LocalEnd, now: Now) -> Offer {
         let bits = self.restart_bits(now);
         Offer::new(&self.speaker, &self.config, local, bits, self.plain)
     }
@@ -47,19 +49,52 @@ impl Peer {
         out: &mut Vec<Output>,
     ) {
         if kind != MessageType::Open {
-            self.end(id, End::Fault(unexpected(1, kind)), now, out);
+            self.end(id, unexpected(1, kind), now, out);
             return;
         }
         let expected = self.config.asn;
         let Some(Phase::OpenSent(state)) = self.conn_mut(id).map(|c| &c.phase) else {
             return;
         };
-        let agreed =
-            Open::decode(body).and_then(|open| state.offer.negotiate(expected, &open, &state.ends));
+        let agreed = Open::decode(body)
+            .map_err(|n| OpenRefusal::of_open(n, body))
+            .and_then(|open| state.offer.negotiate(expected, &open, &state.ends));
         match agreed {
-            Err(n) => self.end(id, End::Fault(n), now, out),
+            Err(refusal) => self.refuse_open(id, refusal, body, now, out),
             Ok(negotiated) => self.opened(id, negotiated, now, out),
         }
+    }
+
+    /// The peer's OPEN is wrong, or does not fit.
+    fn refuse_open(
+        &mut self,
+        id: ConnId,
+        refusal: OpenRefusal,
+        body: &Bytes,
+        now: Now,
+        out: &mut Vec<Output>,
+    ) {
+        let OpenRefusal {
+            notification: n,
+            why,
+        } = refusal;
+        let what = match why.is_empty() {
+            true => n.name().to_owned(),
+            false => format!("{}: {why}", n.name()),
+        };
+        let report = FaultReport {
+            fault: SurvivedFault {
+                kind: FaultKind::OpenRefused,
+                code: Some((n.code, n.subcode)),
+                attribute: None,
+                prefixes: 0,
+                what,
+            },
+            nlri: SmallVec::new(),
+            message: body.clone(),
+        };
+        self.note_fault(now, report, out);
+        self.end(id, End::Fault(n, why), now, out);
     }
 
     /// The peer's OPEN is right.
@@ -140,7 +175,7 @@ impl Peer {
     ) {
         match kind {
             MessageType::Keepalive => self.establish(id, now, out),
-            _ => self.end(id, End::Fault(unexpected(2, kind)), now, out),
+            _ => self.end(id, unexpected(2, kind), now, out),
         }
     }
 
@@ -192,6 +227,7 @@ impl Peer {
 }
 
 /// A message that does not belong into the state (RFC 6608).
-pub(super) fn unexpected(subcode: u8, kind: MessageType) -> Notification {
-    Notification::new(5, subcode, &[kind as u8])
+pub(super) fn unexpected(subcode: u8, kind: MessageType) -> End {
+    let n = Notification::new(5, subcode, &[kind as u8]);
+    End::Fault(n, format!("{kind:?} came"))
 }

@@ -1,6 +1,6 @@
 //! What a peer is told.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use super::ConnId;
 use crate::{
@@ -32,8 +32,8 @@ pub enum Input<'a> {
     ConnectFailed {
         /// As in [`Output::Connect`](super::Output::Connect).
         conn: ConnId,
-        /// The operating system's words.
-        error: String,
+        /// Why.
+        error: SocketError,
         /// Nobody has answered; not even with a refusal.
         unanswered: bool,
     },
@@ -57,8 +57,8 @@ pub enum Input<'a> {
     Closed {
         /// Which.
         conn: ConnId,
-        /// The operating system's words, if it was not an orderly end.
-        error: Option<String>,
+        /// Why, if it was not an orderly end.
+        error: Option<SocketError>,
     },
     /// The RIB found the peer over its limit (RFC 4486: Cease, maximum number of prefixes reached).
     TooManyPrefixes,
@@ -69,6 +69,24 @@ pub enum Input<'a> {
     ConnectOnce,
     /// Ask the peer for all its routes again (RFC 2918), where it can.
     RequestRefresh,
+}
+
+/// An error of the operating system.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SocketError {
+    /// Its kind.
+    pub kind: io::ErrorKind,
+    /// The operating system's words.
+    pub text: String,
+}
+
+impl From<io::Error> for SocketError {
+    fn from(error: io::Error) -> SocketError {
+        SocketError {
+            kind: error.kind(),
+            text: error.to_string(),
+        }
+    }
 }
 
 /// How to stop.

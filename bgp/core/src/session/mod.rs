@@ -12,10 +12,12 @@
 //! followed by at most one `Down`.
 
 mod accept;
+mod cause;
 mod collision;
 mod connecting;
 mod end;
 mod established;
+mod faults;
 mod handshake;
 mod input;
 mod jitter;
@@ -26,8 +28,10 @@ pub mod reconfigure;
 mod restart;
 mod state;
 
-pub use input::{Input, Stop};
-pub use output::{Output, Snapshot};
+pub use cause::{Cause, SessionError};
+pub use faults::{FaultCount, FaultKind, FaultReport, Faults, SurvivedFault};
+pub use input::{Input, SocketError, Stop};
+pub use output::{Output, Snapshot, Unused};
 pub use peer::Peer;
 pub use state::{ConnId, State};
 

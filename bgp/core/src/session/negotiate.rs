@@ -1,12 +1,13 @@
 //! What our OPEN offers, and what both OPENs together mean.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use super::state::Ends;
 use crate::{
     config::{PeerAsn, PeerConfig, SpeakerConfig},
     event::{Negotiated, PeerRestart},
     ids::{Asn, Family, FamilySet, RouterId},
+    own_next_hop::{LocalEnd, NoNextHop, own_next_hop},
     wire::{
         capability::{Capability, Restart, RestartFamily},
         header::{MAX_EXTENDED_MESSAGE, MAX_MESSAGE},
@@ -47,23 +48,29 @@ pub(crate) fn local_asn(speaker: &SpeakerConfig, peer: &PeerConfig) -> Asn {
 
 /// The families that can be offered on a session from `local`: those configured for which we have a next hop to announce.
 /// Without a kernel of our own (a pure reflector) we pass on other people's next hops, and need none.
-pub(crate) fn families(speaker: &SpeakerConfig, peer: &PeerConfig, local: IpAddr) -> FamilySet {
-    let usable = |f: &Family| {
-        *f == Family::of(&local)
-            || speaker.assume_reachable
-            || speaker
-                .local_address
-                .get(f.index())
-                .is_some_and(Option::is_some)
-    };
+pub(crate) fn families(speaker: &SpeakerConfig, peer: &PeerConfig, local: LocalEnd) -> FamilySet {
+    let usable =
+        |f: &Family| speaker.assume_reachable || own_next_hop(speaker, peer, local, *f).is_ok();
     peer.families.iter().filter(usable).collect()
+}
+
+/// The families that are configured and that [`families`] leaves out, with the reason.
+pub(crate) fn families_left_out(
+    speaker: &SpeakerConfig,
+    peer: &PeerConfig,
+    local: LocalEnd,
+) -> Vec<NoNextHop> {
+    let wanted = peer.families.iter().filter(|_| !speaker.assume_reachable);
+    wanted
+        .filter_map(|f| own_next_hop(speaker, peer, local, f).err())
+        .collect()
 }
 
 impl Offer {
     pub fn new(
         speaker: &SpeakerConfig,
         peer: &PeerConfig,
-        local: IpAddr,
+        local: LocalEnd,
         bits: RestartBits,
         plain: bool,
     ) -> Offer {
@@ -121,13 +128,13 @@ impl Offer {
     /// What our offer and the peer's OPEN together mean.
     ///
     /// # Errors
-    /// The NOTIFICATION of RFC 4271 section 6.2 where the OPEN does not fit what is configured.
+    /// The NOTIFICATION of RFC 4271 section 6.2 where the OPEN does not fit what is configured, and what does not fit.
     pub fn negotiate(
         &self,
         expected: PeerAsn,
         open: &Open,
         ends: &Ends,
-    ) -> Result<Negotiated, Notification> {
+    ) -> Result<Negotiated, OpenRefusal> {
         let peer_asn = open.asn();
         let fits = match expected {
             PeerAsn::Exactly(asn) => peer_asn == asn,
@@ -135,16 +142,27 @@ impl Offer {
             PeerAsn::External => peer_asn != self.asn,
         };
         if !fits {
-            return Err(Notification::new(2, 2, &[]));
+            let expected = match expected {
+                PeerAsn::Exactly(asn) => format!("AS {asn} is configured"),
+                PeerAsn::Internal => format!("`internal` asks for ours, AS {}", self.asn),
+                PeerAsn::External => "`external` asks for another than ours".into(),
+            };
+            return Err(OpenRefusal {
+                notification: Notification::new(2, 2, &[]),
+                why: format!("the neighbour says AS {peer_asn}, {expected}"),
+            });
         }
         let internal = peer_asn == self.asn;
         // Identifiers are unique inside an AS only (RFC 6286 section 2.2).
         if internal && open.router_id == self.router_id {
-            return Err(Notification::new(2, 3, &[]));
+            return Err(OpenRefusal {
+                notification: Notification::new(2, 3, &[]),
+                why: format!("the neighbour has our own identifier, {}", self.router_id),
+            });
         }
         let families = self.families.and(offered_families(open));
         if families.is_empty() {
-            return Err(self.no_common_family());
+            return Err(self.no_common_family(offered_families(open)));
         }
         let both = |code| open.has(code) && !self.plain;
         let hold = self.hold.min(Duration::from_secs(open.hold_time.into()));
@@ -172,12 +190,63 @@ impl Offer {
     }
 
     /// RFC 5492 section 5: the data lists the capabilities that we miss.
-    fn no_common_family(&self) -> Notification {
+    fn no_common_family(&self, theirs: FamilySet) -> OpenRefusal {
         let mut data = Vec::new();
         for family in self.families.iter() {
             Capability::family(family).put(&mut data);
         }
-        Notification::new(2, 7, &data)
+        OpenRefusal {
+            notification: Notification::new(2, 7, &data),
+            why: format!(
+                "the neighbour offers {}, we offer {}",
+                names(theirs),
+                names(self.families)
+            ),
+        }
+    }
+}
+
+/// An OPEN that is not taken.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct OpenRefusal {
+    /// What the other side is told.
+    pub notification: Notification,
+    /// What it said and what was expected, for people; may be empty.
+    pub why: String,
+}
+
+impl OpenRefusal {
+    /// An OPEN that is wrong by itself.
+    pub fn of_open(notification: Notification, body: &[u8]) -> OpenRefusal {
+        let number = |at: usize| {
+            let octets = body.get(at..at + 2);
+            octets.map_or(0, |o| o.iter().fold(0, |n, o| n << 8 | u32::from(*o)))
+        };
+        let why = match (notification.code, notification.subcode) {
+            (2, 1) => format!(
+                "the neighbour says version {}, we speak 4",
+                body.first().copied().unwrap_or_default()
+            ),
+            (2, 2) => "the neighbour says AS 0, which is nobody's".into(),
+            (2, 3) => "the neighbour's identifier is 0.0.0.0".into(),
+            (2, 6) => format!(
+                "the neighbour proposes {} s, 0 or at least 3 s are allowed",
+                number(3)
+            ),
+            _ => String::new(),
+        };
+        OpenRefusal { notification, why }
+    }
+}
+
+fn names(families: FamilySet) -> String {
+    match families.is_empty() {
+        true => "no family that we know".into(),
+        false => families
+            .iter()
+            .map(|f| f.to_string())
+            .collect::<Vec<_>>()
+            .join(" and "),
     }
 }
 

@@ -4,11 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use super::{ConnId, State};
+use super::{ConnId, FaultReport, Faults, SessionError, State};
 use crate::{
     clock::Now,
     event::{DownReason, Negotiated, PeerEvent},
-    ids::{Epoch, FamilySet},
+    ids::{Epoch, Family, FamilySet},
+    own_next_hop::NoNextHop,
 };
 
 /// What to do, in order.
@@ -28,6 +29,19 @@ pub enum Output {
     Event(Epoch, PeerEvent),
     /// The state changed.
     State(State),
+    /// A fault of the peer that its session survives: for the log.
+    Fault(Box<FaultReport>),
+}
+
+/// Why a configured family is not in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Unused {
+    /// We have no next hop to announce in it.
+    #[error("{0}")]
+    NoNextHop(NoNextHop),
+    /// The neighbour's OPEN does not name it.
+    #[error("the neighbour does not offer it")]
+    NotOffered,
 }
 
 /// A peer as it is at a moment, for people and metrics.
@@ -41,6 +55,8 @@ pub struct Snapshot {
     pub epoch: Epoch,
     /// What the present session has agreed on.
     pub negotiated: Option<Arc<Negotiated>>,
+    /// The configured families that the present session does not carry, or in which we have nothing to announce, and why.
+    pub unused_families: Vec<(Family, Unused)>,
     /// How long the present session has been Established.
     pub uptime: Option<Duration>,
     /// How often a session was Established.
@@ -48,7 +64,7 @@ pub struct Snapshot {
     /// Why and when the last session ended.
     pub last_down: Option<(Now, DownReason)>,
     /// What went wrong last, and when: also what never became a session.
-    pub last_error: Option<(Now, String)>,
+    pub last_error: Option<(Now, SessionError)>,
     /// Until the session is given up for silence.
     pub hold_remaining: Option<Duration>,
     /// Until the next KEEPALIVE.
@@ -59,12 +75,8 @@ pub struct Snapshot {
     pub messages_in: [u64; 5],
     /// Messages that the session has sent, in the same order. What the RIB sends is not among them.
     pub messages_out: [u64; 5],
-    /// UPDATEs whose routes were treated as withdrawn (RFC 7606).
-    pub treated_as_withdraw: u64,
-    /// Attributes left out for a fault (RFC 7606).
-    pub attributes_discarded: u64,
-    /// The last fault of an UPDATE that the session has survived.
-    pub last_update_fault: Option<(Now, String)>,
+    /// Faults of the peer that its sessions have survived.
+    pub faults: Faults,
     /// The families whose routes are kept as stale (RFC 4724).
     pub stale: FamilySet,
     /// Until they go.

@@ -6,10 +6,10 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{
-    ConnId, Input, Output, Snapshot, State, Stop,
+    ConnId, FaultReport, Faults, Input, Output, SessionError, Snapshot, State, Stop, Unused,
     end::End,
     jitter::Jitter,
-    negotiate::RestartBits,
+    negotiate::{RestartBits, families_left_out},
     reconfigure::{Effect, Present, effect},
     restart::Stale,
     state::{Connection, Established, Phase},
@@ -19,6 +19,7 @@ use crate::{
     config::{PeerConfig, SpeakerConfig},
     event::{DownReason, Negotiated},
     ids::{Epoch, Epochs, Family, FamilySet},
+    own_next_hop::LocalEnd,
     wire::{
         header::{self, MessageType},
         notification::Notification,
@@ -72,12 +73,10 @@ pub(crate) enum Idle {
 pub(super) struct Stats {
     pub established: u64,
     pub last_down: Option<(Now, DownReason)>,
-    pub last_error: Option<(Now, String)>,
+    pub last_error: Option<(Now, SessionError)>,
     pub messages_in: [u64; 5],
     pub messages_out: [u64; 5],
-    pub treated_as_withdraw: u64,
-    pub attributes_discarded: u64,
-    pub last_update_fault: Option<(Now, String)>,
+    pub faults: Faults,
 }
 
 impl Peer {
@@ -270,6 +269,7 @@ impl Peer {
             running: self.running,
             epoch: self.epoch,
             negotiated: session.map(|e| e.negotiated.clone()),
+            unused_families: self.unused_families(),
             uptime: session.map(|e| now.since(e.since)),
             established: stats.established,
             last_down: stats.last_down.clone(),
@@ -279,12 +279,37 @@ impl Peer {
             retry_remaining: idle.or(self.retry).map(until),
             messages_in: stats.messages_in,
             messages_out: stats.messages_out,
-            treated_as_withdraw: stats.treated_as_withdraw,
-            attributes_discarded: stats.attributes_discarded,
-            last_update_fault: stats.last_update_fault.clone(),
+            faults: stats.faults.clone(),
             stale: self.stale.map_or(FamilySet::NONE, |s| s.families),
             stale_remaining: self.stale.map(|s| until(s.until)),
         }
+    }
+
+    fn unused_families(&self) -> Vec<(Family, Unused)> {
+        let Some(negotiated) = self.negotiated() else {
+            return Vec::new();
+        };
+        let end = LocalEnd {
+            addr: negotiated.local_addr,
+            interface: negotiated.interface,
+        };
+        let without_next_hop = families_left_out(&self.speaker, &self.config, end);
+        let without_next_hop = without_next_hop
+            .into_iter()
+            .map(|why| (why.family(), Unused::NoNextHop(why)));
+        let mut unused: Vec<_> = without_next_hop.collect();
+        for family in self.config.families.iter() {
+            if !negotiated.families.contains(family) && unused.iter().all(|(f, _)| *f != family) {
+                unused.push((family, Unused::NotOffered));
+            }
+        }
+        unused
+    }
+
+    /// Takes note of a fault that the session survives.
+    pub fn note_fault(&mut self, now: Now, report: FaultReport, out: &mut Vec<Output>) {
+        self.stats.faults.note(now, &report.fault);
+        out.push(Output::Fault(Box::new(report)));
     }
 
     // ---- for the other files of the session ----
@@ -388,16 +413,11 @@ impl Peer {
         let effect_on = |present| effect((&old_speaker, &old), (&speaker, &config), present);
         let mut resets = Vec::new();
         for conn in &self.conns {
-            let local = match &conn.phase {
-                Phase::Connecting { .. } => None,
-                Phase::OpenSent(o) => Some(o.ends.local.ip()),
-                _ => conn.negotiated().map(|n| n.local_addr),
-            };
             let unwanted = conn.outgoing
                 && conn.state() < State::Established
                 && (config.passive && !old.passive || config.port != old.port);
             let changed = effect_on(Present {
-                local,
+                local: conn.local_end(),
                 offered: conn.offered,
                 negotiated: conn.negotiated().map(|n| &**n),
             }) == Effect::Reset;
@@ -454,13 +474,13 @@ impl Peer {
         for (id, attempt) in late {
             let end = match attempt {
                 true => End::TimedOut,
-                false => End::Fault(Notification::hold_timer_expired()),
+                false => End::Fault(Notification::hold_timer_expired(), String::new()),
             };
             self.end(id, end, now, out);
         }
         let unread = self.conns.iter().find(|c| due(c.send_hold()));
         if let Some(id) = unread.map(|c| c.id) {
-            let end = End::Fault(Notification::send_hold_timer_expired());
+            let end = End::Fault(Notification::send_hold_timer_expired(), String::new());
             self.end(id, end, now, out);
         }
         for id in self.ids() {

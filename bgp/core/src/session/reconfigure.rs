@@ -10,7 +10,7 @@
 //! | `asn` | reset only if the present peer is not in it |
 //! | `local_address` | reset only if the session runs from another one than the new one |
 //! | `families` | reset if what we offer differs |
-//! | speaker: `local_address`, `assume_reachable` | reset only for a family that the session could not be offered; one that has lost its next hop stays, and what we announce in it is withdrawn |
+//! | speaker: `local_address`, `links`, `assume_reachable` | reset only for a family that the session could not be offered; one that has lost its next hop stays, and what we announce in it is withdrawn |
 //! | `local_asn`, speaker: `asn`, `router_id` | reset if our number or identifier towards the peer differs |
 //! | `password`, `ttl_security` | reset: they belong to the connection |
 //! | `multihop` | reset of an external session, for the same reason; no effect on an internal one |
@@ -18,13 +18,12 @@
 //!
 //! A reset is Cease, other configuration change, and the peer is back at once, without back-off.
 
-use std::net::IpAddr;
-
 use super::negotiate::{families, local_asn};
 use crate::{
     config::{PeerAsn, PeerConfig, SpeakerConfig},
     event::Negotiated,
     ids::FamilySet,
+    own_next_hop::LocalEnd,
 };
 
 /// What must be done about a connection.
@@ -43,7 +42,7 @@ pub(crate) type Settings<'a> = (&'a SpeakerConfig, &'a PeerConfig);
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Present<'a> {
     /// Our end, once there is one.
-    pub local: Option<IpAddr>,
+    pub local: Option<LocalEnd>,
     /// The families in our OPEN.
     pub offered: FamilySet,
     /// What it has agreed on, once it has.
@@ -66,7 +65,7 @@ pub(crate) fn effect(old: Settings<'_>, new: Settings<'_>, present: Present<'_>)
     // Where it is not ours to choose, a session may run from an address that we would not take.
     let moved = old.1.local_address != new.1.local_address
         && match (new.1.local_address, local) {
-            (Some(wanted), Some(present)) => wanted != present,
+            (Some(wanted), Some(present)) => wanted != present.addr,
             (_, present) => present.is_none(),
         };
     let other_families = local.is_some_and(|l| {

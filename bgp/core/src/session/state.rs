@@ -9,6 +9,7 @@ use crate::{
     clock::{Now, earlier},
     event::Negotiated,
     ids::{Epoch, FamilySet, IfIndex, RouterId},
+    own_next_hop::LocalEnd,
     wire::{
         header::MAX_MESSAGE,
         update::{AttributeCache, Context},
@@ -42,6 +43,15 @@ pub(crate) struct Ends {
     pub local: SocketAddr,
     pub remote: SocketAddr,
     pub interface: Option<IfIndex>,
+}
+
+impl Ends {
+    pub fn local_end(&self) -> LocalEnd {
+        LocalEnd {
+            addr: self.local.ip(),
+            interface: self.interface,
+        }
+    }
 }
 
 /// One connection.
@@ -122,6 +132,18 @@ impl Connection {
             Phase::OpenConfirm(c) => Some(&c.negotiated),
             Phase::Established(e) => Some(&e.negotiated),
             _ => None,
+        }
+    }
+
+    /// Our end, once there is one.
+    pub fn local_end(&self) -> Option<LocalEnd> {
+        match &self.phase {
+            Phase::Connecting { .. } => None,
+            Phase::OpenSent(o) => Some(o.ends.local_end()),
+            _ => self.negotiated().map(|n| LocalEnd {
+                addr: n.local_addr,
+                interface: n.interface,
+            }),
         }
     }
 

@@ -79,12 +79,21 @@ impl From<&Negotiated> for Context {
 pub struct Update {
     /// Withdrawn routes, and those treated as withdrawn.
     pub withdrawn: SmallVec<[NlriBlock; 2]>,
+    /// Those of `withdrawn` that were announced, and are treated as withdrawn for a fault.
+    pub treated_as_withdrawn: SmallVec<[NlriBlock; 1]>,
     /// Announced routes.
     pub reach: SmallVec<[(Arc<PathAttributes>, NlriBlock); 1]>,
     /// It is an End-of-RIB marker (RFC 4724 section 2).
     pub end_of_rib: Option<Family>,
     /// What was wrong and has been dealt with, in the order found.
     pub faults: Vec<Fault>,
+}
+
+impl Update {
+    fn treat_as_withdrawn(&mut self, block: NlriBlock) {
+        self.treated_as_withdrawn.push(block.clone());
+        self.withdrawn.push(block);
+    }
 }
 
 /// The three fields of an UPDATE.
@@ -96,8 +105,8 @@ struct Fields {
 
 /// MP_REACH_NLRI.
 struct MpReach {
-    /// `None`: no address that packets can be sent to.
-    next_hop: Option<NextHop>,
+    /// Or why packets cannot be sent to it.
+    next_hop: Result<NextHop, &'static str>,
     nlri: NlriBlock,
     /// How many octets of the attribute's value precede the prefixes.
     head: usize,
@@ -418,7 +427,7 @@ impl<'a> Reader<'a> {
         }
         .ok_or_else(|| self.mp_fault(14, "the next hop has a wrong length"))?;
         Ok(Some(MpReach {
-            next_hop: next_hop.filter(|n| n.global != self.ctx.local_addr),
+            next_hop: self.not_ours(next_hop),
             nlri: self.mp_nlri(14, family, rest)?,
             head: value.len() - rest.len(),
         }))
@@ -546,9 +555,20 @@ impl<'a> Reader<'a> {
         });
     }
 
-    fn classic_next_hop(&self) -> Option<NextHop> {
-        let a = self.draft.next_hop.filter(|a| attribute::is_host_v4(*a))?;
-        Some(NextHop::from(IpAddr::from(a))).filter(|n| n.global != self.ctx.local_addr)
+    fn classic_next_hop(&self) -> Result<NextHop, &'static str> {
+        let host = self.draft.next_hop.filter(|a| attribute::is_host_v4(*a));
+        self.not_ours(host.map(|a| NextHop::from(IpAddr::from(a))))
+    }
+
+    /// A next hop that packets can be sent to, and that is not our end of the session.
+    fn not_ours(&self, next_hop: Option<NextHop>) -> Result<NextHop, &'static str> {
+        match next_hop {
+            None => Err("the next hop is no host's address"),
+            Some(next_hop) if next_hop.global == self.ctx.local_addr => {
+                Err("the next hop is our own address")
+            }
+            Some(next_hop) => Ok(next_hop),
+        }
     }
 
     /// Adds routes, as announced if path and next hop are right, else as withdrawn.
@@ -556,22 +576,21 @@ impl<'a> Reader<'a> {
         &mut self,
         update: &mut Update,
         path: Option<AsPath>,
-        next_hop: Option<NextHop>,
+        next_hop: Result<NextHop, &'static str>,
         code: u8,
         block: NlriBlock,
     ) {
         let Some(path) = path else {
-            update.withdrawn.push(block);
+            update.treat_as_withdrawn(block);
             return;
         };
-        let Some(next_hop) = next_hop else {
-            self.withdraw_for(
-                code,
-                UpdateError::InvalidNextHop,
-                "the next hop is no host's address",
-            );
-            update.withdrawn.push(block);
-            return;
+        let next_hop = match next_hop {
+            Ok(next_hop) => next_hop,
+            Err(what) => {
+                self.withdraw_for(code, UpdateError::InvalidNextHop, what);
+                update.treat_as_withdrawn(block);
+                return;
+            }
         };
         self.draft.unknown.sort_by_key(|u| u.code);
         let attrs = self.draft.attributes(path, next_hop, self.ctx);

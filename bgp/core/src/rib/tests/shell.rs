@@ -228,6 +228,7 @@ impl Shell {
                 answers.push(addr);
             }
             RibOutput::Unwatch(addr) => assert!(self.watched.remove(&addr)),
+            RibOutput::UnusableNextHop { .. } => {}
             RibOutput::TooManyPrefixes(peer, _) => self.too_many.push(peer),
             RibOutput::ManyPrefixes(peer, _, _, count) => self.many.push((peer, count)),
         }

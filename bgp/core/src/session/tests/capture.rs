@@ -494,3 +494,145 @@ fn who_reads_nothing_is_given_up_though_it_speaks() {
         assert_eq!(last.filter(|m| m.0 == 3).is_none(), lasts);
     }
 }
+
+#[test]
+fn each_error_of_a_socket_has_its_cause() {
+    use std::io::ErrorKind;
+
+    use crate::session::Cause;
+    let plain = |_: &mut PeerConfig| ();
+    type Change = fn(&mut PeerConfig);
+    let cases: [(ErrorKind, Change, Cause); 10] = [
+        (
+            ErrorKind::ConnectionRefused,
+            plain,
+            Cause::ConnectionRefused,
+        ),
+        (ErrorKind::HostUnreachable, plain, Cause::NotOnLink),
+        (
+            ErrorKind::HostUnreachable,
+            |p| p.multihop = Some(3),
+            Cause::HostUnreachable,
+        ),
+        (
+            ErrorKind::HostUnreachable,
+            |p| p.asn = crate::config::PeerAsn::Internal,
+            Cause::HostUnreachable,
+        ),
+        (
+            ErrorKind::NetworkUnreachable,
+            plain,
+            Cause::NetworkUnreachable,
+        ),
+        (ErrorKind::TimedOut, plain, Cause::NoAnswer),
+        (
+            ErrorKind::TimedOut,
+            |p| p.password = crate::config::Password::new(b"x"),
+            Cause::NoAnswerWithPassword,
+        ),
+        (
+            ErrorKind::TimedOut,
+            |p| p.ttl_security = Some(1),
+            Cause::NoAnswerWithTtlSecurity,
+        ),
+        (
+            ErrorKind::AddrNotAvailable,
+            |p| p.local_address = Some([10, 9, 9, 9].into()),
+            Cause::LocalAddress,
+        ),
+        (ErrorKind::PermissionDenied, plain, Cause::NotPermitted),
+    ];
+    for (kind, change, cause) in cases {
+        let mut bench = Bench::new(|_, p| {
+            p.passive = false;
+            change(p);
+        });
+        let conn = bench.peer.conns[0].id;
+        bench.tell(Input::ConnectFailed {
+            conn,
+            error: std::io::Error::from(kind).into(),
+            unanswered: false,
+        });
+        let (_, error) = bench.peer.snapshot(bench.now).last_error.unwrap();
+        assert_eq!(error.cause, cause, "{kind:?}");
+        if cause == Cause::LocalAddress {
+            assert!(error.text.contains("10.9.9.9 (localAddress)"), "{error}");
+        }
+    }
+    // Taken and closed at once: not now, as a BIRD that waits after a fault.
+    let mut bench = Bench::new(|_, p| p.passive = false);
+    let conn = bench.peer.conns[0].id;
+    bench.tell(Input::Connected {
+        conn,
+        local: SocketAddr::from(LOCAL),
+        remote: SocketAddr::from(REMOTE),
+        interface: None,
+    });
+    bench.tell(Input::Closed { conn, error: None });
+    let (_, error) = bench.peer.snapshot(bench.now).last_error.unwrap();
+    assert_eq!(error.cause, Cause::ClosedBeforeOpen);
+    assert!(error.text.contains("refuses for now"), "{error}");
+}
+
+#[test]
+fn a_notification_says_what_was_said_and_what_was_expected() {
+    use crate::config::PeerAsn;
+    let other_as = |o: &mut Open| o.capabilities[2] = Capability::FourOctetAs(Asn(5));
+    type Offer = fn(&mut Open);
+    let cases: [(PeerAsn, Offer, &str); 6] = [
+        (
+            PeerAsn::Exactly(Asn(64513)),
+            other_as,
+            "2/2 bad peer AS: the neighbour says AS 5, AS 64513 is configured",
+        ),
+        (
+            PeerAsn::Internal,
+            other_as,
+            "2/2 bad peer AS: the neighbour says AS 5, `internal` asks for ours, AS 64512",
+        ),
+        (
+            PeerAsn::External,
+            |o| o.capabilities[2] = Capability::FourOctetAs(Asn(64512)),
+            "2/2 bad peer AS: the neighbour says AS 64512, `external` asks for another than ours",
+        ),
+        (
+            PeerAsn::External,
+            |o| o.hold_time = 1,
+            "2/6 unacceptable hold time: the neighbour proposes 1 s, 0 or at least 3 s are allowed",
+        ),
+        (
+            PeerAsn::External,
+            |o| o.capabilities[0] = Capability::MultiProtocol { afi: 25, safi: 65 },
+            "2/7 unsupported capability: the neighbour offers no family that we know, we offer ipv4",
+        ),
+        (
+            PeerAsn::External,
+            |o| o.router_id = RouterId(0),
+            "2/3 bad BGP identifier: the neighbour's identifier is 0.0.0.0",
+        ),
+    ];
+    for (asn, change, text) in cases {
+        let mut bench = Bench::new(|s, p| {
+            p.asn = asn;
+            s.assume_reachable = false;
+        });
+        let mut open = open();
+        change(&mut open);
+        let conn = bench.accept();
+        bench.say(conn, &open.encode());
+        let snapshot = bench.peer.snapshot(bench.now);
+        let (_, error) = snapshot.last_error.unwrap();
+        assert_eq!(error.text, format!("sent notification: {text}"));
+        let (_, fault) = snapshot.faults.last.unwrap();
+        assert_eq!(fault.kind, crate::session::FaultKind::OpenRefused);
+    }
+    // And the other way round.
+    let mut bench = Bench::new(|_, _| ());
+    let conn = bench.accept();
+    bench.say(conn, &Notification::new(2, 2, &[]).encode());
+    let (_, error) = bench.peer.snapshot(bench.now).last_error.unwrap();
+    assert_eq!(
+        error.text,
+        "received notification: 2/2 bad peer AS: our OPEN says AS 64512"
+    );
+}

@@ -272,7 +272,7 @@ impl Network {
                     });
                 pipe.expect("an accepted connection").conns[1] = Some(conn);
             }
-            Output::Refuse => {}
+            Output::Refuse | Output::Fault(_) => {}
             Output::Send(conn, bytes) => {
                 self.nodes[node].slots[slot].sent.push(bytes.clone());
                 if let Some((pipe, side)) = self.pipe_of(node, slot, conn) {
@@ -361,7 +361,8 @@ impl Network {
             Packet::Failed(pipe) => {
                 let (node, slot) = self.pipes[pipe].ends[0];
                 if let Some(conn) = self.pipes[pipe].conns[0].take() {
-                    let error = "connection refused".to_owned();
+                    let error = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+                    let error = error.into();
                     let unanswered = false;
                     self.input(
                         node,

@@ -372,8 +372,11 @@ fn routes_arrive_and_a_malformed_message_ends_the_session() {
         ]
     );
     let snapshot = network.slot(0).peer.snapshot(network.now);
-    assert_eq!(snapshot.treated_as_withdraw, 1);
-    assert!(snapshot.last_update_fault.unwrap().1.contains("AS_PATH"));
+    let faults = snapshot.faults;
+    let withdrawn = faults.counts[crate::session::FaultKind::TreatAsWithdraw.index()];
+    assert_eq!(withdrawn.messages, 1);
+    let text = faults.last.unwrap().1.to_string();
+    assert!(text.contains("AS_PATH"), "{text}");
     // Garbage after a good message.
     let at = network.now;
     let mut garbage = header::keepalive().to_vec();
@@ -397,8 +400,8 @@ fn the_wrong_neighbour_is_refused_ever_less_often_and_accepted_when_it_is_right(
     network.run(secs(600));
     let snapshot = network.slot(0).peer.snapshot(network.now);
     assert_eq!(
-        snapshot.last_error.unwrap().1,
-        "sent notification: 2/2 bad peer AS"
+        snapshot.last_error.unwrap().1.text,
+        "sent notification: 2/2 bad peer AS: the neighbour says AS 64513, AS 9 is configured"
     );
     assert!(
         (5..60).contains(&snapshot.messages_out[0]),
