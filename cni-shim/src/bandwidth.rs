@@ -4,10 +4,8 @@
 //! `si` and the hash of the veth's name, and waits there. Queues at the veth go with it; the `ifb` is in our link
 //! group, and is removed by its name. Rates and bursts are bits, as everywhere in CNI; the kernel's are bytes.
 
-use std::fs;
-use std::io;
-
 use rustix::io::Errno;
+use selvage_netlink::devconf;
 use selvage_netlink::link::{self, Link};
 use selvage_netlink::qdisc::{self, Tbf};
 use selvage_netlink::{Batch, Error, Socket};
@@ -177,16 +175,14 @@ fn make_ifb(host: &mut Socket, name: &str, mtu: u32) -> Result<Link, CniError> {
         }
         made => made.map_err(|e| failed(&what, "ifb", &e))?,
     }
+    let (ifb, settings) = devconf::get(host, name)
+        .map_err(|e| kernel(&format!("{what} vanished while it was set up"), &e))?;
     // It has no addresses, and asks for none.
-    let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
-    match fs::write(&path, "1") {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            return Err(CniError::file("write", path.as_ref(), &e));
-        }
-        _ => {}
+    if settings.ipv6.is_some() {
+        host.apply(|batch| devconf::set(batch, ifb.index, &[], true))
+            .map_err(|e| kernel(&format!("cannot set up {what}"), &e))?;
     }
-    veth::find(host, name)?
-        .ok_or_else(|| CniError::new(Code::Kernel, format!("{what} vanished while it was set up")))
+    Ok(ifb)
 }
 
 /// Removes what does not go with the host's end. What is not there, or not ours, is no error.

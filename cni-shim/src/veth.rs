@@ -5,13 +5,13 @@
 //! The host's end is left DOWN: opening it is another step ([`selvage_netlink::open_interface`]).
 
 use std::fs;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use selvage_netlink::devconf::{self, Ipv4, Settings};
 use selvage_netlink::link::{self, Link, VethEnd};
 use selvage_netlink::route::{self, Hop, Target};
 use selvage_netlink::{
@@ -75,8 +75,6 @@ pub struct Sandbox {
     netns: OwnedFd,
     id: netns::Id,
     socket: Socket,
-    /// New interfaces there come without IPv6.
-    v6_off: bool,
 }
 
 impl Sandbox {
@@ -102,10 +100,8 @@ impl Sandbox {
             let message = format!("CNI_NETNS={path} is the namespace that the plugin runs in");
             return Err(CniError::new(Code::OwnNamespace, message));
         }
-        let entered = netns::within(netns.as_fd(), || {
-            (Socket::open(Protocol::Route), v6_is_off())
-        });
-        let (socket, v6_off) = match entered {
+        let entered = netns::within(netns.as_fd(), || Socket::open(Protocol::Route));
+        let socket = match entered {
             Ok(inside) => inside,
             Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
                 return Err(bad("it is not a network namespace"));
@@ -119,12 +115,7 @@ impl Sandbox {
         };
         let socket =
             socket.map_err(|e| kernel("cannot speak to the kernel in the pod's namespace", &e))?;
-        Ok(Self {
-            netns,
-            id,
-            socket,
-            v6_off,
-        })
+        Ok(Self { netns, id, socket })
     }
 
     /// What tells the namespace from others.
@@ -142,15 +133,19 @@ impl Sandbox {
         find(&mut self.socket, name)
     }
 
-    /// Makes sure that `interface` can have IPv6 addresses: some runtimes turn IPv6 off for new namespaces.
-    fn allow_v6(&self, interface: &str) -> Result<(), CniError> {
-        if !self.v6_off {
+    /// Makes sure that the pod's end and its loopback interface can have IPv6 addresses: some runtimes turn IPv6 off for
+    /// new namespaces.
+    fn allow_v6(&mut self, interface: &str, settings: &Settings) -> Result<(), CniError> {
+        let (_, loopback) = devconf::get(&mut self.socket, "lo")
+            .map_err(|e| kernel("cannot look at the pod's loopback interface", &e))?;
+        let disabled = |settings: &Settings| settings.ipv6.is_some_and(|v6| v6.disabled);
+        if !disabled(settings) && !disabled(&loopback) {
             return Ok(());
         }
         let allow = || {
             ["lo", interface]
                 .iter()
-                .try_for_each(|name| fs::write(sysctl("ipv6", name, "disable_ipv6"), "0"))
+                .try_for_each(|name| fs::write(sysctl(name, "disable_ipv6"), "0"))
         };
         let done = netns::within(self.netns.as_fd(), allow).and_then(|done| done);
         done.map_err(|e| {
@@ -162,15 +157,9 @@ impl Sandbox {
     }
 }
 
-fn v6_is_off() -> bool {
-    fs::read("/proc/sys/net/ipv6/conf/default/disable_ipv6")
-        .is_ok_and(|value| value.first() == Some(&b'1'))
-}
-
-fn sysctl(family: &str, interface: &str, key: &str) -> PathBuf {
-    Path::new("/proc/sys/net")
-        .join(family)
-        .join("conf")
+/// A setting of IPv6 that netlink does not write.
+fn sysctl(interface: &str, key: &str) -> PathBuf {
+    Path::new("/proc/sys/net/ipv6/conf")
         .join(interface)
         .join(key)
 }
@@ -213,9 +202,13 @@ pub struct Pair {
     pub host: Link,
     /// The pod's end.
     pub pod: Link,
+    /// What the host's end has inherited.
+    host_settings: Settings,
+    /// What the pod's end has inherited.
+    pod_settings: Settings,
 }
 
-/// Makes the pair, both ends down, and sets the sysctls of the host's.
+/// Makes the pair, both ends down.
 pub fn create(
     host: &mut Socket,
     sandbox: &mut Sandbox,
@@ -248,51 +241,77 @@ pub fn create(
         })
 }
 
-/// The two ends after [`create`], and the sysctls of the host's.
+/// The two ends after [`create`].
 pub fn inspect(
     host: &mut Socket,
     sandbox: &mut Sandbox,
     wanted: &Wanted<'_>,
 ) -> Result<Pair, CniError> {
-    let gone = |name: &str| {
-        CniError::new(
-            Code::Kernel,
-            format!("the interface {name} vanished while it was set up"),
-        )
+    let look = |socket: &mut Socket, name: &str| {
+        devconf::get(socket, name).map_err(|e| {
+            let what = if e.is(Errno::NODEV) {
+                format!("the interface {name} vanished while it was set up")
+            } else {
+                format!("cannot look for the interface {name}")
+            };
+            kernel(&what, &e)
+        })
     };
-    let pair = Pair {
-        host: find(host, wanted.host_if)?.ok_or_else(|| gone(wanted.host_if))?,
-        pod: sandbox
-            .link(wanted.ifname)?
-            .ok_or_else(|| gone(wanted.ifname))?,
-    };
-    guard_host_end(wanted.host_if)?;
-    Ok(pair)
+    let (host, host_settings) = look(host, wanted.host_if)?;
+    let (pod, pod_settings) = look(&mut sandbox.socket, wanted.ifname)?;
+    Ok(Pair {
+        host,
+        pod,
+        host_settings,
+        pod_settings,
+    })
 }
 
-/// What the host must not do for a pod, and must: no routes learned from it, no spoofed sources, but forwarding.
-/// Where there is no IPv6 there is no such sysctl.
-fn guard_host_end(name: &str) -> Result<(), CniError> {
-    const SYSCTLS: [(&str, &str, &str); 5] = [
-        ("ipv6", "accept_ra", "0"),
-        ("ipv6", "accept_redirects", "0"),
-        ("ipv6", "accept_dad", "0"),
-        ("ipv4", "rp_filter", "1"),
-        ("ipv4", "forwarding", "1"),
-    ];
-    for (family, key, value) in SYSCTLS {
-        let path = sysctl(family, name, key);
-        match fs::write(&path, value) {
-            Err(e) if family == "ipv6" && e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(CniError::file("write", &path, &e)),
-            Ok(()) => {}
-        }
+/// What the host's end is set to for IPv4, whatever a new link inherits from `default`: it forwards, a pod's source is its
+/// own, and a pod can neither redirect the host, nor speak for others, nor reach the loopback.
+const HOST_END: [(Ipv4, u32); 11] = [
+    (Ipv4::Forwarding, 1),
+    (Ipv4::RpFilter, 1),
+    (Ipv4::AcceptRedirects, 0),
+    (Ipv4::SendRedirects, 0),
+    (Ipv4::AcceptSourceRoute, 0),
+    (Ipv4::AcceptLocal, 0),
+    (Ipv4::RouteLocalnet, 0),
+    (Ipv4::ProxyArp, 0),
+    (Ipv4::ProxyArpPvlan, 0),
+    (Ipv4::ArpAccept, 0),
+    (Ipv4::BcForwarding, 0),
+];
+
+/// What netlink does not write: the host learns no routes from a pod, and has IPv6 on the link if the pod has. Only what
+/// is otherwise is written, as each of these files is slow to open where there are many pods.
+fn guard_host_end(pair: &Pair, has_v6: bool) -> Result<(), CniError> {
+    let Some(v6) = pair.host_settings.ipv6 else {
+        return Ok(());
+    };
+    if v6.disabled && !has_v6 {
+        return Ok(());
+    }
+    let mut wrong = Vec::new();
+    // Before it has IPv6.
+    if v6.accept_ra > u32::from(v6.forwarding) {
+        wrong.push(("accept_ra", "0"));
+    }
+    if v6.accept_redirects && !v6.forwarding {
+        wrong.push(("accept_redirects", "0"));
+    }
+    if v6.disabled {
+        wrong.push(("disable_ipv6", "0"));
+    }
+    for (key, value) in wrong {
+        let path = sysctl(&pair.host.name, key);
+        fs::write(&path, value).map_err(|e| CniError::file("write", &path, &e))?;
     }
     Ok(())
 }
 
-/// Sets up the pod's side: addresses, gateways, routes; and tells the host where the pod's addresses are, so that
-/// not even the first packet has to ask.
+/// Sets up the pod's side: addresses, gateways, routes; and the host's: its settings, and where the pod's addresses are,
+/// so that not even the first packet has to ask.
 pub fn configure(
     host: &mut Socket,
     sandbox: &mut Sandbox,
@@ -300,25 +319,31 @@ pub fn configure(
     addresses: &[IpAddr],
     routes: &[Route],
 ) -> Result<(), CniError> {
-    if addresses.iter().any(IpAddr::is_ipv6) {
-        sandbox.allow_v6(&pair.pod.name)?;
+    let has_v6 = addresses.iter().any(IpAddr::is_ipv6);
+    if has_v6 {
+        sandbox.allow_v6(&pair.pod.name, &pair.pod_settings)?;
     }
     let steps = pod_steps(pair.pod.index, addresses, routes);
     run(&mut sandbox.socket, &steps, "in the pod")?;
     fault::point()?;
-    let Some(mac) = pair.pod.address else {
-        return Ok(());
-    };
-    let steps: Vec<_> = addresses
-        .iter()
-        .map(|&addr| Step::Neighbour(pair.host.index, addr, mac))
-        .collect();
+    guard_host_end(pair, has_v6)?;
+    let index = pair.host.index;
+    let mut steps = vec![Step::HostEnd(index, pair.host_settings.ipv6.is_some())];
+    if let Some(mac) = pair.pod.address {
+        steps.extend(
+            addresses
+                .iter()
+                .map(|&addr| Step::Neighbour(index, addr, mac)),
+        );
+    }
     run(host, &steps, "on the host")
 }
 
 /// One request to the kernel that a person can be told about.
 enum Step {
     Up(u32),
+    /// The settings of the host's end, and whether it has IPv6.
+    HostEnd(u32, bool),
     Address(u32, IpAddr),
     Neighbour(u32, IpAddr, Mac),
     /// The way to the gateway; there is one already if the pod has another interface of ours.
@@ -346,6 +371,7 @@ impl Step {
     fn append(&self, batch: &mut Batch) {
         match self {
             Self::Up(index) => link::set_up(batch, *index, true),
+            Self::HostEnd(index, v6) => devconf::set(batch, *index, &HOST_END, *v6),
             Self::Address(index, addr) => {
                 addr::add(batch, &addr::Address::new(*index, Prefix::host(*addr)))
             }
@@ -375,6 +401,9 @@ impl Step {
         match self {
             Self::Up(1) => "raise the loopback interface".to_owned(),
             Self::Up(_) => "raise the interface".to_owned(),
+            Self::HostEnd(..) => {
+                "set the interface's forwarding and reverse path filter".to_owned()
+            }
             Self::Address(_, addr) => format!("add the address {addr}"),
             Self::Neighbour(_, addr, _) => format!("add the neighbour {addr}"),
             Self::GatewayLink(_) => format!("add the route to the gateway {GATEWAY_V4}"),

@@ -30,6 +30,7 @@ pub mod batch;
 pub mod conntrack;
 mod decode;
 pub mod deletion;
+pub mod devconf;
 pub mod error;
 pub mod link;
 pub mod monitor;

@@ -16,7 +16,7 @@ use crate::socket::{Message, Socket};
 pub(crate) const RTM_NEWLINK: u16 = 16;
 pub(crate) const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
-const RTM_SETLINK: u16 = 19;
+pub(crate) const RTM_SETLINK: u16 = 19;
 /// Size of `struct ifinfomsg`.
 pub(crate) const IFINFO: usize = 16;
 
@@ -223,8 +223,11 @@ pub fn get_in(socket: &mut Socket, netns: u32, index: u32) -> Result<Link> {
 
 /// The link with this name; `ENODEV` if there is none.
 pub fn get_by_name(socket: &mut Socket, name: &str) -> Result<Link> {
-    let build = |batch: &mut Batch| get_message(batch, 0, |body| body.text(IFLA_IFNAME, name));
-    socket.get(build, |message| decode(&message))
+    socket.get(|batch| ask_by_name(batch, name), |message| decode(&message))
+}
+
+pub(crate) fn ask_by_name(batch: &mut Batch, name: &str) {
+    get_message(batch, 0, |body| body.text(IFLA_IFNAME, name));
 }
 
 /// Creates a veth pair; both ends are left down. `EEXIST` if a name is taken.
@@ -389,7 +392,7 @@ fn get_message(batch: &mut Batch, index: u32, fill: impl FnOnce(&mut Body<'_>)) 
 }
 
 /// `struct ifinfomsg`.
-fn header(body: &mut Body<'_>, index: u32, flags: u32, mask: u32) {
+pub(crate) fn header(body: &mut Body<'_>, index: u32, flags: u32, mask: u32) {
     let mut bytes = [0; IFINFO];
     for (field, value) in bytes.chunks_exact_mut(4).zip([0, index, flags, mask]) {
         field.copy_from_slice(&value.to_ne_bytes());

@@ -9,11 +9,11 @@
 mod mapping;
 mod table;
 
-use std::fs;
 use std::net::IpAddr;
 
 use rustix::io::Errno;
 use selvage_netlink::conntrack::{self, Filter, Flow, Ports};
+use selvage_netlink::devconf::{self, Ipv4};
 use selvage_netlink::{Error, Socket, addr, link};
 
 pub use mapping::{PortMapping, Transport};
@@ -74,8 +74,13 @@ pub fn begin(
     table::exchange(nft, &old, &entries).map_err(|e| failed("place", &e))?;
     fault::point()?;
     if wants_localnet(mappings, &attachment.addresses) {
-        let path = localnet(&attachment.host_if);
-        fs::write(&path, "1").map_err(|e| CniError::file("write", path.as_ref(), &e))?;
+        let index = attachment.host_index;
+        veth::host_socket()?
+            .apply(|batch| devconf::set(batch, index, &[(Ipv4::RouteLocalnet, 1)], false))
+            .map_err(|e| {
+                let what = format!("cannot set route_localnet of {}", attachment.host_if);
+                kernel(&what, &e)
+            })?;
     }
     end_old_flows(nft, &entries)
 }
@@ -190,9 +195,11 @@ pub fn check(attachment: &Attachment) -> Result<(), CniError> {
         }));
     }
     if wants_localnet(mappings, &attachment.addresses) {
-        let path = localnet(&attachment.host_if);
-        if !fs::read(&path).is_ok_and(|value| value.first() == Some(&b'1')) {
-            return Err(differs(format!("{path} is not 1")));
+        let name = &attachment.host_if;
+        let (_, settings) = devconf::get(&mut veth::host_socket()?, name)
+            .map_err(|e| kernel(&format!("cannot look for the interface {name}"), &e))?;
+        if settings.ipv4(Ipv4::RouteLocalnet) != Some(1) {
+            return Err(differs(format!("route_localnet of {name} is not 1")));
         }
     }
     Ok(())
@@ -274,10 +281,6 @@ fn wants_localnet(mappings: &[PortMapping], addresses: &[IpAddr]) -> bool {
     let loopback = |m: &PortMapping| m.particular().is_none_or(|addr| addr.is_loopback());
     addresses.iter().any(IpAddr::is_ipv4)
         && mappings.iter().any(|m| m.applies(false) && loopback(m))
-}
-
-fn localnet(host_if: &str) -> String {
-    format!("/proc/sys/net/ipv4/conf/{host_if}/route_localnet")
 }
 
 /// Flows of UDP to the node that would go on to where the port led before: to another pod, or to the node itself.

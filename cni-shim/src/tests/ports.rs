@@ -15,6 +15,7 @@ use crate::link::Attachment;
 use crate::nft::Nft;
 use crate::portmap::{self, PortMapping, Transport};
 use crate::spec::CniError;
+use crate::veth;
 
 const TABLE: Table<'static> = Table::inet("selvage-cni");
 const PODS: u8 = 4;
@@ -175,6 +176,8 @@ impl World {
             let _lock = attachments.share()?;
             attachments.claim(&attachment)?;
             interface(id, true);
+            let link = veth::find(&mut veth::host_socket()?, &attachment.host_if)?;
+            attachment.host_index = link.map_or(0, |link| link.index);
             let done = portmap::begin(
                 &mut Nft::default(),
                 &attachments,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, TcpListener, TcpStream};
 
-use selvage_cni::veth::{GATEWAY_V4, GATEWAY_V6, HOST_MAC};
+use selvage_cni::veth::{self, GATEWAY_V4, GATEWAY_V6, HOST_MAC};
 use selvage_netlink::route::{self, Filter, Hop, Target};
 use selvage_netlink::{addr, link, neigh, nft};
 use serde_json::{Value, json};
@@ -305,6 +305,103 @@ fn ipv6_where_the_runtime_turned_it_off() {
     });
     let addresses = ips(&node.add("a", &pod).expect_ok());
     assert!(reaches(&node.ns, &pod, addresses[1]));
+}
+
+/// What a new link inherits may be anything: the pod's link works, and lets the pod do nothing to the node.
+#[test]
+fn hostile_defaults_of_new_links() {
+    const V4: [(&str, &str); 13] = [
+        ("forwarding", "0"),
+        ("rp_filter", "2"),
+        ("accept_redirects", "1"),
+        ("send_redirects", "1"),
+        ("accept_source_route", "1"),
+        ("accept_local", "1"),
+        ("route_localnet", "1"),
+        ("proxy_arp", "1"),
+        ("proxy_arp_pvlan", "1"),
+        ("arp_accept", "1"),
+        ("bc_forwarding", "1"),
+        ("arp_ignore", "8"),
+        ("arp_filter", "1"),
+    ];
+    const V6: [(&str, &str); 9] = [
+        ("forwarding", "0"),
+        ("disable_ipv6", "1"),
+        ("accept_ra", "2"),
+        ("accept_redirects", "1"),
+        ("autoconf", "1"),
+        ("accept_dad", "2"),
+        ("dad_transmits", "9"),
+        ("use_tempaddr", "2"),
+        ("proxy_ndp", "1"),
+    ];
+    let (node, pod, other) = (Node::new("none"), Ns::new(), Ns::new());
+    let write = |path: &str, value: &str| std::fs::write(path, value).unwrap();
+    node.ns.within(|| {
+        write("/proc/sys/net/ipv4/ip_forward", "1");
+        write("/proc/sys/net/ipv6/conf/all/forwarding", "1");
+    });
+    for ns in [&node.ns, &pod, &other] {
+        ns.within(|| {
+            for (family, list) in [("ipv4", &V4[..]), ("ipv6", &V6[..])] {
+                for (key, value) in list {
+                    write(&format!("/proc/sys/net/{family}/conf/default/{key}"), value);
+                }
+            }
+        });
+    }
+    let addresses = ips(&node.add("a", &pod).expect_ok());
+    let others = ips(&node.add("b", &other).expect_ok());
+    for (&address, from) in addresses.iter().zip([NODE_V4, NODE_V6]) {
+        assert!(reaches(&node.ns, &pod, address), "node to {address}");
+        assert!(reaches(&pod, &node.ns, parse(from)), "pod to node {from}");
+    }
+    for &address in &others {
+        assert!(reaches(&pod, &other, address), "pod to pod {address}");
+    }
+    let host_if = &node.pod_links()[0].name;
+    let read = |family: &str, key: &str| {
+        let path = format!("/proc/sys/net/{family}/conf/{host_if}/{key}");
+        let text = node.ns.within(|| std::fs::read_to_string(path).unwrap());
+        text.trim().to_owned()
+    };
+    for (key, wanted) in [
+        ("forwarding", "1"),
+        ("rp_filter", "1"),
+        ("accept_redirects", "0"),
+        ("send_redirects", "0"),
+        ("accept_source_route", "0"),
+        ("accept_local", "0"),
+        ("route_localnet", "0"),
+        ("proxy_arp", "0"),
+        ("proxy_arp_pvlan", "0"),
+        ("arp_accept", "0"),
+        ("bc_forwarding", "0"),
+    ] {
+        assert_eq!(read("ipv4", key), wanted, "ipv4 {key}");
+    }
+    for (key, wanted) in [
+        ("disable_ipv6", "0"),
+        ("accept_ra", "0"),
+        ("accept_redirects", "0"),
+        ("addr_gen_mode", "1"),
+    ] {
+        assert_eq!(read("ipv6", key), wanted, "ipv6 {key}");
+    }
+    // A node that does not forward IPv6 would listen to a pod's router advertisements.
+    let v4_only = Ns::new();
+    let mut node = node;
+    node.conf["name"] = json!("more");
+    node.conf["ipam"]["ranges"] = json!([[{"subnet": "10.77.0.0/24"}]]);
+    node.conf["ipam"]["routes"] = json!([{"dst": "0.0.0.0/0"}]);
+    node.ns
+        .within(|| write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "0"));
+    node.add("c", &v4_only).expect_ok();
+    let name = veth::host_name("more", "c", "eth0");
+    let path = format!("/proc/sys/net/ipv6/conf/{name}/accept_ra");
+    let value = node.ns.within(|| std::fs::read_to_string(path).unwrap());
+    assert_eq!(value.trim(), "0");
 }
 
 #[test]
