@@ -40,7 +40,7 @@ pub fn run(call: &Call, conf: &NetConf, budget: &Budget) -> Result<CniResult, Cn
     };
     if conf.mtu != 0
         && conf.mtu < MIN_V6_MTU
-        && matches!(&ipam, Ipam::BuiltIn(plan) if plan.has_v6())
+        && matches!(&ipam, Ipam::BuiltIn(plan) if plan.families().contains(&true))
     {
         let message = format!(
             "mtu: {} is too small for the IPv6 addresses that ipam.ranges give; at least {MIN_V6_MTU}",
@@ -110,7 +110,7 @@ fn attach(
     });
     fault::point()?;
     let pair = veth::inspect(&mut host, sandbox, &wanted)?;
-    veth::configure(&mut host, sandbox, &pair, &grant.addresses, &grant.routes)?;
+    veth::configure(&mut host, sandbox, &pair, &grant)?;
     fault::point()?;
     attachment.host_index = pair.host.index;
     attachment.mtu = pair.pod.mtu;

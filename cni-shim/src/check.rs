@@ -8,6 +8,7 @@ use selvage_netlink::{Prefix, Socket, addr, neigh, open};
 
 use crate::attachment::{Attachments, Known};
 use crate::bandwidth;
+use crate::forwarding;
 use crate::ipam;
 use crate::ipam::delegate::Delegate;
 use crate::ipam::lease::Leases;
@@ -141,6 +142,8 @@ fn pod_routes(
 }
 
 fn host_side(attachment: &Attachment, pod: &Link) -> Result<(), CniError> {
+    let families: Vec<bool> = attachment.addresses.iter().map(IpAddr::is_ipv6).collect();
+    forwarding::check(&families, Code::CheckFailed)?;
     let mut host = veth::host_socket()?;
     let name = &attachment.host_if;
     let link = veth::find(&mut host, name)?

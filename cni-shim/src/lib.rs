@@ -22,6 +22,7 @@ pub mod check;
 pub mod conflist;
 pub mod del;
 mod fault;
+pub mod forwarding;
 pub mod gc;
 pub mod handover;
 pub mod ipam;

@@ -8,6 +8,7 @@
 //! The JSON of an [`Attachment`] is also what lies, one file each, in the state directory. Unknown members are
 //! ignored on reading: an older agent reads what a newer plugin wrote.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -116,7 +117,25 @@ impl Attachment {
 
 /// The name of the file of the attachment (`container_id`, `ifname`).
 pub fn attachment_file(container_id: &str, ifname: &str) -> String {
-    format!("{container_id}@{ifname}.json")
+    format!("{}@{ifname}.json", file_part(container_id))
+}
+
+/// A container id or network name as a part of a file's name, which has 255 bytes at most: one that is too long is cut, and
+/// its hash (FNV-1a of 128 bits) stands behind a `~`, which neither of the two has.
+pub fn file_part(name: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 200;
+    const KEPT: usize = 100;
+    const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    const PRIME: u128 = (1 << 88) + 0x13b;
+    match name.get(..KEPT) {
+        Some(kept) if name.len() > LONGEST => {
+            let hash = name.bytes().fold(OFFSET, |hash, byte| {
+                (hash ^ u128::from(byte)).wrapping_mul(PRIME)
+            });
+            format!("{kept}~{hash:032x}").into()
+        }
+        _ => name.into(),
+    }
 }
 
 /// The pod as the runtime names it in `CNI_ARGS`.

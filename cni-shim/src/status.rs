@@ -1,4 +1,4 @@
-//! STATUS: could an ADD be served now? Looks at files only; asked every few seconds.
+//! STATUS: could an ADD be served now, and would the pod reach anything? Looks at files only; asked every few seconds.
 
 use std::path::Path;
 
@@ -6,6 +6,7 @@ use rustix::fs::{Access, access};
 use rustix::io::Errno;
 
 use crate::attachment::{self, Attachments};
+use crate::forwarding;
 use crate::ipam::delegate::Delegate;
 use crate::ipam::{self, BuiltIn};
 use crate::link::{PolicyMode, READY};
@@ -13,7 +14,7 @@ use crate::spec::request::Call;
 use crate::spec::{CniError, Code, Command, NetConf};
 use crate::veth;
 
-/// Nothing, or code 50 with the reason.
+/// Nothing, or code 50 with the reason; code 51 if the pods that there are suffer, too.
 pub fn run(call: &Call, conf: &NetConf) -> Result<(), CniError> {
     let ready = conf.run_dir.join(READY);
     if conf.policy != PolicyMode::None && !ready.exists() {
@@ -32,6 +33,7 @@ pub fn run(call: &Call, conf: &NetConf) -> Result<(), CniError> {
 }
 
 fn built_in(plan: &BuiltIn, conf: &NetConf) -> Result<(), CniError> {
+    forwarding::check(&plan.families(), Code::Impaired)?;
     writable(plan.leases().dir())?;
     let attachments = Attachments::of(&conf.state_dir);
     match plan.check_room(&attachments) {

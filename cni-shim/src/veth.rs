@@ -19,6 +19,7 @@ use selvage_netlink::{
 };
 
 use crate::fault;
+use crate::ipam::Grant;
 use crate::spec::result::Route;
 use crate::spec::{Cidr, CniError, Code};
 
@@ -316,14 +317,14 @@ pub fn configure(
     host: &mut Socket,
     sandbox: &mut Sandbox,
     pair: &Pair,
-    addresses: &[IpAddr],
-    routes: &[Route],
+    grant: &Grant,
 ) -> Result<(), CniError> {
+    let addresses = &grant.addresses;
     let has_v6 = addresses.iter().any(IpAddr::is_ipv6);
     if has_v6 {
         sandbox.allow_v6(&pair.pod.name, &pair.pod_settings)?;
     }
-    let steps = pod_steps(pair.pod.index, addresses, routes);
+    let steps = pod_steps(pair.pod.index, grant);
     run(&mut sandbox.socket, &steps, "in the pod")?;
     fault::point()?;
     guard_host_end(pair, has_v6)?;
@@ -349,10 +350,13 @@ enum Step {
     /// The way to the gateway; there is one already if the pod has another interface of ours.
     GatewayLink(u32),
     Route(u32, Route),
+    /// The way to the subnet of an address, to which no other route leads; there may be one over another interface.
+    Subnet(u32, Cidr),
 }
 
-fn pod_steps(index: u32, addresses: &[IpAddr], routes: &[Route]) -> Vec<Step> {
+fn pod_steps(index: u32, grant: &Grant) -> Vec<Step> {
     const LOOPBACK: u32 = 1;
+    let addresses = &grant.addresses;
     let mut steps = vec![Step::Up(LOOPBACK), Step::Up(index)];
     steps.extend(addresses.iter().map(|&addr| Step::Address(index, addr)));
     for v6 in [false, true] {
@@ -363,7 +367,17 @@ fn pod_steps(index: u32, addresses: &[IpAddr], routes: &[Route]) -> Vec<Step> {
             }
         }
     }
-    steps.extend(routes.iter().map(|route| Step::Route(index, route.clone())));
+    let routes = grant.routes.iter();
+    steps.extend(routes.map(|route| Step::Route(index, route.clone())));
+    // A second network leads at least to its own subnet, as an address with the subnet's prefix would.
+    let covered = |subnet: Cidr| {
+        grant.routes.iter().any(|route| {
+            let dst = route.dst;
+            dst.prefix_len() <= subnet.prefix_len() && dst.contains(subnet.first())
+        })
+    };
+    let subnets = grant.subnets.iter().filter(|&&subnet| !covered(subnet));
+    steps.extend(subnets.map(|&subnet| Step::Subnet(index, subnet)));
     steps
 }
 
@@ -390,11 +404,15 @@ impl Step {
                 );
             }
             Self::Route(index, route) => route::add(batch, &pod_route(*index, route)),
+            Self::Subnet(index, subnet) => {
+                route::add(batch, &pod_route(*index, &Route::new(*subnet, None)));
+            }
         }
     }
 
     fn tolerates(&self, errno: i32) -> bool {
-        matches!(self, Self::GatewayLink(_)) && errno == Errno::EXIST.raw_os_error()
+        matches!(self, Self::GatewayLink(_) | Self::Subnet(..))
+            && errno == Errno::EXIST.raw_os_error()
     }
 
     fn describe(&self) -> String {
@@ -408,6 +426,7 @@ impl Step {
             Self::Neighbour(_, addr, _) => format!("add the neighbour {addr}"),
             Self::GatewayLink(_) => format!("add the route to the gateway {GATEWAY_V4}"),
             Self::Route(_, route) => format!("add the route to {}", route.dst),
+            Self::Subnet(_, subnet) => format!("add the route to {subnet}"),
         }
     }
 }

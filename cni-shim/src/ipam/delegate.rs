@@ -80,11 +80,14 @@ impl Delegate {
                 ..Route::new(route.dst, None)
             });
         }
-        if routes.is_empty() {
-            routes = super::default_routes(&families);
-        }
         Ok(Grant {
             addresses,
+            subnets: result
+                .ips
+                .iter()
+                .map(|ip| ip.address)
+                .filter(|address| !address.is_host())
+                .collect(),
             routes,
             dns: result.dns,
         })

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use crate::attachment::{Attachments, Known, already_attached};
 use crate::bandwidth;
 use crate::fault;
-use crate::link::Attachment;
+use crate::link::{self, Attachment};
 use crate::masquerade;
 use crate::nft::Nft;
 use crate::portmap;
@@ -34,6 +34,8 @@ use range::RangeSet;
 pub struct Grant {
     /// The container's addresses.
     pub addresses: Vec<IpAddr>,
+    /// The subnets that the addresses are from.
+    pub subnets: Vec<Cidr>,
     /// Its routes, all by way of the pod's gateway; no `gw`.
     pub routes: Vec<Route>,
     /// The resolver's configuration.
@@ -74,7 +76,7 @@ pub fn leases_of(conf: &NetConf) -> Result<Leases, CniError> {
         Some(field) if field.str()?.starts_with('/') => PathBuf::from(field.str()?),
         Some(field) => return Err(field.invalid("an absolute path")),
     };
-    Ok(Leases::at(dir.join(&conf.name)))
+    Ok(Leases::at(dir.join(link::file_part(&conf.name).as_ref())))
 }
 
 impl BuiltIn {
@@ -108,13 +110,14 @@ impl BuiltIn {
         self.sets.iter().flat_map(RangeSet::subnets).collect()
     }
 
-    /// The families that will be given an address of.
-    pub fn has_v6(&self) -> bool {
-        self.sets.iter().any(|set| {
-            set.candidates(None)
-                .next()
-                .is_some_and(|addr| addr.is_ipv6())
-        })
+    /// The family of each address that will be given; true for IPv6.
+    pub fn families(&self) -> Vec<bool> {
+        let first = |set: &RangeSet| set.subnets().next();
+        self.sets
+            .iter()
+            .filter_map(first)
+            .map(Cidr::is_v6)
+            .collect()
     }
 
     /// An error with code 50 if some range set has no address left. What it says of the leases is what `attachments`
@@ -198,8 +201,13 @@ impl BuiltIn {
             leases.write(addr, &owner)?;
             leases.set_last_reserved(i, addr);
         }
+        let subnet = |&addr: &IpAddr| {
+            let mut ranges = self.sets.iter().filter_map(|set| set.range_of(addr));
+            ranges.next().map(|range| range.subnet)
+        };
         Ok(Grant {
             addresses: attachment.addresses.clone(),
+            subnets: attachment.addresses.iter().filter_map(subnet).collect(),
             routes: self.routes.clone(),
             dns: self.dns.clone(),
         })
@@ -461,7 +469,7 @@ pub fn owner_of(attachment: &Attachment) -> Owner {
     }
 }
 
-/// The container's routes: those of `ipam.routes`, or a default route for each family.
+/// The container's routes: those of `ipam.routes`, none without.
 fn routes_of(root: &Field<'_>, sets: &[RangeSet]) -> Result<Vec<Route>, CniError> {
     let families: Vec<bool> = sets
         .iter()
@@ -491,20 +499,7 @@ fn routes_of(root: &Field<'_>, sets: &[RangeSet]) -> Result<Vec<Route>, CniError
         }
         routes.push(supported(route, field)?);
     }
-    Ok(if list.is_empty() {
-        default_routes(&families)
-    } else {
-        routes
-    })
-}
-
-/// A default route for each family, once.
-pub fn default_routes(families: &[bool]) -> Vec<Route> {
-    [false, true]
-        .into_iter()
-        .filter(|v6| families.contains(v6))
-        .map(|v6| Route::new(Cidr::all(v6), None))
-        .collect()
+    Ok(routes)
 }
 
 fn supported(route: Route, field: &Field<'_>) -> Result<Route, CniError> {

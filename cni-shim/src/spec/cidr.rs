@@ -24,6 +24,11 @@ impl Cidr {
         }
     }
 
+    /// Whether it is one address alone.
+    pub fn is_host(self) -> bool {
+        self.len == width(self.addr)
+    }
+
     /// All of a family: `0.0.0.0/0` or `::/0`.
     pub fn all(v6: bool) -> Self {
         let addr = if v6 {

@@ -187,9 +187,7 @@ fn name(root: &Field<'_>) -> Result<String, CniError> {
     if request::is_name(name) {
         return Ok(name.to_owned());
     }
-    Err(field.invalid(
-        "only letters, digits, '_', '.', '-' are allowed, a letter or digit first, at most 200",
-    ))
+    Err(field.invalid("only letters, digits, '_', '.', '-' are allowed, a letter or digit first"))
 }
 
 fn mtu(root: &Field<'_>) -> Result<u32, CniError> {

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use crate::lab::{Answer, PROGRAM, Scratch, start};
+use crate::lab::{Answer, Ns, PROGRAM, Scratch, start};
 
 const CONF: &str = r#"{"cniVersion":"1.0.0","name":"net","type":"selvage-cni"}"#;
 
@@ -31,7 +31,7 @@ fn a_bad_environment_is_code_4_whatever_the_input() {
             ("IFNAME", ifname),
         ]
     };
-    let long = "x".repeat(201);
+    let long = format!("{}/", "x".repeat(201));
     let table: Vec<(Vec<(&str, &str)>, &[&str])> = vec![
         (vec![], &["CNI_COMMAND"]),
         (vec![("COMMAND", "")], &["CNI_COMMAND"]),
@@ -214,6 +214,18 @@ fn status() {
         )
     };
     let env = [("COMMAND", "STATUS")];
+    let ns = Ns::new();
+    let forward = |value: &str| {
+        ns.within(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", value).unwrap());
+    };
+    let call = |env: &[(&str, &str)], conf: &str| ns.within(|| call(env, conf));
+    forward("0");
+    let message = call(&env, &conf("none", "10.1.0.0/24")).expect_code(51);
+    assert!(
+        message.contains("sysctl -w net.ipv4.ip_forward=1"),
+        "{message}"
+    );
+    forward("1");
     for policy in ["required", "optional"] {
         assert!(
             call(&env, &conf(policy, "10.1.0.0/24"))

@@ -74,7 +74,9 @@ fn the_pods_view() {
     let name = &host.name;
     let path = |key: &str| format!("/proc/sys/net/{key}").replace("VETH", name);
     for (key, value) in [
-        ("ipv6/conf/VETH/accept_ra", "0"),
+        // Where it forwards, router advertisements mean nothing.
+        ("ipv6/conf/VETH/forwarding", "1"),
+        ("ipv6/conf/VETH/accept_ra", "1"),
         ("ipv4/conf/VETH/rp_filter", "1"),
         ("ipv4/conf/VETH/proxy_arp", "0"),
     ] {
@@ -404,21 +406,91 @@ fn hostile_defaults_of_new_links() {
     assert_eq!(value.trim(), "0");
 }
 
+/// As Multus calls for a pod with a second network, whose configuration has no routes.
 #[test]
 fn two_interfaces_of_two_networks() {
-    let (mut node, pod) = (Node::new("none"), Ns::new());
-    node.add("a", &pod).expect_ok();
-    node.conf["name"] = json!("more");
-    node.conf["ipam"]["ranges"] = json!([[{"subnet": "10.77.0.0/24"}]]);
-    node.conf["ipam"]["routes"] = json!([{"dst": "10.78.0.0/16"}]);
-    let mut env = node.env("ADD", "a", &pod.path());
-    env.insert("CNI_IFNAME".into(), "net1".into());
-    node.call_with(&env, &node.conf).expect_ok();
-    assert_eq!((node.pod_links().len(), node.attachments().len()), (2, 2));
-    env.insert("CNI_COMMAND".into(), "DEL".into());
-    node.call_with(&env, &node.conf).expect_ok();
-    assert!(pod.link("eth0").is_some() && pod.link("net1").is_none());
-    assert_eq!(node.attachments(), ["a@eth0.json"]);
+    for routes in [json!([{"dst": "10.78.0.0/16"}]), json!([]), Value::Null] {
+        let (mut node, pods) = (Node::new("none"), [Ns::new(), Ns::new()]);
+        for (id, pod) in ["a", "b"].into_iter().zip(&pods) {
+            node.add(id, pod).expect_ok();
+        }
+        node.conf["name"] = json!("more");
+        node.conf["ipam"]["ranges"] =
+            json!([[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd00:77::/64"}]]);
+        node.conf["ipam"]["routes"] = routes.clone();
+        let mut second = Vec::new();
+        for (id, pod) in ["a", "b"].into_iter().zip(&pods) {
+            let mut env = node.env("ADD", id, &pod.path());
+            env.insert("CNI_IFNAME".into(), "net1".into());
+            let result = node.call_with(&env, &node.conf).expect_ok();
+            let asked = routes.as_array().map_or(0, Vec::len);
+            assert_eq!(
+                result["routes"].as_array().map_or(0, Vec::len),
+                asked,
+                "{routes}: {result}"
+            );
+            second.push(ips(&result));
+        }
+        assert_eq!((node.pod_links().len(), node.attachments().len()), (4, 4));
+        // Over the second network, from an address of it: the node drops what comes over the first from such a source.
+        for (&from, &to) in second[0].iter().zip(&second[1]) {
+            let listener =
+                pods[1].within(|| TcpListener::bind(std::net::SocketAddr::new(to, 0)).unwrap());
+            let address = listener.local_addr().unwrap();
+            let stream = pods[0]
+                .within(|| TcpStream::connect_timeout(&address, Duration::from_secs(30)).unwrap());
+            assert_eq!(stream.local_addr().unwrap().ip(), from, "{routes}");
+        }
+        let mut env = node.env("DEL", "a", &pods[0].path());
+        env.insert("CNI_IFNAME".into(), "net1".into());
+        node.call_with(&env, &node.conf).expect_ok();
+        assert!(pods[0].link("eth0").is_some() && pods[0].link("net1").is_none());
+        assert_eq!(
+            node.attachments(),
+            ["a@eth0.json", "b@eth0.json", "b@net1.json"]
+        );
+    }
+}
+
+/// The specification limits neither a container id nor the name of a network.
+#[test]
+fn names_of_any_length() {
+    let mut node = Node::new("none");
+    let base = "a".repeat(3000);
+    node.conf["name"] = json!("n".repeat(3000));
+    let pods = [Ns::new(), Ns::new()];
+    let ids = [format!("{base}1"), format!("{base}2")];
+    for (id, pod) in ids.iter().zip(&pods) {
+        node.add(id, pod).expect_ok();
+        node.add(id, pod).expect_code(100);
+    }
+    assert_eq!(node.attachments().len(), 2);
+    node.del(&ids[0], &pods[0]).expect_ok();
+    assert_eq!(node.attachments().len(), 1, "the other one's stays");
+    assert!(pods[1].link("eth0").is_some());
+    let mut conf = node.conf.clone();
+    conf["cni.dev/valid-attachments"] = json!([{"containerID": ids[1], "ifname": "eth0"}]);
+    let env = [("CNI_COMMAND".to_owned(), "GC".into())].into();
+    node.call_with(&env, &conf).expect_ok();
+    assert_eq!(node.attachments().len(), 1, "GC keeps a valid one");
+    node.del(&ids[1], &pods[1]).expect_ok();
+    node.assert_clean("after both");
+    assert_eq!(
+        std::fs::read_dir(node.scratch.0.join("data"))
+            .unwrap()
+            .map(|dir| names_in(&dir.unwrap().path()))
+            .collect::<Vec<_>>(),
+        [[".boot", "last_reserved_ip.0", "last_reserved_ip.1", "lock"]]
+    );
+}
+
+fn names_in(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
 }
 
 #[test]
@@ -466,6 +538,20 @@ fn check_finds_what_is_missing() {
     let result = node.add("a", &pod).expect_ok();
     node.conf["prevResult"] = result;
     let check = |node: &Node| node.call("CHECK", "a", &pod.path());
+    for (path, name) in [
+        ("ipv4/ip_forward", "net.ipv4.ip_forward"),
+        ("ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding"),
+    ] {
+        let path = format!("/proc/sys/net/{path}");
+        let write = |value| node.ns.within(|| std::fs::write(&path, value).unwrap());
+        write("0");
+        let message = check(&node).expect_code(103);
+        assert!(
+            message.contains(&format!("sysctl -w {name}=1")) && message.contains("cut off"),
+            "{message}"
+        );
+        write("1");
+    }
     assert!(check(&node).expect_ok().is_null(), "silent on success");
     // A later plugin added something of its own.
     let ours = node.conf["prevResult"].clone();

@@ -107,6 +107,11 @@ impl Node {
                 }
             })
             .unwrap();
+        ns.within(|| {
+            for path in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+                std::fs::write(format!("/proc/sys/net/{path}"), "1").unwrap();
+            }
+        });
         let dir = scratch.0.display();
         let conf = json!({
             "cniVersion": "1.1.0", "name": "pods", "type": "selvage-cni", "policy": policy,
