@@ -160,8 +160,18 @@ fn requirement(at: At<'_>, spec: &LabelSelectorRequirement) -> Result<Requiremen
     if spec.key.is_empty() {
         return Err(at.field("key").refuse("a label key is required"));
     }
-    let key = spec.key.as_str().into();
-    let with_values = matches!(spec.operator.as_str(), "In" | "NotIn");
+    // First of all the operator: whether it takes values is known only of one that there is.
+    let (make, with_values): (fn(_, _) -> _, _) = match spec.operator.as_str() {
+        "In" => (Requirement::In, true),
+        "NotIn" => (Requirement::NotIn, true),
+        "Exists" => (|key, _| Requirement::Exists(key), false),
+        "DoesNotExist" => (|key, _| Requirement::DoesNotExist(key), false),
+        other => {
+            let reason =
+                format!("{other:?} is not an operator; use In, NotIn, Exists or DoesNotExist");
+            return Err(at.field("operator").refuse(reason));
+        }
+    };
     if with_values && spec.values.is_empty() {
         return Err(at
             .field("values")
@@ -173,17 +183,7 @@ fn requirement(at: At<'_>, spec: &LabelSelectorRequirement) -> Result<Requiremen
             .refuse(format!("{} takes no values", spec.operator)));
     }
     let values = spec.values.iter().map(|v| v.as_str().into()).collect();
-    match spec.operator.as_str() {
-        "In" => Ok(Requirement::In(key, values)),
-        "NotIn" => Ok(Requirement::NotIn(key, values)),
-        "Exists" => Ok(Requirement::Exists(key)),
-        "DoesNotExist" => Ok(Requirement::DoesNotExist(key)),
-        other => {
-            let reason =
-                format!("{other:?} is not an operator; use In, NotIn, Exists or DoesNotExist");
-            Err(at.field("operator").refuse(reason))
-        }
-    }
+    Ok(make(spec.key.as_str().into(), values))
 }
 
 fn peers(
@@ -306,6 +306,11 @@ fn check_name(at: At<'_>, name: &str) -> Result<(), Refused> {
     if (1..=15).contains(&name.len()) && characters && letter && !hyphens {
         return Ok(());
     }
+    if name.parse::<u16>().is_ok() {
+        return Err(at.refuse(format!(
+            "{name:?} is a name here, and no port is named by a number; write it without quotes: {name}"
+        )));
+    }
     Err(at.refuse(format!(
         "{name:?} is not a port name: 1 to 15 of a-z, 0-9 and single inner hyphens, at least one letter"
     )))
@@ -329,6 +334,10 @@ mod tests {
             ),
             (
                 r#"{"podSelector":{"matchExpressions":[{"key":"a","operator":"Like"}]}}"#,
+                "spec.podSelector.matchExpressions[0].operator",
+            ),
+            (
+                r#"{"podSelector":{"matchExpressions":[{"key":"a","operator":"Like","values":["v"]}]}}"#,
                 "spec.podSelector.matchExpressions[0].operator",
             ),
             (

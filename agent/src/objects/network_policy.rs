@@ -203,7 +203,21 @@ pub(super) fn selector(path: &str, raw: &LabelSelector, faults: &mut Faults) -> 
             .iter()
             .map(|value| value.as_str().into())
             .collect();
-        let takes_values = matches!(raw.operator.as_str(), "In" | "NotIn");
+        if let Err(reason) = valid_label(&raw.key, "") {
+            faults.add(format!("{path}.key"), reason);
+        }
+        // First of all the operator: whether it takes values is known only of one that there is.
+        let (requirement, takes_values) = match raw.operator.as_str() {
+            "In" => (Requirement::In(key, values), true),
+            "NotIn" => (Requirement::NotIn(key, values), true),
+            "Exists" => (Requirement::Exists(key), false),
+            "DoesNotExist" => (Requirement::DoesNotExist(key), false),
+            other => {
+                let reason = format_args!("`{other}` is not In, NotIn, Exists or DoesNotExist");
+                faults.add(format!("{path}.operator"), reason);
+                continue;
+            }
+        };
         if takes_values == raw.values.is_empty() {
             let need = if takes_values {
                 "needs values"
@@ -215,20 +229,7 @@ pub(super) fn selector(path: &str, raw: &LabelSelector, faults: &mut Faults) -> 
                 format_args!("`{}` {need}", raw.operator),
             );
         }
-        if let Err(reason) = valid_label(&raw.key, "") {
-            faults.add(format!("{path}.key"), reason);
-        }
-        requirements.push(match raw.operator.as_str() {
-            "In" => Requirement::In(key, values),
-            "NotIn" => Requirement::NotIn(key, values),
-            "Exists" => Requirement::Exists(key),
-            "DoesNotExist" => Requirement::DoesNotExist(key),
-            other => {
-                let reason = format_args!("`{other}` is not In, NotIn, Exists or DoesNotExist");
-                faults.add(format!("{path}.operator"), reason);
-                continue;
-            }
-        });
+        requirements.push(requirement);
     }
     Some(Selector::new(requirements))
 }
