@@ -11,7 +11,8 @@
 use crate::group::{GroupSpec, Members, SetSpec};
 use crate::index::{Dirty, Facts, Standing};
 use crate::model::{
-    Direction, Family, IfName, LocalPod, NamespaceFact, PodFact, PodKey, Policy, PolicyKey,
+    Direction, Family, IfName, LocalPod, NamedPort, NamespaceFact, PodFact, PodKey, Policy,
+    PolicyKey,
 };
 use crate::plan::build::{self, Elements};
 use crate::plan::order::Transaction;
@@ -19,6 +20,7 @@ use crate::plan::{Delta, Gen, IfaceMatch, Key, Name, Op, Plan};
 use crate::rules;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// What does not change while the compiler lives.
@@ -256,6 +258,7 @@ impl Compiler {
             facts: &self.facts,
             groups: &mut self.groups,
             sets: &mut self.sets,
+            rules: BTreeMap::new(),
             tx: &mut tx,
         };
         for addr in &dirty.addresses {
@@ -321,10 +324,21 @@ struct Work<'a, 'p> {
     facts: &'a Facts,
     groups: &'a mut BTreeMap<Name, Group>,
     sets: &'a mut BTreeMap<Name, Shared>,
+    /// Rules that were put together in this settling already: many pods are selected by the same policies.
+    rules: BTreeMap<RulesKey<'a>, Option<Rc<Rules>>>,
     tx: &'a mut Transaction<'p>,
 }
 
-impl Work<'_, '_> {
+/// What the rules of a pod in a direction follow from: the policies that select it and, for ingress, its port names.
+type RulesKey<'a> = (Direction, Vec<&'a PolicyKey>, &'a [NamedPort]);
+
+/// The rules of pods, with the names of their chains, IPv4 and IPv6.
+struct Rules {
+    group: GroupSpec,
+    chains: [Name; 2],
+}
+
+impl<'a> Work<'a, '_> {
     /// What an attachment should have in the plan; its groups are there afterwards.
     fn dispatch(&mut self, ifname: IfName, next: Gen) -> Option<Dispatched> {
         let local = self.facts.local(&ifname)?;
@@ -336,13 +350,12 @@ impl Work<'_, '_> {
             })
         };
         let pod = match self.facts.standing(local) {
-            Standing::Pod(id) => self.facts.pod(id).cloned(),
+            Standing::Pod(id) => self.facts.pod(id),
             Standing::Anonymous => None,
             Standing::Waiting => return closed(LocalStatus::Waiting),
             Standing::Finished => return closed(LocalStatus::Finished),
         };
-        let [ingress, egress] =
-            Direction::ALL.map(|d| pod.as_ref().and_then(|pod| self.group(pod, d)));
+        let [ingress, egress] = Direction::ALL.map(|d| pod.and_then(|pod| self.rules(pod, d)));
         let mut dispatched = Dispatched {
             elements: Vec::new(),
             chains: Vec::new(),
@@ -364,7 +377,7 @@ impl Work<'_, '_> {
                 continue;
             }
             let [ingress, egress] = [&ingress, &egress]
-                .map(|group| group.as_ref().map(|group| self.acquire(group, family)));
+                .map(|rules| rules.as_ref().map(|rules| self.acquire(rules, family)));
             dispatched
                 .chains
                 .extend(ingress.iter().chain(&egress).cloned());
@@ -381,19 +394,40 @@ impl Work<'_, '_> {
     }
 
     /// The rules of a pod; `None` where it needs no chain.
-    fn group(&self, pod: &PodFact, direction: Direction) -> Option<GroupSpec> {
+    fn rules(&mut self, pod: &'a PodFact, direction: Direction) -> Option<Rc<Rules>> {
         let policies = self.facts.policies_of(&pod.key.namespace).map(|p| &**p);
-        let selecting = policies.filter(|policy| policy.pods.matches(&pod.labels));
-        rules::allowed(selecting, direction, &pod.ports).filter(|group| !group.allows_everything())
+        let selecting: Vec<&'a Policy> = policies
+            .filter(|policy| policy.rules(direction).is_some() && policy.pods.matches(&pod.labels))
+            .collect();
+        let ports = match direction {
+            Direction::Ingress => pod.ports.as_slice(),
+            Direction::Egress => &[],
+        };
+        let key = (
+            direction,
+            selecting.iter().map(|policy| &policy.key).collect(),
+            ports,
+        );
+        let make = || {
+            let group = rules::allowed(selecting, direction, ports)
+                .filter(|group| !group.allows_everything())?;
+            let chains = group.chain_names();
+            Some(Rc::new(Rules { group, chains }))
+        };
+        self.rules.entry(key).or_insert_with(make).clone()
     }
 
-    fn acquire(&mut self, spec: &GroupSpec, family: Family) -> Name {
-        let name = spec.chain_name(family);
+    fn acquire(&mut self, rules: &Rules, family: Family) -> Name {
+        let [v4, v6] = &rules.chains;
+        let name = match family {
+            Family::V4 => v4.clone(),
+            Family::V6 => v6.clone(),
+        };
         if let Some(group) = self.groups.get_mut(&name) {
             group.users += 1;
             return name;
         }
-        let layout = spec.layout(family);
+        let layout = rules.group.layout(family);
         let sets = layout.sets.keys().cloned().collect();
         layout
             .sets

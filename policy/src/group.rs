@@ -67,20 +67,25 @@ impl PortSpec {
         self.numbers.is_empty() && self.names.is_empty()
     }
 
+    /// What is in any of them.
+    fn union(parts: Vec<PortSpec>) -> PortSpec {
+        let mut union = PortSpec::default();
+        for part in parts {
+            for (proto, ranges) in part.numbers {
+                union.numbers.entry(proto).or_default().extend(ranges);
+            }
+            union.names.extend(part.names);
+        }
+        let numbers = union.numbers.values_mut();
+        numbers.for_each(|ranges| *ranges = coalesce_ports(std::mem::take(ranges)));
+        union
+    }
+
     fn numbers_only(&self) -> PortSpec {
         PortSpec {
             numbers: self.numbers.clone(),
             names: BTreeSet::new(),
         }
-    }
-
-    fn merge(&mut self, other: PortSpec) {
-        for (proto, mut ranges) in other.numbers {
-            let own = self.numbers.entry(proto).or_default();
-            ranges.append(own);
-            *own = coalesce_ports(ranges);
-        }
-        self.names.extend(other.names);
     }
 
     /// The single ports, if they are few.
@@ -113,26 +118,30 @@ pub(crate) struct GroupSpec {
     blocks: BTreeMap<PortList, AddrRanges>,
 }
 
-impl GroupSpec {
+/// Rules on their way to a group: collected as they come, brought into normal form once.
+pub(crate) struct GroupRules<'a> {
+    direction: Direction,
+    everything: bool,
+    anybody: Vec<PortSpec>,
+    pods: BTreeMap<PortList, BTreeSet<PodTerm>>,
+    blocks: BTreeMap<PortList, Vec<&'a AddrRanges>>,
+}
+
+impl<'a> GroupRules<'a> {
     pub(crate) fn new(direction: Direction) -> Self {
-        GroupSpec {
+        GroupRules {
             direction,
-            anybody: None,
+            everything: false,
+            anybody: Vec::new(),
             pods: BTreeMap::new(),
             blocks: BTreeMap::new(),
         }
     }
 
-    /// Whether every packet is allowed.
-    pub(crate) fn allows_everything(&self) -> bool {
-        self.anybody == Some(None)
-    }
-
     pub(crate) fn allow_anybody(&mut self, ports: PortList) {
-        match (&mut self.anybody, ports) {
-            (Some(None), _) => {}
-            (Some(Some(own)), Some(ports)) => own.merge(ports),
-            (slot, ports) => *slot = Some(ports),
+        match ports {
+            None => self.everything = true,
+            Some(ports) => self.anybody.push(ports),
         }
     }
 
@@ -140,18 +149,42 @@ impl GroupSpec {
         self.pods.entry(ports).or_default().insert(term);
     }
 
-    pub(crate) fn allow_blocks(&mut self, ports: PortList, blocks: &AddrRanges) {
-        let own = self.blocks.entry(ports).or_default();
-        *own = own.union(blocks);
+    pub(crate) fn allow_blocks(&mut self, ports: PortList, blocks: &'a AddrRanges) {
+        self.blocks.entry(ports).or_default().push(blocks);
     }
 
-    /// The name of the chain that enforces it for a family.
-    pub(crate) fn chain_name(&self, family: Family) -> Name {
+    pub(crate) fn finish(self) -> GroupSpec {
+        let ports = |specs: Vec<PortSpec>| (!specs.is_empty()).then(|| PortSpec::union(specs));
+        let blocks = self.blocks.into_iter();
+        GroupSpec {
+            direction: self.direction,
+            anybody: if self.everything {
+                Some(None)
+            } else {
+                ports(self.anybody).map(Some)
+            },
+            pods: self.pods,
+            blocks: blocks
+                .map(|(ports, parts)| (ports, AddrRanges::union(parts)))
+                .collect(),
+        }
+    }
+}
+
+impl GroupSpec {
+    /// Whether every packet is allowed.
+    pub(crate) fn allows_everything(&self) -> bool {
+        self.anybody == Some(None)
+    }
+
+    /// The names of the chains that enforce it, IPv4 and IPv6.
+    pub(crate) fn chain_names(&self) -> [Name; 2] {
         let prefix = match self.direction {
             Direction::Ingress => "in",
             Direction::Egress => "eg",
         };
-        Name::new(format!("{prefix}{}_{}", family.digit(), digest::hex(self)))
+        let content = digest::hex(self);
+        Family::ALL.map(|family| Name::new(format!("{prefix}{}_{content}", family.digit())))
     }
 
     /// The chain and the sets that it uses.
@@ -302,13 +335,12 @@ impl Layout {
 
     fn allow_blocks(&mut self, blocks: &AddrRanges, ports: &PortList) {
         let (family, side) = (self.family, self.side());
-        let ranges: Vec<_> = blocks.iter(family).collect();
-        if ranges.len() > FEW_RANGES {
-            let set = self.set(SetSpec::Blocks(family, ranges));
+        if blocks.count(family) > FEW_RANGES {
+            let set = self.set(SetSpec::Blocks(family, blocks.of(family)));
             let key = LookupKey::Addr(family, side);
             return self.allow(&[Match::Family(family), Match::Lookup { key, set }], ports);
         }
-        for (first, last) in ranges {
+        for (first, last) in blocks.iter(family) {
             self.allow(
                 &[Match::Family(family), Match::Addr { side, first, last }],
                 ports,

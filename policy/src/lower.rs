@@ -196,11 +196,11 @@ fn peers(
     if specs.is_empty() {
         return Ok(Peers::Any);
     }
-    let (mut pods, mut blocks) = (Vec::new(), AddrRanges::default());
+    let (mut pods, mut blocks) = (Vec::new(), Vec::new());
     for (i, spec) in specs.iter().enumerate() {
         let at = at.item(list, i);
         match (&spec.ip_block, &spec.pod_selector, &spec.namespace_selector) {
-            (Some(spec), None, None) => blocks = blocks.union(&block(at.field("ipBlock"), spec)?),
+            (Some(spec), None, None) => blocks.push(block(at.field("ipBlock"), spec)?),
             (Some(_), _, _) => {
                 let reason = "ipBlock cannot stand beside podSelector or namespaceSelector; make two elements of it";
                 return Err(at.field("ipBlock").refuse(reason));
@@ -224,7 +224,10 @@ fn peers(
             }
         }
     }
-    Ok(Peers::Some { pods, blocks })
+    Ok(Peers::Some {
+        pods,
+        blocks: AddrRanges::union(&blocks),
+    })
 }
 
 fn block(at: At<'_>, spec: &IPBlock) -> Result<AddrRanges, Refused> {

@@ -5,6 +5,7 @@
 use crate::model::Family;
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 /// Ports from `first` to `last`, both included; `first <= last`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,45 +55,47 @@ impl PortRange {
     }
 }
 
-/// Addresses of both families.
+/// Addresses of both families; a clone costs two reference counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AddrRanges {
-    v4: Vec<(u128, u128)>,
-    v6: Vec<(u128, u128)>,
+    v4: Arc<[(u32, u32)]>,
+    v6: Arc<[(u128, u128)]>,
 }
 
 impl AddrRanges {
     /// A block without its exceptions. Host bits are masked; exceptions outside the block are without effect.
     #[must_use]
     pub fn block(cidr: IpNet, except: &[IpNet]) -> Self {
-        let family = Family::of(cidr.addr());
-        let holes = coalesce(
-            except
-                .iter()
-                .filter(|e| Family::of(e.addr()) == family)
-                .map(net_range)
-                .collect(),
-        );
-        let ranges = subtract(vec![net_range(&cidr)], &holes);
-        match family {
+        match Family::of(cidr.addr()) {
             Family::V4 => AddrRanges {
-                v4: ranges,
-                v6: Vec::new(),
+                v4: without(cidr, except, v4_range).into(),
+                v6: Arc::default(),
             },
             Family::V6 => AddrRanges {
-                v4: Vec::new(),
-                v6: ranges,
+                v4: Arc::default(),
+                v6: without(cidr, except, v6_range).into(),
             },
         }
     }
 
-    /// What is in either.
+    /// What is in any of them: sorted once, however many there are.
     #[must_use]
-    pub fn union(&self, other: &AddrRanges) -> Self {
-        let join = |a: &[_], b: &[_]| coalesce([a, b].concat());
+    pub fn union<'a>(parts: impl IntoIterator<Item = &'a AddrRanges>) -> Self {
+        let mut parts = parts.into_iter();
+        let Some(first) = parts.next() else {
+            return AddrRanges::default();
+        };
+        let Some(second) = parts.next() else {
+            return first.clone();
+        };
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for part in [first, second].into_iter().chain(parts) {
+            v4.extend_from_slice(&part.v4);
+            v6.extend_from_slice(&part.v6);
+        }
         AddrRanges {
-            v4: join(&self.v4, &other.v4),
-            v6: join(&self.v6, &other.v6),
+            v4: coalesce(v4).into(),
+            v6: coalesce(v6).into(),
         }
     }
 
@@ -105,71 +108,125 @@ impl AddrRanges {
     /// Whether the address is inside.
     #[must_use]
     pub fn contains(&self, addr: IpAddr) -> bool {
-        let (ranges, value) = match addr {
-            IpAddr::V4(a) => (&self.v4, u128::from(u32::from(a))),
-            IpAddr::V6(a) => (&self.v6, u128::from(a)),
-        };
-        let after = ranges.partition_point(|(first, _)| *first <= value);
-        after
-            .checked_sub(1)
-            .and_then(|i| ranges.get(i))
-            .is_some_and(|(_, last)| value <= *last)
+        match addr {
+            IpAddr::V4(a) => is_within(&self.v4, a.to_bits()),
+            IpAddr::V6(a) => is_within(&self.v6, a.to_bits()),
+        }
+    }
+
+    /// How many ranges of a family there are.
+    #[must_use]
+    pub fn count(&self, family: Family) -> usize {
+        match family {
+            Family::V4 => self.v4.len(),
+            Family::V6 => self.v6.len(),
+        }
     }
 
     /// The ranges of a family, ascending, both ends included, no two touching.
-    pub fn iter(&self, family: Family) -> impl ExactSizeIterator<Item = (IpAddr, IpAddr)> + '_ {
-        let ranges = match family {
-            Family::V4 => &self.v4,
-            Family::V6 => &self.v6,
+    pub fn iter(&self, family: Family) -> impl Iterator<Item = (IpAddr, IpAddr)> + '_ {
+        let (v4, v6): (&[_], &[_]) = match family {
+            Family::V4 => (&self.v4, &[]),
+            Family::V6 => (&[], &self.v6),
         };
-        ranges
+        let v4 = v4
             .iter()
-            .map(move |(first, last)| (addr(family, *first), addr(family, *last)))
+            .map(|(a, b)| (Ipv4Addr::from(*a).into(), Ipv4Addr::from(*b).into()));
+        let v6 = v6
+            .iter()
+            .map(|(a, b)| (Ipv6Addr::from(*a).into(), Ipv6Addr::from(*b).into()));
+        v4.chain(v6)
+    }
+
+    /// The part of one family.
+    #[must_use]
+    pub fn of(&self, family: Family) -> Self {
+        match family {
+            Family::V4 => AddrRanges {
+                v4: self.v4.clone(),
+                v6: Arc::default(),
+            },
+            Family::V6 => AddrRanges {
+                v4: Arc::default(),
+                v6: self.v6.clone(),
+            },
+        }
     }
 }
 
 /// Ports as sorted, disjoint, coalesced ranges.
 #[must_use]
 pub fn coalesce_ports(ranges: impl IntoIterator<Item = PortRange>) -> Vec<PortRange> {
-    let wide = ranges
+    let ends = ranges.into_iter().map(|r| (r.first, r.last)).collect();
+    coalesce(ends)
         .into_iter()
-        .map(|r| (u128::from(r.first), u128::from(r.last)))
-        .collect();
-    // The ends come from u16 values and coalescing invents none.
-    coalesce(wide)
-        .into_iter()
-        .map(|(first, last)| PortRange {
-            first: first as u16,
-            last: last as u16,
-        })
+        .map(|(first, last)| PortRange { first, last })
         .collect()
 }
 
-fn addr(family: Family, value: u128) -> IpAddr {
-    match family {
-        // IPv4 ranges are made of u32 values only.
-        Family::V4 => Ipv4Addr::from(value as u32).into(),
-        Family::V6 => Ipv6Addr::from(value).into(),
-    }
+/// A number that ranges are made of.
+trait Value: Copy + Ord {
+    /// The next one; `None` behind the last.
+    fn next(self) -> Option<Self>;
+    /// The one before; `None` in front of the first.
+    fn previous(self) -> Option<Self>;
 }
 
-fn net_range(net: &IpNet) -> (u128, u128) {
+macro_rules! value {
+    ($($number:ty),*) => {$(
+        impl Value for $number {
+            fn next(self) -> Option<Self> {
+                self.checked_add(1)
+            }
+
+            fn previous(self) -> Option<Self> {
+                self.checked_sub(1)
+            }
+        }
+    )*};
+}
+
+value!(u16, u32, u128);
+
+fn v4_range(net: &IpNet) -> Option<(u32, u32)> {
     match net {
-        IpNet::V4(n) => (
-            u32::from(n.network()).into(),
-            u32::from(n.broadcast()).into(),
-        ),
-        IpNet::V6(n) => (n.network().into(), n.broadcast().into()),
+        IpNet::V4(net) => Some((net.network().to_bits(), net.broadcast().to_bits())),
+        IpNet::V6(_) => None,
     }
 }
 
-fn coalesce(mut ranges: Vec<(u128, u128)>) -> Vec<(u128, u128)> {
+fn v6_range(net: &IpNet) -> Option<(u128, u128)> {
+    match net {
+        IpNet::V4(_) => None,
+        IpNet::V6(net) => Some((net.network().to_bits(), net.broadcast().to_bits())),
+    }
+}
+
+/// A block without its exceptions, by the ends that `range` gives for those of its family.
+fn without<T: Value>(
+    cidr: IpNet,
+    except: &[IpNet],
+    range: impl Fn(&IpNet) -> Option<(T, T)>,
+) -> Vec<(T, T)> {
+    let holes = coalesce(except.iter().filter_map(&range).collect());
+    range(&cidr).map_or_else(Vec::new, |whole| subtract(whole, &holes))
+}
+
+fn is_within<T: Value>(ranges: &[(T, T)], value: T) -> bool {
+    let after = ranges.partition_point(|(first, _)| *first <= value);
+    after
+        .checked_sub(1)
+        .and_then(|i| ranges.get(i))
+        .is_some_and(|(_, last)| value <= *last)
+}
+
+fn coalesce<T: Value>(mut ranges: Vec<(T, T)>) -> Vec<(T, T)> {
     ranges.sort_unstable();
-    let mut out: Vec<(u128, u128)> = Vec::with_capacity(ranges.len());
+    let mut out: Vec<(T, T)> = Vec::with_capacity(ranges.len());
     for (first, last) in ranges {
         match out.last_mut() {
-            Some(previous) if first <= previous.1.saturating_add(1) => {
-                previous.1 = previous.1.max(last)
+            Some(previous) if previous.1.next().is_none_or(|next| first <= next) => {
+                previous.1 = previous.1.max(last);
             }
             _ => out.push((first, last)),
         }
@@ -177,28 +234,25 @@ fn coalesce(mut ranges: Vec<(u128, u128)>) -> Vec<(u128, u128)> {
     out
 }
 
-/// `from` without `holes`, both coalesced.
-fn subtract(from: Vec<(u128, u128)>, holes: &[(u128, u128)]) -> Vec<(u128, u128)> {
+/// One range without `holes`, which are coalesced.
+fn subtract<T: Value>((mut first, last): (T, T), holes: &[(T, T)]) -> Vec<(T, T)> {
     let mut out = Vec::new();
-    for (mut first, last) in from {
-        let mut used_up = false;
-        for &(hole_first, hole_last) in holes {
-            if hole_last < first || hole_first > last {
-                continue;
-            }
-            if hole_first > first {
-                out.push((first, hole_first - 1));
-            }
-            if hole_last >= last {
-                used_up = true;
-                break;
-            }
-            first = hole_last + 1;
+    let begin = holes.partition_point(|(_, hole_last)| *hole_last < first);
+    for &(hole_first, hole_last) in holes.iter().skip(begin) {
+        if hole_first > last {
+            break;
         }
-        if !used_up {
-            out.push((first, last));
+        if hole_first > first
+            && let Some(before) = hole_first.previous()
+        {
+            out.push((first, before));
+        }
+        match hole_last.next() {
+            Some(next) if next <= last => first = next,
+            _ => return out,
         }
     }
+    out.push((first, last));
     out
 }
 
@@ -221,9 +275,8 @@ mod tests {
             blocks in vec((net(), vec(net(), 0..4)), 0..5),
             ports in vec((0..300_u16, 0..300_u16), 0..6),
         ) {
-            let ranges = blocks.iter().fold(AddrRanges::default(), |all, (net, holes)| {
-                all.union(&AddrRanges::block(*net, holes))
-            });
+            let parts: Vec<_> = blocks.iter().map(|(net, holes)| AddrRanges::block(*net, holes)).collect();
+            let ranges = AddrRanges::union(&parts);
             for last in 0..=255 {
                 let addr = IpAddr::from(Ipv4Addr::new(10, 0, 0, last));
                 let expected = blocks.iter().any(|(net, holes)| {
@@ -267,7 +320,7 @@ mod tests {
                 [ends]
             );
             assert!(AddrRanges::block(net, &[net]).is_empty());
-            assert_eq!(ranges.union(&ranges), ranges);
+            assert_eq!(AddrRanges::union([&ranges, &ranges]), ranges);
         }
     }
 }

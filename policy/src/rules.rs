@@ -1,6 +1,6 @@
 //! What a pod may: the union of all policies that select it, in the normal form of a group.
 
-use crate::group::{GroupSpec, PodTerm, PortSpec};
+use crate::group::{GroupRules, GroupSpec, PodTerm, PortSpec};
 use crate::model::{
     Direction, NamedPort, NamespaceMatch, PeerSelector, Peers, Policy, PortAtom, Ports, Rule,
     Selector,
@@ -12,20 +12,25 @@ pub(crate) fn allowed<'a>(
     direction: Direction,
     own_ports: &[NamedPort],
 ) -> Option<GroupSpec> {
-    let mut group: Option<GroupSpec> = None;
+    let mut group: Option<GroupRules<'_>> = None;
     for rules in policies
         .into_iter()
         .filter_map(|policy| policy.rules(direction))
     {
-        let group = group.get_or_insert_with(|| GroupSpec::new(direction));
+        let group = group.get_or_insert_with(|| GroupRules::new(direction));
         for rule in rules {
             add(group, direction, rule, own_ports);
         }
     }
-    group
+    group.map(GroupRules::finish)
 }
 
-fn add(group: &mut GroupSpec, direction: Direction, rule: &Rule, own_ports: &[NamedPort]) {
+fn add<'a>(
+    group: &mut GroupRules<'a>,
+    direction: Direction,
+    rule: &'a Rule,
+    own_ports: &[NamedPort],
+) {
     let ports = match (&rule.ports, direction) {
         (Ports::Any, _) => None,
         // The destination of ingress is this pod: its names are numbers from here on.

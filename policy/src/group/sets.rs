@@ -3,7 +3,7 @@
 use super::{PodTerm, digest};
 use crate::model::{Family, Labels, NamedPort, NamespaceMatch, Proto};
 use crate::plan::{Key, KeyType, Name, SetDef};
-use crate::ranges::PortRange;
+use crate::ranges::{AddrRanges, PortRange};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ pub(crate) enum SetSpec {
     /// Addresses of pods; the elements follow the facts.
     Members(Members),
     /// Ranges of addresses, fixed.
-    Blocks(Family, Vec<(IpAddr, IpAddr)>),
+    Blocks(Family, AddrRanges),
     /// Protocols and ports, fixed.
     Ports(BTreeSet<(Proto, u16)>),
     /// Ranges of ports of a protocol that the rule names, fixed.
@@ -115,9 +115,10 @@ impl SetSpec {
     pub(crate) fn fixed(&self) -> Vec<Key> {
         match self {
             SetSpec::Members(_) => Vec::new(),
-            SetSpec::Blocks(_, ranges) => {
-                ranges.iter().map(|(a, b)| Key::AddrRange(*a, *b)).collect()
-            }
+            SetSpec::Blocks(family, ranges) => ranges
+                .iter(*family)
+                .map(|(a, b)| Key::AddrRange(a, b))
+                .collect(),
             SetSpec::Ports(ports) => ports
                 .iter()
                 .map(|(proto, port)| Key::ProtoPort(*proto, *port))

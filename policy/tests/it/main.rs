@@ -5,6 +5,7 @@ mod equivalence;
 mod incremental;
 mod interpreter;
 mod kernel;
+mod long_lists;
 mod nft;
 mod oracle;
 mod rows;
