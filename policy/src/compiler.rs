@@ -8,7 +8,7 @@
 //! Changes only mark; the plan catches up when it is asked for. So many changes become one delta, and what came and
 //! went in between leaves no trace.
 
-use crate::group::{GroupSpec, Members, SetSpec};
+use crate::group::{GroupSpec, Layout, Members, SetSpec};
 use crate::index::{Dirty, Facts, Standing};
 use crate::model::{
     Direction, Family, IfName, LocalPod, NamedPort, NamespaceFact, PodFact, PodKey, Policy,
@@ -18,6 +18,8 @@ use crate::plan::build::{self, Elements};
 use crate::plan::order::Transaction;
 use crate::plan::{Delta, Gen, IfaceMatch, Key, Name, Op, Plan};
 use crate::rules;
+use crate::staging::{Element, Staging};
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -34,6 +36,8 @@ pub struct Config {
     pub revoked_mark: u32,
     /// The name of this node, for what is known about its addresses.
     pub node: Arc<str>,
+    /// A new set of more elements than this is filled over several deltas, so many in each; at least 1.
+    pub portion: usize,
 }
 
 impl Default for Config {
@@ -43,6 +47,8 @@ impl Default for Config {
             pod_interfaces: IfaceMatch::default(),
             revoked_mark: 1 << 31,
             node: "".into(),
+            // Some milliseconds of the kernel's time.
+            portion: 2048,
         }
     }
 }
@@ -73,9 +79,10 @@ pub enum Change {
 }
 
 /// How far an attachment is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LocalStatus {
     /// No such attachment was told.
+    #[default]
     Unknown,
     /// Its pod is not known (or no longer, or under another UID): closed.
     Waiting,
@@ -83,6 +90,8 @@ pub enum LocalStatus {
     Finished,
     /// One of its addresses belongs to another attachment: that address is closed.
     Shadowed,
+    /// Large sets that its rules need are not full yet: closed until they are.
+    Staged,
     /// Its dispatch is in the plan since this generation: enforced once that (or a later one) is in the kernel.
     Planned(Gen),
 }
@@ -99,10 +108,11 @@ pub struct Compiler {
     locals: BTreeMap<IfName, Dispatched>,
     groups: BTreeMap<Name, Group>,
     sets: BTreeMap<Name, Shared>,
+    staging: Staging,
 }
 
 /// What an attachment has in the plan.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Dispatched {
     elements: Elements,
     chains: Vec<Name>,
@@ -136,6 +146,7 @@ impl Compiler {
             locals: BTreeMap::new(),
             groups: BTreeMap::new(),
             sets: BTreeMap::new(),
+            staging: Staging::default(),
         }
     }
 
@@ -164,13 +175,17 @@ impl Compiler {
 
     /// The plan for all changes so far.
     pub fn plan(&mut self) -> &Plan {
-        self.settle();
+        self.settle_whole();
         &self.plan
     }
 
-    /// What changed since the last delta, in one transaction; `None` if nothing did.
+    /// What changed since the last delta, in one transaction; `None` if nothing did. While large sets are filled, each
+    /// delta has a portion of them, and there is another one after it.
     pub fn take_delta(&mut self) -> Option<Delta> {
-        self.settle();
+        let portion = self.config.portion.max(1);
+        self.settle(portion);
+        // Elements may have vanished meanwhile: a portion without any is no reason to stop.
+        while self.fill(portion) && self.pending.is_empty() {}
         if self.pending.is_empty() {
             return None;
         }
@@ -185,7 +200,7 @@ impl Compiler {
 
     /// The whole plan, for a start or a repair: deltas go on from its generation.
     pub fn take_plan(&mut self) -> (Gen, &Plan) {
-        self.settle();
+        self.settle_whole();
         if !self.pending.is_empty() {
             self.pending.clear();
             self.taken = self.next();
@@ -221,13 +236,13 @@ impl Compiler {
         facts.nodes().for_each(|(name, addresses)| {
             fresh.apply(Change::Node(name.clone(), addresses.clone()))
         });
-        fresh.settle();
+        fresh.settle_whole();
         fresh.plan
     }
 
     /// How far an attachment is, with all changes so far.
     pub fn status(&mut self, ifname: &IfName) -> LocalStatus {
-        self.settle();
+        self.settle(self.config.portion.max(1));
         self.locals
             .get(ifname)
             .map_or(LocalStatus::Unknown, |local| local.status)
@@ -246,8 +261,39 @@ impl Compiler {
         Gen(self.taken.0 + 1)
     }
 
-    /// Brings the plan up to date.
-    fn settle(&mut self) {
+    /// Brings the plan up to date, with no set left to be filled.
+    fn settle_whole(&mut self) {
+        self.settle(usize::MAX);
+        self.fill(usize::MAX);
+    }
+
+    /// Puts at most so many elements into large sets that no rule names yet. Attachments that waited for them only get
+    /// their rules. False if there is nothing to fill.
+    fn fill(&mut self, most: usize) -> bool {
+        let (elements, ready) = self.staging.next(most);
+        if elements.is_empty() && ready.is_empty() {
+            return false;
+        }
+        let mut tx = Transaction::new(&mut self.plan);
+        for (name, element) in elements {
+            let members = self.sets.get(&name).and_then(|set| set.members.as_ref());
+            match (element, members) {
+                (Element::Fixed(key), _) => tx.put(&name, key, None),
+                (Element::Of(addr), Some(members)) => contribution(&self.facts, members, addr)
+                    .into_iter()
+                    .for_each(|key| tx.put(&name, key, None)),
+                (Element::Of(_), None) => {}
+            }
+        }
+        self.pending.extend(tx.finish());
+        self.dirty.locals.extend(ready);
+        self.settle(most);
+        true
+    }
+
+    /// Brings the plan up to date, but for attachments that need new sets of more than `largest` elements: those sets
+    /// are begun, and the attachments wait.
+    fn settle(&mut self, largest: usize) {
         let dirty = std::mem::take(&mut self.dirty);
         if dirty.addresses.is_empty() && dirty.locals.is_empty() {
             return;
@@ -258,6 +304,8 @@ impl Compiler {
             facts: &self.facts,
             groups: &mut self.groups,
             sets: &mut self.sets,
+            staging: &mut self.staging,
+            largest,
             rules: BTreeMap::new(),
             tx: &mut tx,
         };
@@ -267,7 +315,17 @@ impl Compiler {
         let (mut gone, mut come) = (BTreeSet::new(), BTreeMap::new());
         let mut released = Vec::new();
         for ifname in dirty.locals {
-            let new = work.dispatch(ifname, next);
+            work.staging.unwant(&ifname);
+            let new = match work.dispatch(ifname, next, self.locals.get(&ifname)) {
+                Outcome::Final(new) => new,
+                Outcome::Staged => {
+                    let closed = self.locals.entry(ifname).or_default();
+                    if closed.elements.is_empty() {
+                        closed.status = LocalStatus::Staged;
+                    }
+                    continue;
+                }
+            };
             come.extend(
                 new.iter()
                     .flat_map(|d| d.elements.iter())
@@ -296,6 +354,7 @@ impl Compiler {
             work.tx.put(&name, key, verdict);
         }
         work.release(released);
+        work.drop_unwanted();
         self.pending.extend(tx.finish());
         if self.pending.is_empty() {
             // There will be no delta to wait for: what nobody has to be told is in the plan already.
@@ -308,7 +367,24 @@ impl Compiler {
     }
 }
 
+/// What looking at an attachment came to.
+enum Outcome {
+    /// What it should have in the plan; `None` if it is gone.
+    Final(Option<Dispatched>),
+    /// It waits for large sets, with what it has.
+    Staged,
+}
+
 impl Dispatched {
+    /// Whether the interface brings packets from exactly these addresses, or is closed.
+    fn is_closed_or_of(&self, addresses: &BTreeSet<IpAddr>) -> bool {
+        let sources = self.elements.iter().filter_map(|(_, key, _)| match key {
+            Key::IfnameAddr(_, addr) => Some(*addr),
+            _ => None,
+        });
+        self.elements.is_empty() || sources.collect::<BTreeSet<_>>() == *addresses
+    }
+
     /// A dispatch that did not change is in the plan since it was made.
     fn keep_generation(&mut self, old: &Dispatched) {
         if let (LocalStatus::Planned(_), LocalStatus::Planned(since)) = (self.status, old.status)
@@ -324,6 +400,9 @@ struct Work<'a, 'p> {
     facts: &'a Facts,
     groups: &'a mut BTreeMap<Name, Group>,
     sets: &'a mut BTreeMap<Name, Shared>,
+    staging: &'a mut Staging,
+    /// Elements of the largest new set that is filled at once.
+    largest: usize,
     /// Rules that were put together in this settling already: many pods are selected by the same policies.
     rules: BTreeMap<RulesKey<'a>, Option<Rc<Rules>>>,
     tx: &'a mut Transaction<'p>,
@@ -336,18 +415,47 @@ type RulesKey<'a> = (Direction, Vec<&'a PolicyKey>, &'a [NamedPort]);
 struct Rules {
     group: GroupSpec,
     chains: [Name; 2],
+    layouts: [OnceCell<Layout>; 2],
+}
+
+impl Rules {
+    fn new(group: GroupSpec) -> Self {
+        Rules {
+            chains: group.chain_names(),
+            layouts: Default::default(),
+            group,
+        }
+    }
+
+    fn chain(&self, family: Family) -> &Name {
+        let [v4, v6] = &self.chains;
+        match family {
+            Family::V4 => v4,
+            Family::V6 => v6,
+        }
+    }
+
+    fn layout(&self, family: Family) -> &Layout {
+        let [v4, v6] = &self.layouts;
+        let layout = match family {
+            Family::V4 => v4,
+            Family::V6 => v6,
+        };
+        layout.get_or_init(|| self.group.layout(family))
+    }
 }
 
 impl<'a> Work<'a, '_> {
     /// What an attachment should have in the plan; its groups are there afterwards.
-    fn dispatch(&mut self, ifname: IfName, next: Gen) -> Option<Dispatched> {
-        let local = self.facts.local(&ifname)?;
+    fn dispatch(&mut self, ifname: IfName, next: Gen, old: Option<&Dispatched>) -> Outcome {
+        let Some(local) = self.facts.local(&ifname) else {
+            return Outcome::Final(None);
+        };
         let closed = |status| {
-            Some(Dispatched {
-                elements: Vec::new(),
-                chains: Vec::new(),
+            Outcome::Final(Some(Dispatched {
                 status,
-            })
+                ..Dispatched::default()
+            }))
         };
         let pod = match self.facts.standing(local) {
             Standing::Pod(id) => self.facts.pod(id),
@@ -357,9 +465,8 @@ impl<'a> Work<'a, '_> {
         };
         let [ingress, egress] = Direction::ALL.map(|d| pod.and_then(|pod| self.rules(pod, d)));
         let mut dispatched = Dispatched {
-            elements: Vec::new(),
-            chains: Vec::new(),
             status: LocalStatus::Planned(next),
+            ..Dispatched::default()
         };
         let owned = |addr: &IpAddr| {
             self.facts
@@ -370,6 +477,21 @@ impl<'a> Work<'a, '_> {
             local.addresses.iter().copied().partition(owned);
         if !foreign.is_empty() {
             dispatched.status = LocalStatus::Shadowed;
+        }
+        // Who may keep what it has until large sets are full: only the rules differ then, not whose the addresses are.
+        if old.is_none_or(|old| old.is_closed_or_of(&own)) {
+            let families = Family::ALL
+                .into_iter()
+                .filter(|family| own.iter().any(|addr| Family::of(*addr) == *family));
+            let needed: Vec<(&Rules, Family)> = families
+                .flat_map(|family| {
+                    let both = [ingress.as_deref(), egress.as_deref()];
+                    both.into_iter().flatten().map(move |rules| (rules, family))
+                })
+                .collect();
+            if self.is_staged(ifname, &needed) {
+                return Outcome::Staged;
+            }
         }
         for family in Family::ALL {
             let addresses: Vec<_> = own.iter().filter(|a| Family::of(**a) == family).collect();
@@ -390,7 +512,7 @@ impl<'a> Work<'a, '_> {
                 ));
             }
         }
-        Some(dispatched)
+        Outcome::Final(Some(dispatched))
     }
 
     /// The rules of a pod; `None` where it needs no chain.
@@ -411,55 +533,109 @@ impl<'a> Work<'a, '_> {
         let make = || {
             let group = rules::allowed(selecting, direction, ports)
                 .filter(|group| !group.allows_everything())?;
-            let chains = group.chain_names();
-            Some(Rc::new(Rules { group, chains }))
+            Some(Rc::new(Rules::new(group)))
         };
         self.rules.entry(key).or_insert_with(make).clone()
     }
 
     fn acquire(&mut self, rules: &Rules, family: Family) -> Name {
-        let [v4, v6] = &rules.chains;
-        let name = match family {
-            Family::V4 => v4.clone(),
-            Family::V6 => v6.clone(),
-        };
+        let name = rules.chain(family).clone();
         if let Some(group) = self.groups.get_mut(&name) {
             group.users += 1;
             return name;
         }
-        let layout = rules.group.layout(family);
+        let layout = rules.layout(family);
+        for (name, spec) in &layout.sets {
+            self.acquire_set(name, spec);
+        }
         let sets = layout.sets.keys().cloned().collect();
-        layout
-            .sets
-            .into_iter()
-            .for_each(|(name, spec)| self.acquire_set(name, spec));
         self.groups.insert(name.clone(), Group { users: 1, sets });
-        self.tx.add_chain(name.clone(), layout.chain);
+        self.tx.add_chain(name.clone(), layout.chain.clone());
         name
     }
 
-    fn acquire_set(&mut self, name: Name, spec: SetSpec) {
-        if let Some(shared) = self.sets.get_mut(&name) {
-            shared.users += 1;
+    fn acquire_set(&mut self, name: &Name, spec: &SetSpec) {
+        let elements = match self.sets.get_mut(name) {
+            Some(shared) => {
+                shared.users += 1;
+                self.staging.rest(name)
+            }
+            None => {
+                self.tx.add_set(name.clone(), spec.def());
+                let members = spec.as_members().cloned();
+                self.sets.insert(name.clone(), Shared { users: 1, members });
+                self.elements(spec)
+            }
+        };
+        for element in elements {
+            match (element, spec) {
+                (Element::Fixed(key), _) => self.tx.put(name, key, None),
+                (Element::Of(addr), SetSpec::Members(members)) => {
+                    contribution(self.facts, members, addr)
+                        .into_iter()
+                        .for_each(|key| self.tx.put(name, key, None));
+                }
+                (Element::Of(_), _) => {}
+            }
+        }
+    }
+
+    /// What a new set gets.
+    fn elements(&self, spec: &SetSpec) -> Vec<Element> {
+        match spec {
+            SetSpec::Members(members) => {
+                let candidates = self.facts.candidates(members).into_iter();
+                candidates.map(Element::Of).collect()
+            }
+            fixed => fixed.fixed().into_iter().map(Element::Fixed).collect(),
+        }
+    }
+
+    /// Whether the attachment has to wait for large sets of these rules. Those that are not there yet are begun.
+    fn is_staged(&mut self, ifname: IfName, rules: &[(&Rules, Family)]) -> bool {
+        let mut staged = Vec::new();
+        for (rules, family) in rules {
+            if self.groups.contains_key(rules.chain(*family)) {
+                continue;
+            }
+            for (name, spec) in &rules.layout(*family).sets {
+                if !self.sets.contains_key(name) {
+                    self.begin(name, spec);
+                }
+                if self.staging.contains(name) {
+                    staged.push(name);
+                }
+            }
+        }
+        let waits = staged.iter().any(|name| !self.staging.is_full(name));
+        if waits {
+            staged
+                .into_iter()
+                .for_each(|name| self.staging.want(name, ifname));
+        }
+        waits
+    }
+
+    /// Begins a set if it is large.
+    fn begin(&mut self, name: &Name, spec: &SetSpec) {
+        let elements = self.elements(spec);
+        if elements.len() <= self.largest {
             return;
         }
         self.tx.add_set(name.clone(), spec.def());
-        spec.fixed()
-            .into_iter()
-            .for_each(|key| self.tx.put(&name, key, None));
-        let members = match spec {
-            SetSpec::Members(members) => Some(members),
-            _ => None,
-        };
-        for addr in members.iter().flat_map(|m| self.facts.candidates(m)) {
-            for key in members
-                .iter()
-                .flat_map(|m| contribution(self.facts, m, addr))
-            {
-                self.tx.put(&name, key, None);
+        let members = spec.as_members().cloned();
+        self.sets.insert(name.clone(), Shared { users: 0, members });
+        self.staging.add(name.clone(), elements);
+    }
+
+    /// Large sets that nobody waits for any more are in use by now, or go.
+    fn drop_unwanted(&mut self) {
+        for name in self.staging.unwanted() {
+            if self.sets.get(&name).is_some_and(|set| set.users == 0) {
+                self.sets.remove(&name);
+                self.tx.del_set(name);
             }
         }
-        self.sets.insert(name, Shared { users: 1, members });
     }
 
     /// Brings the elements of one address up to date in every set.
@@ -511,7 +687,7 @@ impl<'a> Work<'a, '_> {
                     continue;
                 };
                 shared.users -= 1;
-                if shared.users == 0 {
+                if shared.users == 0 && !self.staging.contains(&set) {
                     self.sets.remove(&set);
                     self.tx.del_set(set);
                 }

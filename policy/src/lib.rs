@@ -17,6 +17,7 @@ pub mod plan;
 pub mod ranges;
 pub mod revoke;
 mod rules;
+mod staging;
 pub mod verdict;
 
 pub use compiler::{Change, Compiler, Config, LocalStatus};

@@ -9,6 +9,7 @@ use selvage_lab::daemon::find_program;
 use selvage_lab::network::add_route;
 use selvage_lab::probe::Answer;
 use selvage_lab::probe::raw::{SynEar, send_syn};
+use selvage_lab::probe::server::EchoServer;
 use selvage_lab::probe::tcp::{self, Conversation};
 use selvage_lab::process::output_of;
 use selvage_lab::{Cluster, Lab, eventually_ok};
@@ -191,6 +192,7 @@ fn ipvs(lab: &Lab) -> Result<()> {
         let hop = hop.into_iter().find(|hop| hop.is_ipv4() == (i == 0));
         add_route(cluster.netns("n2")?, host, hop.context("an address of n1")?)?;
     }
+    let _server = EchoServer::start(cluster.netns(client)?, 81)?;
     let mut cut = Vec::new();
     for i in 0..2 {
         for port in [80, 81] {

@@ -305,6 +305,29 @@ mod tests {
         }
     }
 
+    /// An operator that there is none of is the only fault, whatever its values.
+    #[test]
+    fn selectors_name_the_field_that_is_wrong() {
+        for (operator, values, fields) in [
+            ("Like", &[][..], &["operator"][..]),
+            ("Like", &["a"], &["operator"]),
+            ("In", &[], &["values"]),
+            ("Exists", &["a"], &["values"]),
+            ("NotIn", &["a"], &[]),
+        ] {
+            let raw = json!({"matchExpressions": [{"key": "k", "operator": operator, "values": values}]});
+            let raw: LabelSelector = serde_json::from_value(raw).unwrap();
+            let mut faults = Faults::default();
+            selector("spec.nodeSelector", &raw, &mut faults);
+            let faults = faults.into_list();
+            let paths: Vec<_> = faults
+                .iter()
+                .map(|fault| fault.path.rsplit('.').next().unwrap_or_default())
+                .collect();
+            assert_eq!(paths, fields, "{operator} {values:?}");
+        }
+    }
+
     #[test]
     fn unknown_fields_outside_of_rules_are_refused() {
         for spec in [

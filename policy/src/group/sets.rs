@@ -111,6 +111,14 @@ impl SetSpec {
         }
     }
 
+    /// Of a set whose elements follow the facts: whose.
+    pub(crate) fn as_members(&self) -> Option<&Members> {
+        match self {
+            SetSpec::Members(members) => Some(members),
+            _ => None,
+        }
+    }
+
     /// The elements of a set that depends on no facts.
     pub(crate) fn fixed(&self) -> Vec<Key> {
         match self {

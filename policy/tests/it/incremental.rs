@@ -12,7 +12,7 @@ use selvage_policy::model::{IfName, LocalPod, PodKey, PolicyKey};
 use selvage_policy::plan::{Delta, Gen, Op, Plan, diff};
 use selvage_policy::revoke::Flow;
 use selvage_policy::verdict::{Decision, End, Query};
-use selvage_policy::{Change, Compiler, LocalStatus};
+use selvage_policy::{Change, Compiler, Config, LocalStatus};
 
 fn ifname(number: usize) -> IfName {
     format!("sv{number}").parse().expect("an interface name")
@@ -66,6 +66,38 @@ proptest! {
             assert_sound(&mirror);
             prop_assert!(compiler.take_delta().is_none());
         }
+    }
+
+    /// Sets that are filled over several deltas: every delta fits, no pod is dispatched to a set that is not full, and the
+    /// end is the full build.
+    #[test]
+    fn sets_filled_in_portions_end_in_the_same_plan(
+        start in world(),
+        steps in vec((vec(change(), 1..4), 0..4_usize), 1..8),
+        portion in 1..4_usize,
+    ) {
+        let mut compiler = Compiler::new(Config { portion, ..crate::world::config() });
+        start.changes().into_iter().for_each(|change| compiler.apply(change));
+        let mut mirror = Plan { table: compiler.full().table, ..Plan::default() };
+        for (step, deltas) in steps.into_iter().chain([(Vec::new(), usize::MAX)]) {
+            step.into_iter().for_each(|change| compiler.apply(change));
+            let full = compiler.full();
+            for _ in 0..deltas {
+                let Some(delta) = compiler.take_delta() else { break };
+                mirror.apply(&delta.ops).expect("a delta that fits");
+                // A chain has its name from its content, so the full build knows what its sets should hold.
+                for (name, _) in mirror.chains.iter().filter(|(name, _)| full.chains.contains_key(*name)) {
+                    for set in mirror.chains[name].names().filter(|name| mirror.sets[*name].def.verdicts.eq(&false)) {
+                        let dispatched = mirror.chains[name].base.is_none();
+                        prop_assert!(!dispatched || mirror.sets[set] == full.sets[set], "{name} {set}");
+                    }
+                }
+            }
+        }
+        assert_same(&mirror, &compiler.full());
+        assert_sound(&mirror);
+        prop_assert!(compiler.take_delta().is_none());
+        assert_same(&mirror, compiler.plan());
     }
 
     #[test]

@@ -7,7 +7,10 @@ use selvage_policy::api::{
     NetworkPolicySpec,
 };
 use selvage_policy::model::Family;
-use selvage_policy::plan::{Key, Plan};
+use selvage_policy::model::PolicyKey;
+use selvage_policy::plan::{Key, Plan, Verdict};
+use selvage_policy::{Change, Compiler, Config, LocalStatus};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 const BLOCKS: u32 = 100_000;
@@ -24,8 +27,12 @@ fn peer(cidr: String, except: Option<Vec<String>>) -> NetworkPolicyPeer {
     }
 }
 
-/// A pod of this node, and the plan for it under these ingress rules.
+/// Pods of this node, and the plan for them under these ingress rules.
 fn plan(rules: Vec<NetworkPolicyIngressRule>) -> Plan {
+    world(rules).compiler().plan().clone()
+}
+
+fn world(rules: Vec<NetworkPolicyIngressRule>) -> World {
     let pods = (1..=20).map(|n| Pod {
         namespace: "x".into(),
         name: format!("pod-{n}"),
@@ -37,7 +44,7 @@ fn plan(rules: Vec<NetworkPolicyIngressRule>) -> Plan {
         ports: Vec::new(),
         created: 1,
     });
-    let world = World {
+    World {
         namespaces: vec![Namespace {
             name: "x".into(),
             labels: Default::default(),
@@ -51,8 +58,7 @@ fn plan(rules: Vec<NetworkPolicyIngressRule>) -> Plan {
                 ..NetworkPolicySpec::default()
             },
         }],
-    };
-    world.compiler().plan().clone()
+    }
 }
 
 /// The ranges of the only interval set.
@@ -109,4 +115,104 @@ fn ports_of_many_rules() {
             .collect(),
     );
     assert_eq!(one, many);
+}
+
+/// A long list does not hold up others: it comes in portions, and what others need comes with the next one.
+#[test]
+fn others_do_not_wait_for_a_long_list() {
+    const PORTION: usize = 1000;
+    let mut compiler = Compiler::new(Config {
+        portion: PORTION,
+        ..crate::world::config()
+    });
+    let world = world(Vec::new());
+    let (policy, others) = {
+        let mut changes = world.changes();
+        (changes.pop().expect("the policy"), changes)
+    };
+    others.into_iter().for_each(|change| compiler.apply(change));
+    compiler.take_plan();
+    // Everybody in the namespace is isolated, and then gets a long list.
+    compiler.apply(policy);
+    compiler.take_delta().expect("isolation");
+    let long = rule(
+        (0..20_000).map(|n| peer(block(n), None)).collect(),
+        vec![80],
+    );
+    let spec = NetworkPolicySpec {
+        ingress: Some(vec![long]),
+        ..NetworkPolicySpec::default()
+    };
+    let (namespace, name) = ("x".to_owned(), "long".to_owned());
+    let list = Object {
+        namespace,
+        name,
+        spec,
+    };
+    compiler.apply(list.change());
+    let mut mirror = isolated(&world);
+    let first = compiler.take_delta().expect("a first portion");
+    mirror.apply(&first.ops).expect("a delta that fits");
+    // Its pods keep the rules that they have; another namespace's pod comes meanwhile.
+    let old: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
+    let verdict = |plan: &Plan| dispatch(plan)[&Key::Addr(old.into())].clone();
+    assert_eq!(verdict(&mirror), verdict(&isolated(&world)));
+    let new = |namespace: &str, last| Pod {
+        namespace: namespace.into(),
+        addresses: vec![Ipv4Addr::new(10, 0, 2, last).into()],
+        ifname: Some(format!("sv-{namespace}")),
+        ..world.pods[0].clone()
+    };
+    let (stranger, concerned) = (
+        new("y", 1),
+        Pod {
+            name: "late".into(),
+            ..new("x", 2)
+        },
+    );
+    for pod in [&stranger, &concerned] {
+        compiler.apply(pod.change());
+        pod.attachment()
+            .into_iter()
+            .for_each(|change| compiler.apply(change));
+    }
+    let next = compiler.take_delta().expect("a next portion");
+    mirror.apply(&next.ops).expect("a delta that fits");
+    assert!(next.ops.len() < PORTION + 20, "{}", next.ops.len());
+    let has = |plan: &Plan, pod: &Pod| dispatch(plan).contains_key(&Key::Addr(pod.addresses[0]));
+    assert!(has(&mirror, &stranger) && !has(&mirror, &concerned));
+    let status =
+        |compiler: &mut Compiler, name: &str| compiler.status(&name.parse().expect("a name"));
+    assert_eq!(status(&mut compiler, "sv-y"), LocalStatus::Planned(next.to));
+    assert_eq!(status(&mut compiler, "sv-x"), LocalStatus::Staged);
+    let mut portions = 2;
+    while let Some(delta) = compiler.take_delta() {
+        mirror.apply(&delta.ops).expect("a delta that fits");
+        // The last one has the dispatch of all pods as well.
+        assert!(delta.ops.len() < PORTION + 200, "{}", delta.ops.len());
+        portions += 1;
+    }
+    assert_eq!(portions, 20_000 / PORTION);
+    assert!(has(&mirror, &concerned));
+    assert_eq!(&mirror, compiler.plan());
+    // Taken back in the middle, nothing of it stays.
+    compiler.apply(Change::PolicyGone(PolicyKey::new("x", "long")));
+    compiler.take_delta().expect("it goes");
+    let before = compiler.plan().clone();
+    compiler.apply(list.change());
+    compiler.take_delta().expect("a first portion");
+    compiler.apply(Change::PolicyGone(PolicyKey::new("x", "long")));
+    compiler.take_delta().expect("the set goes");
+    assert!(compiler.take_delta().is_none());
+    assert_eq!(&before, compiler.plan());
+}
+
+/// What the kernel has under the isolating policy alone.
+fn isolated(world: &World) -> Plan {
+    world.compiler().plan().clone()
+}
+
+fn dispatch(plan: &Plan) -> BTreeMap<Key, Option<Verdict>> {
+    let map = plan.sets.iter().find(|(name, _)| name.as_str() == "in4");
+    map.expect("a map").1.elements.clone()
 }

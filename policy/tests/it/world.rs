@@ -74,10 +74,14 @@ impl World {
 }
 
 pub fn compiler() -> Compiler {
-    Compiler::new(Config {
+    Compiler::new(config())
+}
+
+pub fn config() -> Config {
+    Config {
         node: NODE.into(),
         ..Config::default()
-    })
+    }
 }
 
 pub fn addresses(texts: &[&str]) -> Vec<IpAddr> {

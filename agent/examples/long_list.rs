@@ -1,0 +1,83 @@
+//! What a long list of blocks costs the kernel: one transaction for the whole list, and one for a pod beside it.
+//!
+//! `unshare -rn cargo run --release -p selvage --example long_list [BLOCKS]`: it writes into the network namespace in
+//! which it runs, so give it one of its own.
+
+use std::{error::Error, net::Ipv4Addr, sync::Arc, time::Instant};
+
+use selvage::kernel::nft::NftTable;
+use selvage_policy::{
+    Change, Compiler, Config,
+    api::NetworkPolicySpec,
+    lower,
+    model::{LocalPod, Phase, PodFact, PodKey, PodRef, PolicyKey},
+};
+
+type Failure = Box<dyn Error>;
+
+fn main() -> Result<(), Failure> {
+    let blocks: u32 = std::env::args().nth(1).map_or(Ok(20_000), |n| n.parse())?;
+    let mut compiler = Compiler::new(Config::default());
+    for n in 0..30 {
+        pod(n)?.into_iter().for_each(|change| compiler.apply(change));
+    }
+    let mut table = NftTable::open()?;
+    table.load(compiler.take_plan().1)?;
+    for round in 0..3 {
+        let peers: Vec<_> = (0..blocks)
+            .map(|n| {
+                let cidr = Ipv4Addr::from(0xac10_0000 + 8 * (n + round));
+                format!(r#"{{"ipBlock":{{"cidr":"{cidr}/30"}}}}"#)
+            })
+            .collect();
+        let text = format!(
+            r#"{{"podSelector":{{}},"ingress":[{{"from":[{}]}}]}}"#,
+            peers.join(",")
+        );
+        let spec: NetworkPolicySpec = serde_json::from_str(&text)?;
+        let start = Instant::now();
+        let policy = lower(PolicyKey::new("ns", "p"), &spec)?;
+        let lowered = start.elapsed();
+        let start = Instant::now();
+        compiler.apply(Change::Policy(Arc::new(policy)));
+        let delta = compiler.take_delta().ok_or("no change")?;
+        let planned = start.elapsed();
+        let start = Instant::now();
+        table.apply(&delta.ops)?;
+        let applied = start.elapsed();
+        pod(100 + round)?
+            .into_iter()
+            .for_each(|change| compiler.apply(change));
+        let delta = compiler.take_delta().ok_or("no change")?;
+        let start = Instant::now();
+        table.apply(&delta.ops)?;
+        println!(
+            "{blocks} blocks: lowered {lowered:.1?}, planned {planned:.1?}, in the kernel {applied:.1?}; then a pod {:.1?}",
+            start.elapsed()
+        );
+    }
+    Ok(())
+}
+
+fn pod(n: u32) -> Result<[Change; 2], Failure> {
+    let key = PodKey::new("ns", format!("pod-{n}"));
+    let addresses = vec![Ipv4Addr::from(0x0a00_0001 + n).into()];
+    let fact = PodFact {
+        uid: format!("uid-{n}").into(),
+        key: key.clone(),
+        labels: [("app", "a")].into(),
+        ips: addresses.clone(),
+        node: None,
+        host_network: false,
+        phase: Phase::Live,
+        ports: Vec::new(),
+        created: 0,
+    };
+    let local = LocalPod {
+        ifname: format!("sv{n}").parse()?,
+        ifindex: n,
+        addresses,
+        pod: Some(PodRef { key, uid: None }),
+    };
+    Ok([Change::Pod(Arc::new(fact)), Change::Local(local)])
+}

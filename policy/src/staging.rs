@@ -1,0 +1,102 @@
+//! Large sets on their way into the plan.
+//!
+//! A new set of many elements is filled over several deltas, a portion in each, before any rule names the set: so no
+//! transaction is long, and other pods' changes ride with the portions instead of waiting for the whole. The pods that
+//! need the set keep the rules that they have, and a new pod stays closed, until the set is full.
+
+use crate::model::IfName;
+use crate::plan::{Key, Name};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// The large sets that no rule names yet.
+#[derive(Debug, Default)]
+pub(crate) struct Staging {
+    sets: BTreeMap<Name, Staged>,
+}
+
+/// What a set still lacks, and who waits for it.
+#[derive(Debug)]
+struct Staged {
+    left: Vec<Element>,
+    wanted: BTreeSet<IfName>,
+}
+
+/// What is still to be put into a set.
+#[derive(Debug)]
+pub(crate) enum Element {
+    /// An element that depends on no facts.
+    Fixed(Key),
+    /// Whatever the owner of this address contributes by then.
+    Of(IpAddr),
+}
+
+impl Staging {
+    /// Whether there is such a set, full or not.
+    pub(crate) fn contains(&self, name: &Name) -> bool {
+        self.sets.contains_key(name)
+    }
+
+    /// Whether the set is full, or was never here.
+    pub(crate) fn is_full(&self, name: &Name) -> bool {
+        self.sets.get(name).is_none_or(|set| set.left.is_empty())
+    }
+
+    /// A set that is to get these elements.
+    pub(crate) fn add(&mut self, name: Name, mut elements: Vec<Element>) {
+        // They are taken from the end.
+        elements.reverse();
+        let staged = Staged {
+            left: elements,
+            wanted: BTreeSet::new(),
+        };
+        self.sets.insert(name, staged);
+    }
+
+    /// The attachment waits for the set.
+    pub(crate) fn want(&mut self, name: &Name, ifname: IfName) {
+        if let Some(set) = self.sets.get_mut(name) {
+            set.wanted.insert(ifname);
+        }
+    }
+
+    /// The attachment waits for none of the sets any more.
+    pub(crate) fn unwant(&mut self, ifname: &IfName) {
+        for set in self.sets.values_mut() {
+            set.wanted.remove(ifname);
+        }
+    }
+
+    /// The next elements, at most so many, and the attachments all of whose sets are full then.
+    pub(crate) fn next(&mut self, most: usize) -> (Vec<(Name, Element)>, BTreeSet<IfName>) {
+        let mut out = Vec::new();
+        for (name, set) in &mut self.sets {
+            let from = set.left.len().saturating_sub(most - out.len());
+            let taken = set.left.drain(from..).rev();
+            out.extend(taken.map(|element| (name.clone(), element)));
+        }
+        let wanted = |full: bool| {
+            let sets = self.sets.values();
+            sets.filter(move |set| set.left.is_empty() == full)
+                .flat_map(|set| set.wanted.iter().copied())
+        };
+        let mut ready: BTreeSet<IfName> = wanted(true).collect();
+        for ifname in wanted(false) {
+            ready.remove(&ifname);
+        }
+        (out, ready)
+    }
+
+    /// All that a set still lacks, for somebody who cannot wait.
+    pub(crate) fn rest(&mut self, name: &Name) -> Vec<Element> {
+        let set = self.sets.get_mut(name);
+        set.map(|set| std::mem::take(&mut set.left))
+            .unwrap_or_default()
+    }
+
+    /// Takes out the sets that nobody waits for.
+    pub(crate) fn unwanted(&mut self) -> Vec<Name> {
+        let unwanted = self.sets.extract_if(.., |_, set| set.wanted.is_empty());
+        unwanted.map(|(name, _)| name).collect()
+    }
+}
