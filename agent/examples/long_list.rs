@@ -19,7 +19,9 @@ fn main() -> Result<(), Failure> {
     let blocks: u32 = std::env::args().nth(1).map_or(Ok(20_000), |n| n.parse())?;
     let mut compiler = Compiler::new(Config::default());
     for n in 0..30 {
-        pod(n)?.into_iter().for_each(|change| compiler.apply(change));
+        pod(n)?
+            .into_iter()
+            .for_each(|change| compiler.apply(change));
     }
     let mut table = NftTable::open()?;
     table.load(compiler.take_plan().1)?;

@@ -96,7 +96,14 @@ impl Staging {
 
     /// Takes out the sets that nobody waits for.
     pub(crate) fn unwanted(&mut self) -> Vec<Name> {
-        let unwanted = self.sets.extract_if(.., |_, set| set.wanted.is_empty());
-        unwanted.map(|(name, _)| name).collect()
+        let sets = self.sets.iter();
+        let unwanted: Vec<Name> = sets
+            .filter(|(_, set)| set.wanted.is_empty())
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in &unwanted {
+            self.sets.remove(name);
+        }
+        unwanted
     }
 }

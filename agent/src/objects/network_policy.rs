@@ -315,7 +315,8 @@ mod tests {
             ("Exists", &["a"], &["values"]),
             ("NotIn", &["a"], &[]),
         ] {
-            let raw = json!({"matchExpressions": [{"key": "k", "operator": operator, "values": values}]});
+            let raw =
+                json!({"matchExpressions": [{"key": "k", "operator": operator, "values": values}]});
             let raw: LabelSelector = serde_json::from_value(raw).unwrap();
             let mut faults = Faults::default();
             selector("spec.nodeSelector", &raw, &mut faults);
