@@ -21,6 +21,11 @@ pub fn cases() -> Vec<Case> {
         Case::new("e2e::why_agrees_with_packets", OWN, why_agrees),
         Case::new("e2e::health_and_metrics_tell_the_truth", OWN, web),
         Case::new(
+            "e2e::policies_that_are_not_enforced_are_named",
+            OWN,
+            not_enforced,
+        ),
+        Case::new(
             "e2e::ready_names_what_it_waits_for",
             &[Need::Own("selvage")],
             not_ready,
@@ -320,6 +325,48 @@ fn web(lab: &Lab) -> Result<()> {
     metric("selvage_source_problems 0")?;
     cluster.node("n2")?.agent.process().kill()?;
     metric("selvage_bgp_peer_up{asn=\"64512\",peer=\"192.0.2.2\"} 0")
+}
+
+/// A policy that is accepted and not enforced is no secret: status, metric, `check`; and when it is gone it is gone.
+fn not_enforced(lab: &Lab) -> Result<()> {
+    let mut cluster = two_nodes(lab)?;
+    let node = cluster.netns("n1")?.clone();
+    let policy = "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: no-one-talks}\nspec: {tier: Admin, priority: 1}\n";
+    let says = |cluster: &mut Cluster, says: bool| {
+        let metric = format!(
+            "selvage_policies_not_enforced{{kind=\"ClusterNetworkPolicy\"}} {}",
+            usize::from(says)
+        );
+        eventually_ok(SOON, &metric, || {
+            let (_, text) = http(&node, "/metrics")?;
+            ensure!(text.lines().any(|line| line == metric), "{text}");
+            let output = cluster
+                .node("n1")?
+                .agent
+                .command(&["status", "-o", "json"])?;
+            let status: Value = serde_json::from_slice(&output.stdout)?;
+            let named = "1 ClusterNetworkPolicy is not enforced: no-one-talks";
+            let wrong = status["wrong"].to_string();
+            ensure!(wrong.contains(named) == says, "{status}");
+            ensure!((status["health"] == "good") != says, "{status}");
+            Ok(())
+        })
+    };
+    says(&mut cluster, false)?;
+    cluster.objects().write_text("cluster-policy", policy)?;
+    says(&mut cluster, true)?;
+    let file = cluster.objects().directory().join("cluster-policy.yaml");
+    let file = file.to_str().context("path")?;
+    let checked = cluster.node("n1")?.agent.command(&["check", file])?;
+    let text = String::from_utf8_lossy(&checked.stdout);
+    ensure!(
+        checked.status.code() == Some(1)
+            && text.contains("cluster-policy.yaml:1:1: ClusterNetworkPolicy no-one-talks")
+            && text.contains("not enforced"),
+        "{checked:?}"
+    );
+    cluster.objects().remove("cluster-policy")?;
+    says(&mut cluster, false)
 }
 
 /// Without its Node there are no pod CIDRs and no addresses: it lives, and says what it waits for.

@@ -89,6 +89,10 @@ pub fn cases() -> Vec<Case> {
         on_api("kubernetes::source::a_link_that_drops_is_noticed", dropped),
         on_api("kubernetes::source::kinds_come_and_go", kinds),
         on_api(
+            "kubernetes::source::policies_that_are_not_enforced_are_named",
+            not_enforced,
+        ),
+        on_api(
             "kubernetes::source::an_address_that_is_used_again_before_its_pod_is_gone",
             reused,
         ),
@@ -380,6 +384,70 @@ fn dropped(lab: &Lab) -> Result<()> {
 }
 
 /// Definitions that are removed under a running agent, and installed again.
+/// As network-policy-api has it, but for the schema.
+const CLUSTER_POLICIES: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata:
+  name: clusternetworkpolicies.policy.networking.k8s.io
+  annotations: {api-approved.kubernetes.io: 'https://github.com/kubernetes-sigs/network-policy-api/pull/300'}
+spec:
+  group: policy.networking.k8s.io
+  scope: Cluster
+  names: {kind: ClusterNetworkPolicy, plural: clusternetworkpolicies, singular: clusternetworkpolicy, listKind: ClusterNetworkPolicyList}
+  versions:
+    - name: v1alpha2
+      served: true
+      storage: true
+      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+";
+
+/// The kind comes while the agents run, with an object; both go again. The rights are those of the manifests.
+fn not_enforced(lab: &Lab) -> Result<()> {
+    let mut cluster = two_nodes(lab)?;
+    let directory = lab.subdirectory("cluster-policies")?;
+    let definition = directory.join("crd.yaml");
+    std::fs::write(&definition, CLUSTER_POLICIES)?;
+    let object = directory.join("policy.yaml");
+    let text = "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: no-one-talks}\nspec: {tier: Admin, priority: 1}\n";
+    std::fs::write(&object, text)?;
+    let kubectl = cluster.control()?.kubectl().clone();
+    kubectl.apply_path(&definition)?;
+    kubectl.apply_path(&object)?;
+    // Who waits for all that the API server holds has the question asked at once.
+    let wait = ["wait", "--for", "synced", "--timeout", "30s"];
+    for node in ["n1", "n2"] {
+        cluster.node(node)?.agent.ask(&wait)?;
+        wait_says(
+            &mut cluster,
+            node,
+            "1 ClusterNetworkPolicy is not enforced: no-one-talks",
+            true,
+        )?;
+    }
+    eventually_ok(3 * SOON, "an event tells its author", || {
+        let events = kubectl.json(&["get", "events.events.k8s.io", "-n", "default"])?;
+        let items = events["items"].as_array().cloned().unwrap_or_default();
+        let mine = |event: &&Value| event["regarding"]["name"] == "no-one-talks";
+        let mine: Vec<&Value> = items.iter().filter(mine).collect();
+        // One, whoever of the agents came first.
+        ensure!(
+            mine.len() == 1 && mine[0]["reason"] == "NotEnforced",
+            "{mine:?}"
+        );
+        Ok(())
+    })?;
+    kubectl.run(&[
+        "delete",
+        "crd",
+        "clusternetworkpolicies.policy.networking.k8s.io",
+    ])?;
+    for node in ["n1", "n2"] {
+        wait_says(&mut cluster, node, "is not enforced", false)?;
+    }
+    Ok(())
+}
+
 fn kinds(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
     let control = cluster.control()?;

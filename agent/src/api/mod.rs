@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 
 pub use routes::{PathView, RoutePage, RouteQuestion, RouteView};
 pub use status::{
-    BgpView, FaultCountView, FaultView, Finding, Health, PeerView, PolicyView, ProblemView,
-    ReadyView, RouteTotals, SourceView, StatusView, UnknownSourceView, UnusedFamilyView,
+    BgpView, FaultCountView, FaultView, Finding, Health, NotEnforcedView, PeerView, PolicyView,
+    ProblemView, ReadyView, RouteTotals, SourceView, StatusView, UnknownSourceView,
+    UnusedFamilyView,
 };
 pub use why::{DirectionView, EndView, WhyQuestion, WhyView};
 

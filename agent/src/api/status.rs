@@ -237,10 +237,25 @@ pub struct PolicyView {
     pub waiting: usize,
     /// Policies in force in the cluster.
     pub policies: usize,
+    /// Policies of kinds that this version does not enforce, by kind.
+    #[serde(default)]
+    pub not_enforced: Vec<NotEnforcedView>,
     /// Why the newest attempt failed.
     pub failure: Option<String>,
     /// How often somebody else's change was repaired.
     pub repaired: u64,
+}
+
+/// Policies of one kind that are accepted by the API server, or written in a file, and not enforced.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NotEnforcedView {
+    /// The kind, as in `ClusterNetworkPolicy`.
+    pub kind: String,
+    /// How many there are.
+    pub count: usize,
+    /// The names of the first five.
+    pub names: Vec<String>,
 }
 
 /// Something that is wrong.

@@ -25,7 +25,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         watch::stage_all(&mut directory, path)
             .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
     }
-    let problems: Vec<ProblemView> = directory
+    let mut problems: Vec<ProblemView> = directory
         .settle()
         .iter()
         .filter_map(|event| match event {
@@ -33,6 +33,7 @@ pub(super) fn run(args: &Args) -> Outcome {
             _ => None,
         })
         .collect();
+    problems.extend(directory.not_enforced().map(views::not_enforced));
     let files = directory.paths().count();
     print(args.output.output, &problems, |screen| {
         render(screen, &problems, files, directory.len())

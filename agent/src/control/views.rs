@@ -11,12 +11,13 @@ use selvage_policy::verdict::{self, Decision, End, Identity};
 
 use crate::api::{
     BgpView, ConditionView, DirectionView, EndView, FaultCountView, FaultView, Finding, Health,
-    PeerQuestion, PeerView, PolicyView, ProblemView, ReadyView, Refusal, RouteTotals, SourceView,
-    StatusView, UnknownSourceView, UnusedFamilyView, WhyQuestion, WhyView,
+    NotEnforcedView, PeerQuestion, PeerView, PolicyView, ProblemView, ReadyView, Refusal,
+    RouteTotals, SourceView, StatusView, UnknownSourceView, UnusedFamilyView, WhyQuestion, WhyView,
 };
 use crate::desired::{Condition, Speaker};
-use crate::objects::Kind;
-use crate::source::Problem;
+use crate::objects::not_enforced::{self, MOST_NAMED, WHAT_TO_DO};
+use crate::objects::{Kind, NotEnforced, PolicyKind};
+use crate::source::{At, Problem};
 use crate::store::{FaultCount, LastFault, PeerState, SessionState, Store, UnusedFamily};
 
 /// What the owner of the world knows besides the store.
@@ -315,8 +316,33 @@ fn policy(store: &Store, progress: PolicyProgress) -> PolicyView {
         local_pods: store.attachments().count(),
         waiting: progress.waiting,
         policies: store.count(Kind::NetworkPolicy),
+        not_enforced: PolicyKind::ALL
+            .into_iter()
+            .map(|kind| not_enforced_of(store, kind))
+            .collect(),
         failure: state.failure.clone(),
         repaired: state.repaired,
+    }
+}
+
+fn not_enforced_of(store: &Store, kind: PolicyKind) -> NotEnforcedView {
+    let policies = store.not_enforced(kind);
+    let first = policies.iter().take(MOST_NAMED);
+    NotEnforcedView {
+        kind: kind.name().into(),
+        count: policies.len(),
+        names: first.map(|policy| policy.name.clone()).collect(),
+    }
+}
+
+/// A policy that is not enforced, as a problem of the file that holds it.
+pub fn not_enforced((policy, at): (&NotEnforced, &At)) -> ProblemView {
+    ProblemView {
+        at: at.to_string(),
+        object: format!("{} {}", policy.kind, policy.name),
+        path: String::new(),
+        reason: "this policy is not enforced".into(),
+        hint: Some(WHAT_TO_DO.into()),
     }
 }
 
@@ -366,6 +392,12 @@ fn wrong(
             format!("policy is not in the kernel: {failure}"),
             Some(todo),
         );
+    }
+    let kinds = policy.into_iter().flat_map(|policy| &policy.not_enforced);
+    for of_kind in kinds.filter(|of_kind| of_kind.count > 0) {
+        let names = of_kind.names.iter().map(String::as_str);
+        let what = not_enforced::summary(&of_kind.kind, of_kind.count, names);
+        say(what, Some(WHAT_TO_DO));
     }
     if let Some(waiting) = policy
         .map(|policy| policy.waiting)

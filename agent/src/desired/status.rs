@@ -12,7 +12,8 @@ use crate::objects::bgp_node_status::{
     BgpNodeStatusStatus, MOST_NEIGHBORS, NeighborStatus, SessionTotals,
 };
 use crate::objects::bgp_peer::Neighbor;
-use crate::objects::{BgpPeer, Key, Kind, Shown};
+use crate::objects::not_enforced;
+use crate::objects::{BgpPeer, Key, Kind, PolicyKind, Shown};
 use crate::store::{PeerState, SessionState, Store};
 
 /// How many findings are listed.
@@ -239,6 +240,14 @@ fn wrong(store: &Store, speaker: &Speaker) -> Vec<String> {
     let mut wrong = Vec::new();
     if let Some(failure) = &store.policy_state().failure {
         wrong.push(format!("policy is not in the kernel: {failure}"));
+    }
+    for kind in PolicyKind::ALL {
+        let policies = store.not_enforced(kind);
+        if !policies.is_empty() {
+            let names = policies.iter().map(|policy| policy.name.as_str());
+            let what = not_enforced::summary(kind.name(), policies.len(), names);
+            wrong.push(what);
+        }
     }
     wrong.extend(store.lacking().map(|(_, what)| what.to_owned()));
     let conditions = speaker

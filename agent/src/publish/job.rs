@@ -27,7 +27,7 @@ pub(super) enum Place {
     Network,
     Report,
     Status(Kind, Key),
-    Refused(Kind, Key),
+    Refused(&'static str, Key),
 }
 
 /// What is to stand there.

@@ -38,7 +38,7 @@ pub struct Wanted {
     pub report: Option<(BgpNodeStatusStatus, Verdict)>,
     /// Statuses that are not as they should be.
     pub statuses: Vec<StatusWrite>,
-    /// Objects without a status of ours that could not be used.
+    /// Objects without a status of ours that could not be used, or are not enforced.
     pub refused: Vec<Refused>,
 }
 
@@ -62,17 +62,21 @@ pub struct Network {
     pub message: String,
 }
 
-/// An object of others that could not be used.
+/// An object of others that could not be used, or is not enforced.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Refused {
+    /// Its `apiVersion`.
+    pub api_version: String,
     /// Its kind.
-    pub kind: crate::objects::Kind,
+    pub kind: &'static str,
     /// Which one.
     pub key: Key,
     /// Which of the objects that have had this name: `kubectl describe` asks by it.
     pub uid: String,
-    /// The version that was refused.
+    /// The version of the object that the event is about: one event for each.
     pub version: String,
+    /// One word for programs.
+    pub reason: &'static str,
     /// Why.
     pub message: String,
 }

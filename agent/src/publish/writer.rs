@@ -237,8 +237,8 @@ impl Writer {
 
     async fn refused(&mut self, refused: &Refused) -> Result<(), Error> {
         let about = Regarding {
-            api_version: refused.kind.api_version(),
-            kind: refused.kind.name(),
+            api_version: &refused.api_version,
+            kind: refused.kind,
             namespace: &refused.key.namespace,
             name: &refused.key.name,
             uid: &refused.uid,
@@ -248,7 +248,7 @@ impl Writer {
         let (path, value) = event(
             &about,
             Tone::Warning,
-            "Refused",
+            refused.reason,
             &refused.message,
             node,
             once,

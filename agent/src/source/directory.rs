@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::yaml::{self, Contents};
 use super::{At, ObjectEvent, Origin, Problem, closed};
-use crate::objects::{Key, Kind, Object};
+use crate::objects::{Key, Kind, NotEnforced, Object, PolicyKind};
 
 type Id = (Kind, Key);
 
@@ -27,11 +27,14 @@ pub struct Directory {
     cleared: BTreeSet<PathBuf>,
     /// What the outside was told last.
     told: BTreeMap<Id, Object>,
+    /// The policies of each kind that the outside was told last of those that are not enforced.
+    told_not_enforced: BTreeMap<PolicyKind, Vec<NotEnforced>>,
 }
 
 #[derive(Debug, Default)]
 struct File {
     objects: BTreeMap<Id, Held>,
+    not_enforced: BTreeMap<NotEnforced, At>,
     problems: Vec<Problem>,
     told: Vec<Problem>,
 }
@@ -93,6 +96,11 @@ impl Directory {
         self.files.keys().map(PathBuf::as_path)
     }
 
+    /// Policies that this version does not enforce, and where they are written.
+    pub fn not_enforced(&self) -> impl Iterator<Item = (&NotEnforced, &At)> {
+        self.files.values().flat_map(|file| &file.not_enforced)
+    }
+
     /// How many objects are in force.
     pub fn len(&self) -> usize {
         self.told.len()
@@ -126,8 +134,25 @@ impl Directory {
         }
         let cleared = std::mem::take(&mut self.cleared).into_iter();
         events.extend(cleared.map(|path| ObjectEvent::Cleared(Origin::File(path))));
+        self.settle_not_enforced(&mut events);
         self.settle_problems(&mut events);
         events
+    }
+
+    fn settle_not_enforced(&mut self, events: &mut Vec<ObjectEvent>) {
+        for kind in PolicyKind::ALL {
+            let of_kind = self.not_enforced().map(|(policy, _)| policy);
+            let of_kind = of_kind.filter(|policy| policy.kind == kind);
+            let by_name: BTreeMap<&str, &NotEnforced> = of_kind
+                .map(|policy| (policy.name.as_str(), policy))
+                .collect();
+            let now: Vec<NotEnforced> = by_name.into_values().cloned().collect();
+            let before = self.told_not_enforced.get(&kind);
+            if before.map_or(&[][..], Vec::as_slice) != now {
+                events.push(ObjectEvent::NotEnforced(kind, now.clone()));
+                self.told_not_enforced.insert(kind, now);
+            }
+        }
     }
 
     fn settle_problems(&mut self, events: &mut Vec<ObjectEvent>) {
@@ -193,7 +218,10 @@ impl Directory {
         let faulty = !problems.is_empty();
         if faulty {
             fresh.append(&mut old);
+        } else {
+            file.not_enforced.clear();
         }
+        file.not_enforced.extend(contents.not_enforced);
         file.objects = fresh;
         file.problems = problems;
         for id in old.into_keys() {
@@ -383,6 +411,53 @@ mod tests {
             assert_eq!(told(&directory), good);
             assert_eq!(removed(&mut directory, path)[0], "-default/p");
         }
+    }
+
+    /// They are named, and they are no fault of the file: what disappears from it is gone.
+    #[test]
+    fn policies_that_are_not_enforced_are_named_as_long_as_they_are_there() {
+        let policy = |name: &str| {
+            format!(
+                "apiVersion: policy.networking.k8s.io/v1beta1\nkind: ClusterNetworkPolicy\nmetadata: {{name: {name}}}\n---\n"
+            )
+        };
+        let named = |events: Vec<ObjectEvent>| {
+            let name = |event: ObjectEvent| match event {
+                ObjectEvent::NotEnforced(kind, policies) => {
+                    let names: Vec<String> = policies.into_iter().map(|p| p.name).collect();
+                    format!("{kind} [{}]", names.join(" "))
+                }
+                other => names(&[other]).join(""),
+            };
+            events.into_iter().map(name).collect::<Vec<String>>()
+        };
+        let mut directory = Directory::default();
+        let (a, b) = (Path::new("a.yaml"), Path::new("b.yaml"));
+        directory.stage_text(a, &(node("n1", "10.0.1.0/24") + &policy("p")));
+        assert_eq!(
+            named(directory.settle()),
+            ["+n1", "ClusterNetworkPolicy [p]"]
+        );
+        let places: Vec<String> = directory
+            .not_enforced()
+            .map(|(_, at)| at.to_string())
+            .collect();
+        assert_eq!(places, ["a.yaml:6:1"]);
+        directory.stage_text(b, &(policy("q") + &policy("p")));
+        assert_eq!(named(directory.settle()), ["ClusterNetworkPolicy [p q]"]);
+        directory.stage_text(a, &policy("p"));
+        assert_eq!(named(directory.settle()), ["-n1"]);
+        directory.stage_removed(b);
+        assert_eq!(named(directory.settle()), ["ClusterNetworkPolicy [p]"]);
+        // Of a file that cannot be read nothing is forgotten.
+        directory.stage_text(a, "a: [b\n");
+        assert_eq!(named(directory.settle()).len(), 2);
+        assert_eq!(directory.not_enforced().count(), 1);
+        directory.stage_text(a, "");
+        assert_eq!(
+            named(directory.settle()),
+            ["ClusterNetworkPolicy []", "clear a.yaml"]
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub mod yaml;
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::objects::{Key, Kind, Object, Shown};
+use crate::objects::{Key, Kind, NotEnforced, Object, PolicyKind, Shown};
 
 /// One step of a source.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +32,8 @@ pub enum ObjectEvent {
     Reached(u64),
     /// Something could not be used. The last good form of the object, if there was one, stays.
     Invalid(Problem),
+    /// All objects of a kind that this version does not enforce, by name, instead of those that were told before.
+    NotEnforced(PolicyKind, Vec<NotEnforced>),
     /// The status that an object of ours has at the API server, after `Applied` or `Invalid` of the same version.
     Shown(Box<Shown>),
 }

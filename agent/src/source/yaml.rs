@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use serde_json::Value;
 use serde_saphyr::Location;
 
 use super::tree::{Located, Tree, locate};
 use super::{At, Problem};
 use crate::objects::network_policy::stand_in;
-use crate::objects::{Key, Mode, Object, Rejected, parse};
+use crate::objects::{Key, Mode, NotEnforced, Object, PolicyKind, Rejected, parse};
 
 /// The largest file that is read, in bytes.
 pub const MAX_FILE: u64 = 16 << 20;
@@ -21,6 +22,8 @@ pub struct Contents {
     pub stand_ins: Vec<(Object, At)>,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
+    /// Policies of kinds that this version does not enforce, with the place of each.
+    pub not_enforced: Vec<(NotEnforced, At)>,
     /// Objects of kinds that are not ours.
     pub foreign: usize,
     /// Fields that were ignored, as `Kind name: path`.
@@ -126,7 +129,15 @@ fn add(path: &Path, document: &Located, contents: &mut Contents, depth: usize) {
                 },
             ));
         }
-        Ok(None) => contents.foreign += 1,
+        Ok(None) => match not_enforced(&value) {
+            Some(policy) => {
+                let (line, column) = locate(document, "", false);
+                let path = path.to_owned();
+                let at = At::File { path, line, column };
+                contents.not_enforced.push((policy, at));
+            }
+            None => contents.foreign += 1,
+        },
         Err(rejected) => {
             if let Some(object) = stand_in(&value) {
                 let (line, column) = locate(document, "", false);
@@ -138,6 +149,18 @@ fn add(path: &Path, document: &Located, contents: &mut Contents, depth: usize) {
             contents.problems.extend(problems(path, document, rejected));
         }
     }
+}
+
+fn not_enforced(value: &Value) -> Option<NotEnforced> {
+    let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str);
+    let api_version = text("/apiVersion")?;
+    Some(NotEnforced {
+        kind: PolicyKind::of(api_version, text("/kind")?)?,
+        name: text("/metadata/name").unwrap_or_default().to_owned(),
+        api_version: api_version.to_owned(),
+        uid: String::new(),
+        generation: 0,
+    })
 }
 
 fn problems(path: &Path, document: &Located, rejected: Rejected) -> Vec<Problem> {

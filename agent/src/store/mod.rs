@@ -22,7 +22,8 @@ pub use observed::{
 
 use crate::objects::meta::CONFIG_MIRROR;
 use crate::objects::{
-    BgpConfiguration, BgpPeer, Key, Kind, NetworkPolicy, Node, Object, Pod, Secret, Shown, pod,
+    BgpConfiguration, BgpPeer, Key, Kind, NetworkPolicy, Node, NotEnforced, Object, Pod,
+    PolicyKind, Secret, Shown, pod,
 };
 use crate::source::{ObjectEvent, Origin, Problem};
 use intern::Interner;
@@ -40,6 +41,7 @@ pub struct Store {
     peers: BTreeMap<String, Arc<BgpPeer>>,
     secrets: BTreeMap<Key, Arc<Secret>>,
     problems: BTreeMap<Origin, Vec<Problem>>,
+    not_enforced: BTreeMap<PolicyKind, Vec<NotEnforced>>,
     shown: BTreeMap<(Kind, Key), Shown>,
     attachments: BTreeMap<AttachmentId, Arc<Attachment>>,
     links: BTreeMap<u32, Link>,
@@ -165,6 +167,10 @@ impl Store {
                         .or_default()
                         .push(problem);
                     dirty.views = true;
+                }
+                ObjectEvent::NotEnforced(kind, policies) => {
+                    let before = self.not_enforced.insert(kind, policies);
+                    dirty.views |= before.as_ref() != self.not_enforced.get(&kind);
                 }
                 ObjectEvent::Shown(shown) => {
                     let id = (shown.kind, shown.key.clone());
@@ -407,6 +413,11 @@ impl Store {
     /// All policies, by key.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<NetworkPolicy>> {
         self.policies.values()
+    }
+
+    /// Policies of a kind that this version does not enforce, by name.
+    pub fn not_enforced(&self, kind: PolicyKind) -> &[NotEnforced] {
+        self.not_enforced.get(&kind).map_or(&[], Vec::as_slice)
     }
 
     /// A policy.

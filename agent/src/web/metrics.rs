@@ -98,6 +98,18 @@ pub(super) fn text(status: &StatusView) -> prometheus::Result<String> {
             "Pods that wait for their policy",
             count(policy.waiting),
         )?;
+        sheet.labelled(
+            "selvage_policies_not_enforced",
+            "Policies that exist and that this version does not enforce",
+            &["kind"],
+            |gauge| {
+                for of_kind in &policy.not_enforced {
+                    gauge
+                        .with_label_values(&[&of_kind.kind])
+                        .set(count(of_kind.count));
+                }
+            },
+        )?;
         sheet.counter(
             "selvage_policy_repairs_total",
             "Foreign changes that were repaired",

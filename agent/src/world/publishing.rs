@@ -11,7 +11,7 @@ use super::{READY_LIMIT, RETRY, START_LIMIT, World};
 use crate::{
     api::ReadyView,
     desired::{self, Verdict},
-    objects::Kind,
+    objects::{Key, Kind, PolicyKind, not_enforced::WHAT_TO_DO},
     publish::{Network, NodeRef, Refused, Wanted, folder},
     source::{At, Origin},
     store::{Dirty, Observed},
@@ -23,6 +23,8 @@ const GATHER: Duration = Duration::from_millis(200);
 const REFUSED_LIMIT: Duration = Duration::from_secs(10);
 /// Between two times that the CNI configuration is put right.
 const PUT_RIGHT: Duration = Duration::from_secs(5);
+/// Policies that are not enforced and get an event each.
+const MOST_EVENTS: usize = 50;
 /// Name of the network, under which leases are kept.
 const NETWORK: &str = "selvage";
 
@@ -126,12 +128,12 @@ impl World {
                 true => desired::statuses(store, local),
                 false => Vec::new(),
             },
-            refused: self.refused(),
+            refused: self.events_about_objects(),
         }
     }
 
-    /// Objects of kinds that have no status for us to write.
-    fn refused(&self) -> Vec<Refused> {
+    /// What is to be said about objects of kinds that have no status for us to write.
+    pub(super) fn events_about_objects(&self) -> Vec<Refused> {
         let mut refused: Vec<Refused> = Vec::new();
         for problem in self.store.problems() {
             let At::Api {
@@ -154,19 +156,40 @@ impl World {
                 path => format!("{path}: {}", plain.reason),
             };
             match refused.last_mut() {
-                Some(last) if (last.kind, &last.key) == (kind, &key) => {
+                Some(last) if (last.kind, &last.key) == (kind.name(), &key) => {
                     last.message = format!("{}; {text}", last.message);
                 }
                 _ => refused.push(Refused {
-                    kind,
+                    api_version: kind.api_version().to_owned(),
+                    kind: kind.name(),
                     key,
                     version: resource_version.clone(),
                     uid: uid.clone(),
+                    reason: "Refused",
                     message: text,
                 }),
             }
         }
+        refused.extend(self.not_enforced());
         refused
+    }
+
+    /// Policies that this version does not enforce: the event stands where their author looks.
+    fn not_enforced(&self) -> impl Iterator<Item = Refused> {
+        let kinds = PolicyKind::ALL
+            .into_iter()
+            .filter(|_| self.setup.features.policy);
+        let policies = kinds.flat_map(|kind| self.store.not_enforced(kind));
+        // Who has more of them has read one of these.
+        policies.take(MOST_EVENTS).map(|policy| Refused {
+            api_version: policy.api_version.clone(),
+            kind: policy.kind.name(),
+            key: Key::new("", policy.name.as_str()),
+            uid: policy.uid.clone(),
+            version: policy.generation.to_string(),
+            reason: "NotEnforced",
+            message: format!("Selvage does not enforce this policy: {WHAT_TO_DO}"),
+        })
     }
 
     fn ready_verdict(&self) -> Verdict {

@@ -18,6 +18,41 @@ struct Scene {
     flows: Inbox<FlowWork>,
 }
 
+/// Who wrote such a policy finds an event on it; there are no more than a reader needs.
+#[test]
+fn policies_that_are_not_enforced_get_an_event() {
+    let policies = |number: usize| {
+        let policy = |n: usize| objects::NotEnforced {
+            kind: objects::PolicyKind::Cluster,
+            name: format!("p{n}"),
+            api_version: "policy.networking.k8s.io/v1alpha2".into(),
+            uid: format!("uid-{n}"),
+            generation: 3,
+        };
+        let policies = (0..number).map(policy).collect();
+        ObjectEvent::NotEnforced(objects::PolicyKind::Cluster, policies)
+    };
+    let mut scene = Scene::new(Vec::new());
+    scene.tell(Work::Objects(vec![policies(1)]));
+    let told = scene.world.events_about_objects();
+    assert_eq!(told.len(), 1);
+    let text = (told[0].reason, told[0].kind, told[0].uid.as_str());
+    assert_eq!(text, ("NotEnforced", "ClusterNetworkPolicy", "uid-0"));
+    assert_eq!(told[0].version, "3");
+    let wrong = scene.world.status().wrong;
+    let found = wrong
+        .iter()
+        .find(|finding| finding.what.contains("p0"))
+        .unwrap();
+    assert_eq!(found.what, "1 ClusterNetworkPolicy is not enforced: p0");
+    scene.tell(Work::Objects(vec![policies(1_000)]));
+    assert_eq!(scene.world.events_about_objects().len(), 50);
+    // Without the feature it is another program's business.
+    let mut scene = Scene::unread(Vec::new(), false);
+    scene.tell(Work::Objects(vec![policies(1)]));
+    assert!(scene.world.events_about_objects().is_empty());
+}
+
 /// A pod `x/NAME` of this node, isolated by the policy that is there from the start.
 fn pod(name: &str, uid: &str) -> ObjectEvent {
     object(json!({"apiVersion": "v1", "kind": "Pod",

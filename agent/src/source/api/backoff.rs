@@ -7,17 +7,32 @@ const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(30);
 
 /// Failures in a row.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Backoff {
     failures: u32,
+    longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Backoff::up_to(LONGEST)
+    }
 }
 
 impl Backoff {
+    /// With pauses no longer than this.
+    pub(super) fn up_to(longest: Duration) -> Backoff {
+        Backoff {
+            failures: 0,
+            longest,
+        }
+    }
+
     /// The next pause: doubled each time, and somewhere between the half and the whole of it.
     pub(super) fn next(&mut self) -> Duration {
         let whole = FIRST
             .saturating_mul(1 << self.failures.min(16))
-            .min(LONGEST);
+            .min(self.longest);
         self.failures += 1;
         whole.mul_f64(0.5 + dice() / 2.0)
     }

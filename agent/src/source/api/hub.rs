@@ -18,7 +18,7 @@ use super::read::{self, Read};
 use super::resource::Resource;
 use super::snapshot::{self, Snapshot};
 use super::standing::{self, Basis, Phase};
-use crate::objects::{Key, Kind, Timestamp};
+use crate::objects::{Key, Kind, NotEnforced, PolicyKind, Timestamp};
 
 /// Told when something about the API server begins to be wrong (why), or is well again (`None`), by a stable name.
 pub type Tell = Box<dyn Fn(&'static str, Option<String>) + Send>;
@@ -59,6 +59,8 @@ struct Inner {
     tell: Tell,
     kinds: BTreeMap<Kind, Known>,
     told: BTreeMap<&'static str, String>,
+    /// Kinds of policies that we may not list, in the API server's words.
+    forbidden: BTreeMap<PolicyKind, String>,
     reached: u64,
     /// Nobody listens any more.
     over: bool,
@@ -285,6 +287,7 @@ impl Hub {
                 tell,
                 kinds,
                 told: BTreeMap::new(),
+                forbidden: BTreeMap::new(),
                 reached: 0,
                 over: false,
             }),
@@ -438,6 +441,21 @@ impl Hub {
         self.reach();
     }
 
+    /// All policies of a kind that this version does not enforce.
+    pub(super) fn not_enforced(&self, kind: PolicyKind, policies: Vec<NotEnforced>) {
+        let mut inner = self.lock();
+        inner.forbidden.remove(&kind);
+        inner.tell();
+        inner.send(vec![ObjectEvent::NotEnforced(kind, policies)]);
+    }
+
+    /// Whether there are policies of such a kind cannot be seen.
+    pub(super) fn not_enforced_forbidden(&self, kind: PolicyKind, message: String) {
+        let mut inner = self.lock();
+        inner.forbidden.insert(kind, message);
+        inner.tell();
+    }
+
     fn reach(&self) {
         let mut inner = self.lock();
         let reached = inner.kinds.values().map(|known| known.proved).min();
@@ -490,7 +508,7 @@ impl Inner {
     fn tell(&mut self) {
         let kinds = self.kinds.values();
         let kinds = kinds.map(|known| (&known.resource, &known.phase, known.basis));
-        let now = standing::texts(kinds);
+        let now = standing::texts(kinds, self.forbidden.values());
         for (name, text) in &now {
             match self.told.get(name) {
                 Some(told) if told == text => continue,

@@ -10,9 +10,11 @@ mod backoff;
 mod connection;
 mod endpoints;
 mod fault;
+mod fetch;
 mod hub;
 mod keeper;
 mod lines;
+mod not_enforced;
 mod read;
 mod resource;
 mod servers;
@@ -37,6 +39,7 @@ pub use connection::{NoWay, SERVICE_ACCOUNT};
 pub use hub::Tell;
 pub use keeper::PodsAfter;
 
+use self::fetch::Fetch;
 use self::hub::Hub;
 use self::resource::Resource;
 use self::watcher::{Version, Watcher};
@@ -55,7 +58,8 @@ pub struct Settings {
     pub node: String,
     /// What outlives a restart.
     pub state_dir: PathBuf,
-    /// Pods of other nodes matter, too: they may be peers of a policy.
+    /// Policies are enforced: pods of other nodes matter, too, because they may be peers of a policy, and so do policies of
+    /// kinds that this version does not enforce.
     pub all_pods: bool,
     /// Where the snapshot gets its pods: they are kept once only. `None`: it has none.
     pub pods: Option<PodsAfter>,
@@ -85,6 +89,8 @@ pub struct Patience {
     pub stall: Duration,
     /// What the API server has to say for so long before objects that we know are taken for gone with their kind.
     pub absent: Duration,
+    /// The longest pause between two looks whether the API server has kinds of policies by now that are not enforced.
+    pub discovery: Duration,
     /// Changes of objects are collected for so long before the snapshot is written.
     pub objects: Duration,
     /// The same of pods.
@@ -98,6 +104,7 @@ impl Default for Patience {
             silence: Duration::from_secs(150),
             stall: Duration::from_secs(30),
             absent: Duration::from_secs(30),
+            discovery: Duration::from_secs(300),
             objects: Duration::from_secs(3),
             pods: Duration::from_secs(30),
         }
@@ -142,11 +149,15 @@ pub fn spawn(settings: &Settings, sink: Sink, tell: Tell) -> Result<Api, NoSourc
     let hub = Arc::new(hub);
     let asked = watch::Sender::new(0);
     let streams = Arc::new(AtomicBool::new(true));
+    let fetch = Fetch {
+        client: connection.client.clone(),
+        servers: Arc::clone(&connection.servers),
+        patience,
+    };
     for resource in resources {
         let watcher = Watcher {
             resource,
-            client: connection.client.clone(),
-            servers: Arc::clone(&connection.servers),
+            fetch: fetch.clone(),
             hub: Arc::clone(&hub),
             streams: Arc::clone(&streams),
             asked: asked.subscribe(),
@@ -154,9 +165,12 @@ pub fn spawn(settings: &Settings, sink: Sink, tell: Tell) -> Result<Api, NoSourc
             version: Version::default(),
             proved: 0,
             cut: 0,
-            patience,
         };
         runtime.spawn(watcher.run());
+    }
+    if settings.all_pods {
+        let look = not_enforced::look(fetch, Arc::clone(&hub), asked.subscribe(), hub.revived());
+        runtime.spawn(look);
     }
     if let Some(path) = connection.remembered {
         let (client, servers) = (connection.client.clone(), connection.servers);

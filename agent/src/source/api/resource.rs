@@ -111,7 +111,7 @@ pub(super) fn plural(kind: Kind) -> &'static str {
 }
 
 /// Percent-encodes what does not stand for itself in a query.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {

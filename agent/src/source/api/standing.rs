@@ -39,6 +39,7 @@ const KINDS: &str = "api-kinds";
 /// What is not as it should be, by name.
 pub(super) fn texts<'a>(
     kinds: impl Iterator<Item = (&'a Resource, &'a Phase, Basis)> + Clone,
+    forbidden_policies: impl Iterator<Item = &'a String>,
 ) -> BTreeMap<&'static str, String> {
     let mut texts = BTreeMap::new();
     if let Some(text) = away(kinds.clone()) {
@@ -50,6 +51,7 @@ pub(super) fn texts<'a>(
             Phase::Forbidden(message) => Some(message.as_str()),
             _ => None,
         })
+        .chain(forbidden_policies.map(String::as_str))
         .collect();
     if !forbidden.is_empty() {
         let text = format!(
@@ -129,6 +131,7 @@ mod tests {
             kinds
                 .iter()
                 .map(|(resource, phase, basis)| (resource, *phase, *basis)),
+            std::iter::empty(),
         );
         texts
             .into_iter()

@@ -17,42 +17,36 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
-use hyper::{Request, Response};
-use kube::Client;
-use kube::client::Body;
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
-use super::Patience;
 use super::backoff::{Backoff, dice};
 use super::connection::reason;
 use super::fault::Fault;
+use super::fetch::{Fetch, via};
 use super::hub::{Change, Hub};
 use super::lines::Lines;
 use super::read::{self, Head, Line, Page, Status};
 use super::resource::{PAGE, Resource};
-use super::servers::{Servers, Via};
 
 /// The server ends a watch after this, and up to so much more that not all are ended together.
 const WATCH: (u64, f64) = (300, 120.0);
+const JSON: &str = "application/json";
 /// A watch that is to end with a bookmark soon.
 const SHORT_WATCH: u64 = 3;
-/// A page is not larger.
-const LARGEST: usize = 512 << 20;
 /// What ends sooner was no success.
-const BRIEF: Duration = Duration::from_secs(1);
+pub(super) const BRIEF: Duration = Duration::from_secs(1);
 /// After so many streams in a row that were cut in the middle of a list, lists come in pages, which get further.
 const MOST_CUT: u32 = 3;
 /// The first pause where only an administrator can help.
-const CALM: u32 = 4;
+pub(super) const CALM: u32 = 4;
 
 /// Follows one kind.
 pub(super) struct Watcher {
     pub(super) resource: Resource,
-    pub(super) client: Client,
-    pub(super) servers: Arc<Servers>,
+    pub(super) fetch: Fetch,
     pub(super) hub: Arc<Hub>,
     /// Whether lists are asked for as streams.
     pub(super) streams: Arc<AtomicBool>,
@@ -64,7 +58,6 @@ pub(super) struct Watcher {
     pub(super) proved: u64,
     /// How often in a row a list that came as a stream was cut.
     pub(super) cut: u32,
-    pub(super) patience: Patience,
 }
 
 /// How far we are.
@@ -190,9 +183,9 @@ impl Watcher {
         let mut after: Option<String> = None;
         let mut begun = false;
         loop {
-            let response = self.get(self.resource.list(after.as_deref())).await?;
-            let via = response.extensions().get::<Via>().copied();
-            let page = self.body(response).await.inspect_err(|_| self.leave(via))?;
+            let list = self.resource.list(after.as_deref());
+            let response = self.fetch.get(list, JSON).await?;
+            let page = self.fetch.body(response, &self.resource.name()).await?;
             if !std::mem::replace(&mut begun, true) {
                 self.hub.begin(self.resource.kind);
             }
@@ -235,8 +228,8 @@ impl Watcher {
     }
 
     async fn watch(&mut self, query: String, mut aim: Aim) -> Result<End, Fault> {
-        let response = self.get(query).await?;
-        let via = response.extensions().get::<Via>().copied();
+        let response = self.fetch.get(query, JSON).await?;
+        let server = via(&response);
         if !matches!(aim, Aim::Fill(_)) {
             self.hub.live(self.resource.kind);
         }
@@ -245,7 +238,7 @@ impl Watcher {
         let mut lines = Lines::default();
         loop {
             let frame = tokio::select! {
-                frame = timeout(self.patience.silence, body.frame()) => frame,
+                frame = timeout(self.fetch.patience.silence, body.frame()) => frame,
                 asked = self.asked.changed(), if aim == Aim::Follow => {
                     // Without anybody who could ask there is nobody to follow for.
                     return asked.map(|()| End::Asked).map_err(|_| Fault::Gone);
@@ -256,7 +249,7 @@ impl Watcher {
                 Ok(None) => return self.closed(aim, "closed"),
                 Ok(Some(Err(error))) => return self.closed(aim, &reason(&error)),
                 Err(_) => {
-                    self.leave(via);
+                    self.fetch.leave(server);
                     return self.closed(aim, "silent");
                 }
             };
@@ -387,57 +380,9 @@ impl Watcher {
             self.resource.name()
         ))
     }
-
-    async fn get(&self, query: String) -> Result<Response<Body>, Fault> {
-        let request = Request::get(query).header("accept", "application/json");
-        let request = request
-            .body(Body::empty())
-            .map_err(|error| Fault::Away(error.to_string()))?;
-        let response = self.client.send(request).await;
-        let response = response.map_err(|error| Fault::unanswered(&error))?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        let via = response.extensions().get::<Via>().copied();
-        let fault = timeout(self.patience.stall, Fault::of(response)).await;
-        let fault = fault.unwrap_or_else(|_| Fault::Away("an answer has no end".into()));
-        if let Fault::Away(_) = fault {
-            self.leave(via);
-        }
-        Err(fault)
-    }
-
-    async fn body(&self, response: Response<Body>) -> Result<Vec<u8>, Fault> {
-        let mut body = response.into_body();
-        let mut bytes = Vec::new();
-        loop {
-            let frame = match timeout(self.patience.stall, body.frame()).await {
-                Ok(Some(Ok(frame))) => frame,
-                Ok(None) => return Ok(bytes),
-                Ok(Some(Err(error))) => return Err(Fault::Away(reason(&error))),
-                Err(_) => return Err(Fault::Away("a list does not go on".into())),
-            };
-            if let Ok(piece) = frame.into_data() {
-                bytes.extend_from_slice(&piece);
-            }
-            if bytes.len() > LARGEST {
-                return Err(Fault::Away(format!(
-                    "a page of {} is larger than {} MiB",
-                    self.resource.name(),
-                    LARGEST >> 20
-                )));
-            }
-        }
-    }
-
-    fn leave(&self, via: Option<Via>) {
-        if let Some(via) = via {
-            self.servers.leave(via);
-        }
-    }
 }
 
-fn seconds() -> u64 {
+pub(super) fn seconds() -> u64 {
     let (least, more) = WATCH;
     least + (dice() * more) as u64
 }

@@ -68,7 +68,7 @@ struct Resource {
 }
 
 /// Collections by the last part of their path.
-const KINDS: [(&str, &str, &str); 7] = [
+const KINDS: [(&str, &str, &str); 10] = [
     ("nodes", "v1", "Node"),
     ("namespaces", "v1", "Namespace"),
     ("pods", "v1", "Pod"),
@@ -80,7 +80,25 @@ const KINDS: [(&str, &str, &str); 7] = [
         "BGPConfiguration",
     ),
     ("bgppeers", "selvage.io/v1alpha1", "BGPPeer"),
+    (
+        "clusternetworkpolicies",
+        "policy.networking.k8s.io/v1alpha2",
+        "ClusterNetworkPolicy",
+    ),
+    (
+        "adminnetworkpolicies",
+        "policy.networking.k8s.io/v1alpha1",
+        "AdminNetworkPolicy",
+    ),
+    (
+        "baselineadminnetworkpolicies",
+        "policy.networking.k8s.io/v1alpha1",
+        "BaselineAdminNetworkPolicy",
+    ),
 ];
+
+/// The group whose kinds are there only when they are installed.
+const OPTIONAL: &str = "policy.networking.k8s.io";
 
 impl Fake {
     pub fn start() -> Fake {
@@ -95,6 +113,7 @@ impl Fake {
             version: 100,
             resources: KINDS
                 .iter()
+                .filter(|(_, version, _)| !version.starts_with(OPTIONAL))
                 .map(|(plural, ..)| ((*plural).to_owned(), Resource::default()))
                 .collect(),
             streams: true,
@@ -289,6 +308,38 @@ impl State {
             .insert(plural.to_owned(), Resource::default());
     }
 
+    /// The discovery document of the optional group, or of one of its versions, if there is one.
+    fn discover(&self, path: &str) -> Option<Value> {
+        let path = path.strip_prefix("/apis/")?;
+        let there = || {
+            let known = KINDS.iter();
+            known.filter(|(plural, ..)| self.resources.contains_key(*plural))
+        };
+        if path == OPTIONAL {
+            let versions: BTreeSet<&str> = there()
+                .map(|(_, version, _)| *version)
+                .filter(|version| version.starts_with(OPTIONAL))
+                .collect();
+            let versions: Vec<Value> = versions
+                .into_iter()
+                .map(|version| json!({"groupVersion": version}))
+                .collect();
+            return (!versions.is_empty()).then(|| {
+                json!({"kind": "APIGroup", "apiVersion": "v1", "name": OPTIONAL, "versions": versions})
+            });
+        }
+        let resources: Vec<Value> = there()
+            .filter(|(_, version, _)| *version == path && version.starts_with(OPTIONAL))
+            .flat_map(|(plural, _, kind)| {
+                [
+                    json!({"name": plural, "kind": kind, "namespaced": false}),
+                    json!({"name": format!("{plural}/status"), "kind": kind, "namespaced": false}),
+                ]
+            })
+            .collect();
+        (!resources.is_empty()).then(|| json!({"kind": "APIResourceList", "resources": resources}))
+    }
+
     /// How often something was asked for.
     pub fn asked(&self, parts: &[&str]) -> usize {
         let all = |path: &&String| parts.iter().all(|part| path.contains(part));
@@ -400,7 +451,8 @@ fn answer(
     if state.token.is_some() && state.token != token {
         refused = Some((401, "Unauthorized".into()));
     }
-    if !state.resources.contains_key(&plural) {
+    let discovered = state.discover(collection);
+    if !state.resources.contains_key(&plural) && discovered.is_none() {
         refused = refused.or(Some((
             404,
             "the server could not find the requested resource".into(),
@@ -427,6 +479,10 @@ fn answer(
     if let Some((code, message)) = refused {
         drop(state);
         return respond(stream, code, &status(code, &message)).map(|()| true);
+    }
+    if let Some(document) = discovered {
+        drop(state);
+        return respond(stream, 200, &document).map(|()| true);
     }
     if watching {
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")?;

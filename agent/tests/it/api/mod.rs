@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use fake::{Fake, kinds_asked};
 use proptest::prelude::*;
 use selvage::config::ApiConfig;
-use selvage::objects::Kind;
+use selvage::objects::{Kind, NotEnforced, PolicyKind};
 use selvage::source::api::{self, Api, Settings};
 use selvage::source::{At, ObjectEvent, Problem};
 use selvage::store::Store;
@@ -86,6 +86,7 @@ impl Bench {
             all_pods: true,
             pods: None,
             patience: api::Patience {
+                discovery: Duration::from_millis(200),
                 objects: Duration::from_millis(50),
                 pods: Duration::from_millis(50),
                 ..api::Patience::default()
@@ -867,6 +868,138 @@ fn marks_are_exact() {
             assert_eq!(bench.store.count(Kind::Namespace), 700 + i + 1);
         }
     });
+}
+
+/// `kind name`, of all policies that are not enforced.
+fn not_enforced(bench: &Bench) -> Vec<String> {
+    let kinds = PolicyKind::ALL.into_iter();
+    let policies = kinds.flat_map(|kind| bench.store.not_enforced(kind));
+    let show = |policy: &NotEnforced| {
+        assert_eq!(policy.uid, format!("uid-{}", policy.name));
+        format!("{} {}", policy.kind, policy.name)
+    };
+    policies.map(show).collect()
+}
+
+fn cluster_policy(name: &str) -> Value {
+    json!({
+        "metadata": {"name": name, "uid": format!("uid-{name}"), "generation": 1},
+        "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}},
+    })
+}
+
+/// How often the API server was asked whether it has such kinds.
+fn discoveries(fake: &Fake) -> usize {
+    let asked = |state: &mut fake::State| {
+        let asked = state.requests.iter();
+        asked
+            .filter(|path| *path == "/apis/policy.networking.k8s.io")
+            .count()
+    };
+    fake.with(asked)
+}
+
+/// Before, after and between: the kinds are found when somebody installs them, followed, and forgotten with their CRD.
+#[test]
+fn policies_that_are_not_enforced_are_named() {
+    let fake = Fake::start();
+    fake.with(|state| state.install("clusternetworkpolicies"));
+    for name in ["b", "a"] {
+        fake.put("clusternetworkpolicies", cluster_policy(name));
+    }
+    let mut bench = Bench::settled(&fake);
+    bench.until("those that were there are named", |bench| {
+        not_enforced(bench) == ["ClusterNetworkPolicy a", "ClusterNetworkPolicy b"]
+    });
+    fake.put("clusternetworkpolicies", cluster_policy("c"));
+    fake.delete("clusternetworkpolicies", "", "a");
+    bench.until("the watch tells", |bench| {
+        not_enforced(bench) == ["ClusterNetworkPolicy b", "ClusterNetworkPolicy c"]
+    });
+    // Another one of the group comes later.
+    fake.with(|state| state.install("adminnetworkpolicies"));
+    fake.put("adminnetworkpolicies", cluster_policy("old"));
+    bench.until("the kind that came later is found", |bench| {
+        not_enforced(bench).last().map(String::as_str) == Some("AdminNetworkPolicy old")
+    });
+    // A history that is forgotten, a watch that is cut, a line that nobody can read.
+    fake.with(|state| {
+        state.compact(state.version);
+        state.delete("clusternetworkpolicies", "", "b");
+    });
+    fake.cut();
+    bench.until("it is listed anew", |bench| {
+        not_enforced(bench) == ["ClusterNetworkPolicy c", "AdminNetworkPolicy old"]
+    });
+    fake.raw("clusternetworkpolicies", "}{\n");
+    fake.put("clusternetworkpolicies", cluster_policy("d"));
+    bench.until("garbage passes", |bench| not_enforced(bench).len() == 3);
+    fake.with(|state| state.uninstall("clusternetworkpolicies"));
+    bench.until("they are gone with their kind", |bench| {
+        not_enforced(bench) == ["AdminNetworkPolicy old"]
+    });
+    fake.with(|state| state.install("clusternetworkpolicies"));
+    fake.put("clusternetworkpolicies", cluster_policy("again"));
+    bench.until("they are back with their kind", |bench| {
+        not_enforced(bench).first().map(String::as_str) == Some("ClusterNetworkPolicy again")
+    });
+    assert_eq!(bench.lacking, BTreeMap::new());
+    assert_eq!(bench.problems(), Vec::<String>::new());
+}
+
+/// Where there are no such kinds, nothing is told and the API server is asked ever less often.
+#[test]
+fn without_such_kinds_the_question_is_rare() {
+    let fake = Fake::start();
+    let mut bench = Bench::idle(&kubeconfig_of(&fake));
+    bench.settings.patience.discovery = Duration::from_secs(300);
+    bench.start();
+    bench.settle();
+    fake.until("it has asked", |state| {
+        state.asked(&["/apis/policy.networking.k8s.io"]) > 0
+    });
+    let first = discoveries(&fake);
+    // Who asks for all that the API holds now may have just installed one.
+    fake.with(|state| state.install("clusternetworkpolicies"));
+    fake.put("clusternetworkpolicies", cluster_policy("a"));
+    bench.settle();
+    bench.until("found by the mark", |bench| {
+        not_enforced(bench) == ["ClusterNetworkPolicy a"]
+    });
+    assert!(discoveries(&fake) <= first + 2, "{}", discoveries(&fake));
+    assert_eq!(bench.lacking, BTreeMap::new());
+}
+
+/// Rights of an older manifest: it is told that nobody can see whether there are such policies.
+#[test]
+fn policies_that_may_not_be_listed_are_told() {
+    let fake = Fake::start();
+    fake.with(|state| {
+        state.install("clusternetworkpolicies");
+        let message = "clusternetworkpolicies is forbidden: cannot list".to_owned();
+        state.refuse.push(("/clusternetworkpolicies", 403, message));
+    });
+    let mut bench = Bench::settled(&fake);
+    bench.until("it is told", |bench| {
+        bench
+            .lacks("api-rights")
+            .contains("clusternetworkpolicies is forbidden")
+    });
+    fake.with(|state| state.refuse.clear());
+    fake.put("clusternetworkpolicies", cluster_policy("a"));
+    bench.until("it is read", |bench| !not_enforced(bench).is_empty());
+    assert_eq!(bench.lacking, BTreeMap::new());
+}
+
+/// An agent without the feature `policy` enforces nothing, and needs no such rights.
+#[test]
+fn without_policy_they_are_not_asked_for() {
+    let fake = Fake::start();
+    let mut bench = Bench::idle(&kubeconfig_of(&fake));
+    bench.settings.all_pods = false;
+    bench.start();
+    bench.settle();
+    assert_eq!(discoveries(&fake), 0);
 }
 
 /// What may happen to objects, and to those who watch them.
