@@ -33,7 +33,7 @@ use tracing::{info, warn};
 use crate::{
     api,
     bgp::Bgp,
-    config::{AgentConfig, SourceConfig},
+    config::{AgentConfig, Features, SourceConfig},
     control::{self, Ask, lock::Lock},
     desired::Local,
     inbox::{Inbox, Sender},
@@ -76,7 +76,7 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         .then(|| threads.nft(&world, host_ports))
         .transpose()?;
     let flows = features.policy.then(|| threads.flows(&world)).transpose()?;
-    threads.watch(&world)?;
+    threads.watch(&world, features)?;
 
     let mut local = Local::new(config.node.clone());
     local.bgp_port = config.bgp_port;
@@ -336,11 +336,13 @@ impl Threads {
         Ok(sender)
     }
 
-    fn watch(&mut self, world: &Sender<Work>) -> Result<()> {
+    fn watch(&mut self, world: &Sender<Work>, features: Features) -> Result<()> {
         let (sender, inbox) = Inbox::new()?;
         let world = world.clone();
-        let handle = watch::spawn(inbox, move |observed| world.send(Work::Observed(observed)))
-            .context("cannot read links and addresses")?;
+        let handle = watch::spawn(inbox, features, move |observed| {
+            world.send(Work::Observed(observed))
+        })
+        .context("cannot read links and addresses")?;
         self.keep(&sender, |how| how, handle);
         Ok(())
     }

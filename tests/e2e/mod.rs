@@ -3,6 +3,7 @@
 pub mod closed;
 pub mod control;
 mod demo;
+mod ecmp;
 mod host_ports;
 pub mod idle;
 mod install;
@@ -22,6 +23,7 @@ pub fn cases() -> Vec<Case> {
         plugin::cases(),
         routes::cases(),
         paths::cases(),
+        ecmp::cases(),
         policy::cases(),
         host_ports::cases(),
         idle::cases(),

@@ -20,7 +20,7 @@ use crate::scene::{
     prefix, two_nodes, wait_kernel_route, wait_no_kernel_route, wait_reaches,
 };
 
-const WITH_BIRD: &[Need] = &[
+pub const WITH_BIRD: &[Need] = &[
     Need::Own("selvage"),
     Need::Own("selvage-cni"),
     Need::Daemon(Kind::Bird),
@@ -115,7 +115,7 @@ fn groups(lab: &Lab) -> Result<()> {
 }
 
 /// A node between two routers that both have the way to the same prefixes.
-const TWO_ROUTERS: &str = "
+pub const TWO_ROUTERS: &str = "
 networks:
   - {name: left, cidrs: [192.0.2.0/24, '2001:db8:1::/64']}
   - {name: right, cidrs: [198.51.100.0/24, '2001:db8:2::/64']}

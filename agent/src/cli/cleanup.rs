@@ -25,6 +25,7 @@ use crate::control::lock::Lock;
 use crate::install::plugin;
 use crate::install::sysctl::{self, Record};
 use crate::kernel::open;
+use crate::kernel::sysctl::ROOT;
 use crate::neighbours;
 use crate::source;
 
@@ -109,9 +110,9 @@ fn installed(args: &Args, removed: &mut Removed) -> Result<(), Failure> {
         return Ok(());
     }
     removed.sysctls = Record::of(&args.state_dir)
-        .restore(Path::new(sysctl::ROOT))
+        .restore(Path::new(ROOT))
         .map_err(|(name, error)| {
-            Failure::new(format!("{}/{name}: {error}", sysctl::ROOT)).hint(
+            Failure::new(format!("{ROOT}/{name}: {error}")).hint(
                 "in a container this takes `privileged: true`; --keep-sysctls leaves them as they are",
             )
         })?;

@@ -10,8 +10,9 @@ use serde::Serialize;
 use super::screen::Screen;
 use super::{Failure, Outcome, OutputArgs, print};
 use crate::config::Features;
-use crate::install::sysctl::{self, Record, Refused, Setting, Uplinks};
+use crate::install::sysctl::{self, Record, Refused};
 use crate::install::{kernel, plugin};
+use crate::kernel::sysctl::{ROOT, Setting, verify};
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
@@ -92,10 +93,9 @@ fn set_sysctls(
     state_dir: &Path,
     installed: &mut Installed,
 ) -> Result<(), Failure> {
-    let root = Path::new(sysctl::ROOT);
-    let uplinks = Uplinks::read()
+    let root = Path::new(ROOT);
+    let settings = verify(features)
         .map_err(|error| Failure::new(format!("cannot read interfaces: {error}")))?;
-    let settings = sysctl::differences(features, &uplinks, sysctl::read_in(root));
     let mut record = Record::of(state_dir);
     let refused = sysctl::apply(root, &settings, &mut record).map_err(|error| {
         let path = state_dir.join(sysctl::RECORD);
@@ -121,7 +121,7 @@ fn set_sysctls(
 
 fn said(refused: &Refused) -> String {
     let Refused { setting, error } = refused;
-    let path = Path::new(sysctl::ROOT).join(&setting.name);
+    let path = Path::new(ROOT).join(&setting.name);
     format!(
         "{} is {} and cannot be set to {} ({}): {}",
         path.display(),

@@ -418,6 +418,9 @@ fn wrong(
         let todo = "is --node spelled as in the cluster? until then no pod CIDR is announced";
         say(format!("there is no Node `{}`", world.node), Some(todo));
     }
+    for setting in world.store.sysctls() {
+        say(setting.what(), Some(&setting.todo()));
+    }
     for (_, what) in world.store.lacking() {
         say(what.to_owned(), None);
     }

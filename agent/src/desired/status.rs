@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::bgp::{self, Speaker};
 use super::{Condition, Local};
+use crate::kernel::sysctl::Setting;
 use crate::objects::bgp_node_status::{
     BgpNodeStatusStatus, MOST_NEIGHBORS, NeighborStatus, SessionTotals,
 };
@@ -249,6 +250,7 @@ fn wrong(store: &Store, speaker: &Speaker) -> Vec<String> {
             wrong.push(what);
         }
     }
+    wrong.extend(store.sysctls().iter().map(Setting::what));
     wrong.extend(store.lacking().map(|(_, what)| what.to_owned()));
     let conditions = speaker
         .conditions

@@ -1,161 +1,16 @@
-//! Sysctls: which a node needs, writing them, and putting them back.
+//! Sysctls: writing those that a node needs, and putting them back.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use selvage_cni::attachment::boot_id;
-use selvage_netlink::{Error, Protocol, Socket, addr, link, route};
 use serde::{Deserialize, Serialize};
 
-use crate::config::Features;
-use crate::kernel::POD_LINK_GROUP;
-
-/// Where the kernel shows them.
-pub const ROOT: &str = "/proc/sys";
+use crate::kernel::sysctl::{Setting, read_in};
 
 /// What was changed, in the state directory.
 pub const RECORD: &str = "sysctls.json";
-
-/// A sysctl that is not as it has to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Setting {
-    /// As a path below [`ROOT`]: names of interfaces may have dots in them.
-    pub name: String,
-    /// What it is.
-    pub is: String,
-    /// What it has to be.
-    pub wanted: &'static str,
-    /// What goes wrong otherwise.
-    pub why: &'static str,
-    /// Whether nothing works otherwise.
-    pub essential: bool,
-}
-
-impl Setting {
-    /// As `sysctl` takes it: `net/ipv4/conf/eth0.7/rp_filter` has a dot in it, so that the slashes stay.
-    pub fn assignment(&self) -> String {
-        let dotted = match self.name.contains('.') {
-            true => self.name.clone(),
-            false => self.name.replace('/', "."),
-        };
-        format!("{dotted}={}", self.wanted)
-    }
-}
-
-/// The interfaces that matter, by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Uplinks {
-    /// With routes that a router advertises (RFC 4861).
-    pub advertised: BTreeSet<String>,
-    /// With a global IPv4 address; none of them a pod's.
-    pub ipv4: BTreeSet<String>,
-}
-
-impl Uplinks {
-    /// In the calling thread's network namespace.
-    pub fn read() -> Result<Uplinks, Error> {
-        /// `RTPROT_RA`.
-        const ADVERTISED: u8 = 9;
-        /// `RT_SCOPE_UNIVERSE`.
-        const GLOBAL: u8 = 0;
-        let mut socket = Socket::open(Protocol::Route)?;
-        let names: BTreeMap<u32, String> = link::list(&mut socket)?
-            .into_iter()
-            .filter(|link| link.group != POD_LINK_GROUP && link.name != "lo")
-            .map(|link| (link.index, link.name))
-            .collect();
-        let named = |index: u32| names.get(&index).cloned();
-        let filter = route::Filter {
-            protocol: Some(ADVERTISED),
-            ..route::Filter::default()
-        };
-        let advertised = route::list(&mut socket, true, &filter)?;
-        let addresses = addr::list(&mut socket)?;
-        let global = |address: &addr::Address| {
-            address.scope == GLOBAL && matches!(address.prefix.addr, IpAddr::V4(_))
-        };
-        Ok(Uplinks {
-            advertised: advertised
-                .iter()
-                .flat_map(|route| interfaces(&route.target))
-                .filter_map(named)
-                .collect(),
-            ipv4: addresses
-                .iter()
-                .filter(|address| global(address))
-                .filter_map(|address| named(address.index))
-                .collect(),
-        })
-    }
-}
-
-fn interfaces(target: &route::Target) -> Vec<u32> {
-    match target {
-        route::Target::Hop(hop) => hop.oif.into_iter().collect(),
-        route::Target::Multipath(hops) => hops.iter().filter_map(|hop| hop.oif).collect(),
-        _ => Vec::new(),
-    }
-}
-
-/// What has to be changed, in the order in which it has to be: an uplink goes on listening to its routers before the
-/// node becomes one itself, or the kernel drops their routes. `read` gives a sysctl's value, none where there is none.
-pub fn differences(
-    features: Features,
-    uplinks: &Uplinks,
-    read: impl Fn(&str) -> Option<String>,
-) -> Vec<Setting> {
-    let mut settings = Vec::new();
-    let mut want = |name: String, wanted, essential, why, wrong: &dyn Fn(&str) -> bool| {
-        if let Some(is) = read(&name).filter(|is| wrong(is)) {
-            settings.push(Setting {
-                name,
-                is,
-                wanted,
-                why,
-                essential,
-            });
-        }
-    };
-    let forwards = features.cni || features.kernel;
-    if forwards {
-        let is_off = |is: &str| is == "0";
-        for uplink in &uplinks.advertised {
-            let name = format!("net/ipv6/conf/{uplink}/accept_ra");
-            // With 0, a program of the host's does the listening.
-            let why = "a router's advertisements count on a node that forwards, too";
-            want(name, "2", true, why, &|is| is == "1");
-        }
-        let why = "packets of pods are forwarded";
-        want("net/ipv4/ip_forward".into(), "1", true, why, &is_off);
-        let name = "net/ipv6/conf/all/forwarding";
-        want(name.into(), "1", true, why, &is_off);
-        let all_strict = read("net/ipv4/conf/all/rp_filter").as_deref() == Some("1");
-        for uplink in &uplinks.ipv4 {
-            let name = format!("net/ipv4/conf/{uplink}/rp_filter");
-            let why = "an answer may come in by another way than a request goes out";
-            // The kernel takes the greater of both.
-            let strict = |is: &str| is == "1" || is == "0" && all_strict;
-            want(name, "2", false, why, &strict);
-        }
-    }
-    if features.kernel {
-        let name = "net/ipv4/nexthop_compat_mode";
-        let why = "a next hop that moves costs a notification for each route over it";
-        want(name.into(), "0", false, why, &|is| is != "0");
-    }
-    settings
-}
-
-/// Below a directory: [`ROOT`], or a test's.
-pub fn read_in(root: &Path) -> impl Fn(&str) -> Option<String> + '_ {
-    |name| {
-        let text = fs::read_to_string(root.join(name)).ok()?;
-        Some(text.trim().to_owned())
-    }
-}
 
 /// A sysctl that could not be written.
 #[derive(Debug)]
@@ -279,6 +134,8 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Features;
+    use crate::kernel::sysctl::{Uplinks, differences};
 
     struct Scratch(PathBuf);
 
@@ -317,7 +174,7 @@ mod tests {
         }
     }
 
-    const FRESH: [(&str, &str); 8] = [
+    const FRESH: [(&str, &str); 11] = [
         ("net/ipv4/ip_forward", "0"),
         ("net/ipv6/conf/all/forwarding", "0"),
         ("net/ipv6/conf/eth0/accept_ra", "1"),
@@ -326,6 +183,9 @@ mod tests {
         ("net/ipv4/conf/eth0/rp_filter", "1"),
         ("net/ipv4/conf/eth1/rp_filter", "0"),
         ("net/ipv4/nexthop_compat_mode", "1"),
+        ("net/ipv4/fib_multipath_hash_policy", "0"),
+        ("net/ipv6/fib_multipath_hash_policy", "0"),
+        ("net/netfilter/nf_conntrack_tcp_loose", "1"),
     ];
 
     fn uplinks() -> Uplinks {
@@ -353,11 +213,15 @@ mod tests {
                 "net.ipv6.conf.all.forwarding=1",
                 "net.ipv4.conf.eth0.rp_filter=2",
                 "net.ipv4.nexthop_compat_mode=0",
+                "net.ipv4.fib_multipath_hash_policy=1",
+                "net.ipv6.fib_multipath_hash_policy=1",
+                "net.netfilter.nf_conntrack_tcp_loose=0",
             ]
         );
         let none = Features {
             kernel: false,
             cni: false,
+            policy: false,
             ..Features::ALL
         };
         assert!(differ(none).is_empty(), "a reflector forwards nothing");
@@ -369,16 +233,21 @@ mod tests {
         );
     }
 
+    /// A hash that somebody has chosen stays.
     #[test]
-    fn an_interface_with_a_dot_in_its_name() {
-        let setting = Setting {
-            name: "net/ipv4/conf/eth0.7/rp_filter".into(),
-            is: "1".into(),
-            wanted: "2",
-            why: "",
-            essential: false,
-        };
-        assert_eq!(setting.assignment(), "net/ipv4/conf/eth0.7/rp_filter=2");
+    fn only_the_default_of_the_multipath_hash_is_wrong() {
+        let scratch = Scratch::new("hash", &FRESH);
+        let root = scratch.root();
+        for (value, wrong) in [("0", true), ("1", false), ("2", false), ("3", false)] {
+            let sysctls = ["ipv4", "ipv6"].map(|v| format!("net/{v}/fib_multipath_hash_policy"));
+            sysctls.iter().for_each(|name| scratch.write(name, value));
+            let settings = differences(Features::ALL, &uplinks(), read_in(&root));
+            let named = |name: &String| settings.iter().any(|setting| setting.name == *name);
+            assert_eq!(
+                sysctls.iter().filter(|name| named(name)).count(),
+                2 * usize::from(wrong)
+            );
+        }
     }
 
     #[test]
@@ -397,6 +266,9 @@ mod tests {
         assert_eq!(
             Record::of(&state).restore(&root).unwrap(),
             [
+                "net/netfilter/nf_conntrack_tcp_loose=1",
+                "net/ipv6/fib_multipath_hash_policy=0",
+                "net/ipv4/fib_multipath_hash_policy=0",
                 "net/ipv6/conf/all/forwarding=0",
                 "net/ipv4/ip_forward=0",
                 "net/ipv6/conf/eth0/accept_ra=1",

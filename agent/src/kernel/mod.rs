@@ -23,6 +23,7 @@ pub mod nexthops;
 pub mod nft;
 pub mod open;
 pub mod routes;
+pub mod sysctl;
 pub mod watch;
 
 /// The routing protocol number of what BGP taught us, and of the blackholes under our prefixes.

@@ -1,7 +1,7 @@
 //! Links and addresses, as facts for the store: the thread `watch`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::AsFd,
     thread::{Builder, JoinHandle},
     time::Duration,
@@ -13,8 +13,9 @@ use selvage_netlink::{
     monitor::{Group, Monitor, RouteEvent as Notification},
 };
 
-use super::Shutdown;
+use super::{POD_LINK_GROUP, Shutdown, sysctl};
 use crate::{
+    config::Features,
     inbox::Inbox,
     store::{Link, Observed},
 };
@@ -45,6 +46,13 @@ impl Links {
     /// All links as they are now.
     pub fn all(&self) -> &BTreeMap<u32, Link> {
         &self.links
+    }
+
+    /// The indices of links that are no pod's.
+    fn uplinks(&self) -> BTreeSet<u32> {
+        let links = self.links.iter();
+        let uplinks = links.filter(|(_, link)| link.group != POD_LINK_GROUP);
+        uplinks.map(|(index, _)| *index).collect()
     }
 
     /// What changed since the last call.
@@ -126,22 +134,51 @@ fn network(address: &addr::Address) -> Option<IpNet> {
     IpNet::new(address.prefix.addr, address.prefix.len).ok()
 }
 
-/// Starts the thread `watch` in the calling thread's network namespace: first all links, then
-/// what changes. It ends by a message to its inbox. `output` is called on that thread.
+/// Whether a change concerns a link that is no pod's.
+fn concerns(change: &Observed, uplinks: &BTreeSet<u32>) -> bool {
+    match change {
+        Observed::Link(_, link) => link.group != POD_LINK_GROUP,
+        Observed::LinkGone(index) => uplinks.contains(index),
+        _ => true,
+    }
+}
+
+/// The sysctls that are wrong; none is said where they cannot be read.
+fn sysctls(features: Features) -> Option<Observed> {
+    match sysctl::verify(features) {
+        Ok(wrong) => Some(Observed::Sysctls(wrong)),
+        Err(error) => {
+            tracing::warn!(%error, "watch: sysctls could not be verified");
+            None
+        }
+    }
+}
+
+/// Starts the thread `watch` in the calling thread's network namespace: first all links and the sysctls that are wrong,
+/// then what changes. It ends by a message to its inbox. `output` is called on that thread.
 pub fn spawn(
     inbox: Inbox<Shutdown>,
+    features: Features,
     mut output: impl FnMut(Observed) + Send + 'static,
 ) -> Result<JoinHandle<()>, Error> {
     let mut links = Links::open()?;
     let run = move || {
         output(Observed::Links(links.all().clone()));
+        sysctls(features).into_iter().for_each(&mut output);
         while inbox.recv_all().is_empty() {
             if let Err(error) = inbox.wait(&[links.monitor.as_fd()], None) {
                 tracing::error!(%error, "watch: cannot wait");
                 std::thread::sleep(Duration::from_millis(100));
             }
+            let uplinks = links.uplinks();
             match links.changes() {
-                Ok(changes) => changes.into_iter().for_each(&mut output),
+                Ok(changes) => {
+                    let verify = changes.iter().any(|change| concerns(change, &uplinks));
+                    changes.into_iter().for_each(&mut output);
+                    if verify {
+                        sysctls(features).into_iter().for_each(&mut output);
+                    }
+                }
                 Err(error) => tracing::warn!(%error, "watch: links could not be read"),
             }
         }

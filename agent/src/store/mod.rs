@@ -20,6 +20,7 @@ pub use observed::{
     UnknownSources, UnusedFamily,
 };
 
+use crate::kernel::sysctl::Setting;
 use crate::objects::meta::CONFIG_MIRROR;
 use crate::objects::{
     BgpConfiguration, BgpPeer, Key, Kind, NetworkPolicy, Node, NotEnforced, Object, Pod,
@@ -50,6 +51,7 @@ pub struct Store {
     routes: RouteCounts,
     policy: PolicyState,
     lacking: BTreeMap<&'static str, String>,
+    sysctls: Vec<Setting>,
     synced: BTreeSet<Kind>,
     sweeps: BTreeMap<Kind, Sweep>,
     reached: u64,
@@ -216,6 +218,7 @@ impl Store {
             Observed::NotLacking(name) => {
                 self.lacking.remove(name);
             }
+            Observed::Sysctls(wrong) => self.sysctls = wrong,
         }
         dirty
     }
@@ -413,6 +416,11 @@ impl Store {
     /// All policies, by key.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<NetworkPolicy>> {
         self.policies.values()
+    }
+
+    /// The sysctls that are not as this node needs them.
+    pub fn sysctls(&self) -> &[Setting] {
+        &self.sysctls
     }
 
     /// Policies of a kind that this version does not enforce, by name.

@@ -6,6 +6,8 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
+use crate::kernel::sysctl::Setting;
+
 /// One observation. Sent by the owner of the thing observed, applied by [`super::Store::observe`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Observed {
@@ -29,6 +31,8 @@ pub enum Observed {
     Lacking(&'static str, String),
     /// It is there after all.
     NotLacking(&'static str),
+    /// The sysctls that are not as this node needs them, all of them.
+    Sysctls(Vec<Setting>),
 }
 
 /// A network interface.

@@ -7,6 +7,7 @@ use crate::{
         Query,
         views::{self, PolicyProgress},
     },
+    kernel::sysctl,
     store::Observed,
 };
 
@@ -54,6 +55,7 @@ impl World {
     }
 
     pub(super) fn status(&mut self) -> StatusView {
+        self.verify_sysctls();
         let waiting: Vec<String> = self
             .store
             .attachments()
@@ -84,6 +86,20 @@ impl World {
                 .then_some(PolicyProgress { planned, waiting }),
             ready: &ready,
         })
+    }
+
+    /// Somebody may have set those that were wrong. The kernel does not say so.
+    fn verify_sysctls(&mut self) {
+        if self.store.sysctls().is_empty() {
+            return;
+        }
+        // Where they cannot be read, the ones that were found stay.
+        if let Ok(wrong) = sysctl::verify(self.setup.features)
+            && wrong != self.store.sysctls()
+        {
+            self.store.observe(Observed::Sysctls(wrong));
+            self.publish_soon();
+        }
     }
 
     pub(super) fn look_at_peers(&mut self) {

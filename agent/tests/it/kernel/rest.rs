@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::mpsc};
 
 use selvage::{
+    config::Features,
     inbox::Inbox,
     kernel::{
         Shutdown,
@@ -20,12 +21,13 @@ fn links_and_addresses_become_facts() {
         sh("ip link add v0 type veth peer name v1; ip addr add 10.0.0.1/24 dev v0");
         let (stop, inbox) = Inbox::new().unwrap();
         let (sender, facts) = mpsc::channel();
-        let handle = spawn(inbox, move |fact| drop(sender.send(fact))).unwrap();
+        let handle = spawn(inbox, Features::ALL, move |fact| drop(sender.send(fact))).unwrap();
         let mut seen = BTreeMap::new();
         let apply = |fact: Observed, seen: &mut BTreeMap<u32, _>| match fact {
             Observed::Links(links) => *seen = links,
             Observed::Link(index, link) => drop(seen.insert(index, link)),
             Observed::LinkGone(index) => drop(seen.remove(&index)),
+            Observed::Sysctls(_) => {}
             _ => unreachable!(),
         };
         apply(facts.recv().unwrap(), &mut seen);
@@ -62,6 +64,56 @@ fn links_and_addresses_become_facts() {
         until("gone", || {
             facts.try_iter().for_each(|fact| apply(fact, &mut seen));
             seen.len() == 1
+        });
+        stop.send(Shutdown::Now);
+        handle.join().unwrap();
+    });
+}
+
+/// Read at the start and whenever a link changes that is no pod's.
+#[test]
+fn sysctls_that_are_wrong_become_facts() {
+    in_netns(|| {
+        let set = |value: &str| {
+            sh(&format!(
+                "sysctl -qw net.ipv4.fib_multipath_hash_policy={value} net.ipv6.fib_multipath_hash_policy={value}"
+            ))
+        };
+        let hash = |fact: &Observed| match fact {
+            Observed::Sysctls(wrong) => {
+                let named = wrong.iter().map(|setting| setting.assignment());
+                Some(named.filter(|name| name.contains("hash_policy")).count())
+            }
+            _ => None,
+        };
+        set("0");
+        let (stop, inbox) = Inbox::new().unwrap();
+        let (sender, facts) = mpsc::channel();
+        let handle = spawn(inbox, Features::ALL, move |fact| drop(sender.send(fact))).unwrap();
+        let first = facts.iter().find_map(|fact| hash(&fact));
+        assert_eq!(first, Some(2), "at the start");
+        set("1");
+        // Only what comes after an uplink makes them read again: a pod's link is told without.
+        sh(
+            "ip link add sv1 group 0x5e1 type veth peer name p1 group 0x5e1; ip link add v0 type veth peer name v1",
+        );
+        let mut before = Vec::new();
+        let second = facts.iter().find_map(|fact| {
+            if let Observed::Link(_, link) = &fact {
+                before.push(link.name.clone());
+            }
+            hash(&fact)
+        });
+        assert_eq!(second, Some(0), "after {before:?}");
+        assert!(
+            before.iter().any(|name| name == "v0" || name == "v1"),
+            "{before:?}"
+        );
+        // A link that is gone may have been one of those that are wrong.
+        set("0");
+        sh("ip link del v0");
+        until("read again when an uplink is gone", || {
+            facts.try_iter().filter_map(|fact| hash(&fact)).last() == Some(2)
         });
         stop.send(Shutdown::Now);
         handle.join().unwrap();
