@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     ids::{Asn, IfIndex, RouterId},
-    wire::attr::{AsPath, NextHop, Origin, PathAttributes, UnknownAttribute},
+    wire::attr::{AsPath, NextHop, Origin, PartialBits, PathAttributes, UnknownAttribute},
 };
 
 /// An attribute set in [`Attrs`].
@@ -195,6 +195,7 @@ const HAS_CLUSTERS: u16 = 1 << 10;
 const HAS_UNKNOWN: u16 = 1 << 11;
 const NEXT_HOP_V6: u16 = 1 << 12;
 const HAS_LINK_LOCAL: u16 = 1 << 13;
+const HAS_PARTIAL: u16 = 1 << 14;
 
 fn put(out: &mut Vec<u8>, a: &PathAttributes) {
     let mut has = a.origin as u16;
@@ -211,6 +212,7 @@ fn put(out: &mut Vec<u8>, a: &PathAttributes) {
         (!a.unknown.is_empty(), HAS_UNKNOWN),
         (a.next_hop.global.is_ipv6(), NEXT_HOP_V6),
         (a.next_hop.link_local.is_some(), HAS_LINK_LOCAL),
+        (!a.partial.is_empty(), HAS_PARTIAL),
     ] {
         if present {
             has |= bit;
@@ -266,6 +268,9 @@ fn put(out: &mut Vec<u8>, a: &PathAttributes) {
             put_count(out, u.value.len());
             out.extend(&u.value);
         }
+    }
+    if !a.partial.is_empty() {
+        out.push(a.partial.octet());
     }
 }
 
@@ -351,6 +356,10 @@ fn read(content: &[u8]) -> PathAttributes {
                 value: r.slice(len).into(),
             }
         }),
+        partial: match has(HAS_PARTIAL) {
+            true => PartialBits::from_octet(u8::from_ne_bytes(r.array())),
+            false => PartialBits::default(),
+        },
     }
 }
 
@@ -376,7 +385,7 @@ mod tests {
         );
         let rest = (
             any::<(Vec<u32>, Vec<[u8; 8]>, Vec<[u32; 3]>)>(),
-            any::<(Option<u32>, Vec<u32>, Vec<(u8, u8, Vec<u8>)>)>(),
+            any::<(Option<u32>, Vec<u32>, Vec<(u8, u8, Vec<u8>)>, u8)>(),
         );
         (first, rest).prop_map(|((origin, path, next_hop, a), (c, d))| PathAttributes {
             origin: [Origin::Igp, Origin::Egp, Origin::Incomplete][usize::from(origin)],
@@ -400,6 +409,7 @@ mod tests {
                     value: value.into(),
                 })
                 .collect(),
+            partial: PartialBits::from_octet(d.3),
         })
     }
 

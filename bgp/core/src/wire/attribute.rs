@@ -3,12 +3,14 @@
 //! The table is ascending by code, which is the order in which attributes are sent (RFC 4271 section 5).
 //! Decoding fills a `Draft` with what one UPDATE says; nothing is allocated before all of it was looked at.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::{BufMut, BytesMut};
 
 use super::{
-    attr::{AsPath, AsPathBuilder, Origin, PathAttributes, SegmentKind, UnknownAttribute},
+    attr::{
+        AsPath, AsPathBuilder, Origin, PartialBits, PathAttributes, SegmentKind, UnknownAttribute,
+    },
     error::{Action, UpdateError},
     header::set_u16,
     pack::EncodeOptions,
@@ -312,7 +314,11 @@ pub(crate) fn put_all(
         }
         let start = out.len();
         let mut there = false;
-        put(out, kind.flags, kind.code, |out| {
+        let partial = match attrs.partial.contains(kind.code) {
+            true => PARTIAL,
+            false => 0,
+        };
+        put(out, kind.flags | partial, kind.code, |out| {
             there = (kind.encode)(attrs, family, opts, out);
         });
         if !there {
@@ -393,6 +399,7 @@ pub(crate) struct Draft<'a> {
     as4_aggregator: Option<(Asn, Ipv4Addr)>,
     large_communities: &'a [u8],
     pub unknown: Vec<UnknownAttribute>,
+    pub partial: PartialBits,
 }
 
 const LENGTH: UpdateError = UpdateError::AttributeLength;
@@ -623,6 +630,7 @@ impl Draft<'_> {
             originator_id: self.originator_id,
             cluster_list: numbers(self.cluster_list).map(RouterId).collect(),
             unknown: self.unknown.as_slice().into(),
+            partial: self.partial,
         }
     }
 }
@@ -686,15 +694,4 @@ fn merge(path: &AsPath, as4: &AsPath) -> AsPath {
         }
     }
     merged.join(as4)
-}
-
-/// Whether packets can be sent to this address (RFC 4271 section 6.3): a host's, and not one's own loopback.
-pub(crate) fn is_host_v4(a: Ipv4Addr) -> bool {
-    // 240.0.0.0/4 is in use as unicast space in places, and the kernel routes it; only the broadcast address is not.
-    !(a.octets()[0] == 0 || a.is_loopback() || a.is_multicast() || a.is_broadcast())
-}
-
-/// The same for IPv6.
-pub(crate) fn is_host_v6(a: Ipv6Addr) -> bool {
-    !(a.is_unspecified() || a.is_loopback() || a.is_multicast())
 }

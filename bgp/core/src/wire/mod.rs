@@ -14,6 +14,7 @@ pub mod notification;
 pub mod open;
 pub mod pack;
 pub mod refresh;
+mod special_purpose;
 pub mod update;
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use super::{
         Fault, UpdateError,
     },
     nlri::NlriBlock,
+    special_purpose::is_host,
 };
 pub use super::{
     cache::AttributeCache,
@@ -105,12 +106,19 @@ struct Fields {
 
 /// MP_REACH_NLRI.
 struct MpReach {
-    /// Or why packets cannot be sent to it.
-    next_hop: Result<NextHop, &'static str>,
+    next_hop: Result<NextHop, Unusable>,
     nlri: NlriBlock,
     /// How many octets of the attribute's value precede the prefixes.
     head: usize,
 }
+
+/// Why routes cannot be used by a next hop (RFC 4271 section 6.3).
+type Unusable = &'static str;
+
+const NO_HOST: Unusable = "the next hop is no host's address";
+const OWN_ADDRESS: Unusable = "the next hop is our own address";
+const NO_INTERFACE: Unusable =
+    "the next hop is link-local, and the session is not on a link-local address";
 
 /// Reads the body of an UPDATE. `cache` belongs to the session.
 ///
@@ -313,7 +321,12 @@ impl<'a> Reader<'a> {
             }
         }
         match (known.decode)(&mut self.draft, raw.value, self.ctx) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                if raw.flags & attribute::PARTIAL != 0 {
+                    self.draft.partial.insert(raw.code);
+                }
+                Ok(())
+            }
             Err((error, what)) => self.fault(known.action, error, raw.code, raw.whole, what),
         }
     }
@@ -422,12 +435,12 @@ impl<'a> Reader<'a> {
             return Ok(None);
         };
         let next_hop = match family {
-            Family::Ipv4 => next_hop_v4(next_hop),
-            Family::Ipv6 => next_hop_v6(next_hop, self.ctx.interface),
+            Family::Ipv4 => next_hop_v4(next_hop, self.ctx),
+            Family::Ipv6 => next_hop_v6(next_hop, self.ctx),
         }
         .ok_or_else(|| self.mp_fault(14, "the next hop has a wrong length"))?;
         Ok(Some(MpReach {
-            next_hop: self.not_ours(next_hop),
+            next_hop,
             nlri: self.mp_nlri(14, family, rest)?,
             head: value.len() - rest.len(),
         }))
@@ -555,20 +568,8 @@ impl<'a> Reader<'a> {
         });
     }
 
-    fn classic_next_hop(&self) -> Result<NextHop, &'static str> {
-        let host = self.draft.next_hop.filter(|a| attribute::is_host_v4(*a));
-        self.not_ours(host.map(|a| NextHop::from(IpAddr::from(a))))
-    }
-
-    /// A next hop that packets can be sent to, and that is not our end of the session.
-    fn not_ours(&self, next_hop: Option<NextHop>) -> Result<NextHop, &'static str> {
-        match next_hop {
-            None => Err("the next hop is no host's address"),
-            Some(next_hop) if next_hop.global == self.ctx.local_addr => {
-                Err("the next hop is our own address")
-            }
-            Some(next_hop) => Ok(next_hop),
-        }
+    fn classic_next_hop(&self) -> Result<NextHop, Unusable> {
+        usable(self.draft.next_hop.ok_or(NO_HOST)?.into(), self.ctx).map(NextHop::from)
     }
 
     /// Adds routes, as announced if path and next hop are right, else as withdrawn.
@@ -576,7 +577,7 @@ impl<'a> Reader<'a> {
         &mut self,
         update: &mut Update,
         path: Option<AsPath>,
-        next_hop: Result<NextHop, &'static str>,
+        next_hop: Result<NextHop, Unusable>,
         code: u8,
         block: NlriBlock,
     ) {
@@ -586,8 +587,8 @@ impl<'a> Reader<'a> {
         };
         let next_hop = match next_hop {
             Ok(next_hop) => next_hop,
-            Err(what) => {
-                self.withdraw_for(code, UpdateError::InvalidNextHop, what);
+            Err(why) => {
+                self.withdraw_for(code, UpdateError::InvalidNextHop, why);
                 update.treat_as_withdrawn(block);
                 return;
             }
@@ -603,15 +604,27 @@ fn mp_reach_head(i: &[u8]) -> IResult<&[u8], (u16, u8, &[u8], u8)> {
     (be_u16, be_u8, length_data(be_u8), be_u8).parse(i)
 }
 
-/// The next hop of an IPv4 route in MP_REACH_NLRI. Outer `None`: the length is wrong; inner: it is no host's address.
-fn next_hop_v4(bytes: &[u8]) -> Option<Option<NextHop>> {
+/// An address that packets can be sent to, from here.
+fn usable(addr: IpAddr, ctx: &Context) -> Result<IpAddr, Unusable> {
+    if addr == ctx.local_addr {
+        return Err(OWN_ADDRESS);
+    }
+    if is_host(addr, ctx.local_addr) {
+        Ok(addr)
+    } else {
+        Err(NO_HOST)
+    }
+}
+
+/// The next hop of an IPv4 route in MP_REACH_NLRI. `None`: the length is wrong.
+fn next_hop_v4(bytes: &[u8], ctx: &Context) -> Option<Result<NextHop, Unusable>> {
     let a = Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?);
-    Some(attribute::is_host_v4(a).then(|| NextHop::from(IpAddr::from(a))))
+    Some(usable(a.into(), ctx).map(NextHop::from))
 }
 
 /// The next hop of an IPv6 route: one address, or a global one and a link-local one (RFC 2545 section 3); some senders
-/// have a link-local one only, in either place.
-fn next_hop_v6(bytes: &[u8], interface: Option<IfIndex>) -> Option<Option<NextHop>> {
+/// have a link-local one only, in either place. `None`: the length is wrong.
+fn next_hop_v6(bytes: &[u8], ctx: &Context) -> Option<Result<NextHop, Unusable>> {
     let (first, rest) = bytes.split_first_chunk::<16>()?;
     let second = match rest {
         [] => None,
@@ -623,14 +636,16 @@ fn next_hop_v6(bytes: &[u8], interface: Option<IfIndex>) -> Option<Option<NextHo
         .flatten()
         .find(|a| a.is_unicast_link_local());
     let global = match link_local {
-        Some(local) if !attribute::is_host_v6(first) => local,
+        Some(local) if !is_host(first.into(), ctx.local_addr) => local,
         _ => first,
     };
-    let link_local = link_local.zip(interface);
-    let reachable =
-        attribute::is_host_v6(global) && (link_local.is_some() || !global.is_unicast_link_local());
-    Some(reachable.then_some(NextHop {
-        global: global.into(),
-        link_local,
-    }))
+    let link_local = link_local.zip(ctx.interface);
+    let next_hop = usable(global.into(), ctx).and_then(|addr| match link_local {
+        None if global.is_unicast_link_local() => Err(NO_INTERFACE),
+        link_local => Ok(NextHop {
+            global: addr,
+            link_local,
+        }),
+    });
+    Some(next_hop)
 }

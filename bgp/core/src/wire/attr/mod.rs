@@ -59,6 +59,44 @@ pub struct UnknownAttribute {
     pub value: Box<[u8]>,
 }
 
+/// The optional transitive attributes that we know and that somebody on the way did not (or added later): once set, their
+/// Partial bit is never cleared (RFC 4271 section 5).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct PartialBits(u8);
+
+impl PartialBits {
+    /// AGGREGATOR, COMMUNITIES, EXTENDED COMMUNITIES, AS4_PATH, AS4_AGGREGATOR, LARGE_COMMUNITY.
+    const CODES: [u8; 6] = [7, 8, 16, 17, 18, 32];
+
+    /// Sets the bit of the attribute with this code. Without effect for another than those that we know as optional transitive.
+    pub fn insert(&mut self, code: u8) {
+        if let Some(at) = Self::CODES.iter().position(|c| *c == code) {
+            self.0 |= 1 << at;
+        }
+    }
+
+    /// Whether the bit of the attribute with this code is set.
+    pub fn contains(self, code: u8) -> bool {
+        let at = Self::CODES.iter().position(|c| *c == code);
+        at.is_some_and(|at| self.0 & 1 << at != 0)
+    }
+
+    /// Whether no bit is set.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// One octet; [`PartialBits::from_octet`] reads it.
+    pub(crate) fn octet(self) -> u8 {
+        self.0
+    }
+
+    /// What [`PartialBits::octet`] gave.
+    pub(crate) fn from_octet(octet: u8) -> PartialBits {
+        PartialBits(octet)
+    }
+}
+
 /// The attributes of a route in one family: content only, compared and hashed as such.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct PathAttributes {
@@ -88,6 +126,8 @@ pub struct PathAttributes {
     pub cluster_list: Box<[RouterId]>,
     /// What is passed on without being understood, ascending by code.
     pub unknown: Box<[UnknownAttribute]>,
+    /// The Partial bits of the attributes above.
+    pub partial: PartialBits,
 }
 
 impl PathAttributes {
@@ -107,6 +147,7 @@ impl PathAttributes {
             originator_id: None,
             cluster_list: Box::default(),
             unknown: Box::default(),
+            partial: PartialBits::default(),
         }
     }
 }

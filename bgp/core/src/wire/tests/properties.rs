@@ -10,7 +10,8 @@ use crate::{
     prefix::Prefix,
     wire::{
         attr::{
-            AsPath, AsPathBuilder, NextHop, Origin, PathAttributes, SegmentKind, UnknownAttribute,
+            AsPath, AsPathBuilder, NextHop, Origin, PartialBits, PathAttributes, SegmentKind,
+            UnknownAttribute,
         },
         capability::Capability,
         header,
@@ -55,8 +56,7 @@ fn as_paths() -> impl Strategy<Value = AsPath> {
 
 fn attributes(family: Family) -> impl Strategy<Value = PathAttributes> {
     let next_hop = match family {
-        Family::Ipv4 => (1..223u8, any::<[u8; 3]>())
-            .prop_filter("no loopback", |(a, _)| *a != 127)
+        Family::Ipv4 => (1..=126u8, any::<[u8; 3]>())
             .prop_map(|(a, [b, c, d])| NextHop::from(IpAddr::from([a, b, c, d])))
             .boxed(),
         Family::Ipv6 => (any::<[u16; 7]>(), any::<Option<u16>>())
@@ -97,26 +97,39 @@ fn attributes(family: Family) -> impl Strategy<Value = PathAttributes> {
         any::<[Option<u32>; 3]>(),
         any::<bool>(),
         aggregator,
+        any::<[bool; 4]>(),
     );
-    (next_hop, as_paths(), scalars, lists).prop_map(
-        |(next_hop, as_path, (origin, [med, local_pref, id], atomic, aggregator), lists)| {
-            PathAttributes {
-                origin,
-                as_path,
-                next_hop,
-                med,
-                local_pref,
-                atomic_aggregate: atomic,
-                aggregator: aggregator.map(|(a, addr)| (Asn(a), addr.into())),
-                communities: lists.0.into(),
-                ext_communities: lists.1.into(),
-                large_communities: lists.2.into(),
-                originator_id: id.map(RouterId),
-                cluster_list: lists.3.into(),
-                unknown: lists.4.into(),
+    (next_hop, as_paths(), scalars, lists).prop_map(|(next_hop, as_path, scalars, lists)| {
+        let (origin, [med, local_pref, id], atomic, aggregator, partial) = scalars;
+        let there = [
+            (7, aggregator.is_some()),
+            (8, !lists.0.is_empty()),
+            (16, !lists.1.is_empty()),
+            (32, !lists.2.is_empty()),
+        ];
+        let mut bits = PartialBits::default();
+        for ((code, there), partial) in there.into_iter().zip(partial) {
+            if there && partial {
+                bits.insert(code);
             }
-        },
-    )
+        }
+        PathAttributes {
+            origin,
+            as_path,
+            next_hop,
+            med,
+            local_pref,
+            atomic_aggregate: atomic,
+            aggregator: aggregator.map(|(a, addr)| (Asn(a), addr.into())),
+            communities: lists.0.into(),
+            ext_communities: lists.1.into(),
+            large_communities: lists.2.into(),
+            originator_id: id.map(RouterId),
+            cluster_list: lists.3.into(),
+            unknown: lists.4.into(),
+            partial: bits,
+        }
+    })
 }
 
 fn prefixes(family: Family) -> impl Strategy<Value = Prefix> {

@@ -125,6 +125,84 @@ fn families_that_were_not_negotiated_mean_nothing() {
     assert_eq!(update.reach.len(), 1);
 }
 
+/// RFC 4271 section 5: once set by another AS, the Partial bit must not be cleared, of no optional transitive attribute.
+#[test]
+fn a_partial_bit_stays_set() {
+    let values: [(u8, &[u8]); 5] = [
+        (7, &[0, 0, 0xfd, 0xe9, 192, 0, 2, 7]),
+        (8, &[0xfd, 0xe9, 0, 1]),
+        (16, &[0, 2, 0, 1, 0, 0, 0, 9]),
+        (32, &[0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3]),
+        (99, &[1, 2, 3]),
+    ];
+    for (code, value) in values {
+        for flags in [0xc0, 0xe0] {
+            let attributes = [base(), attribute(flags, code, value)].concat();
+            let update = decode(&body(&[], &attributes, NLRI), &context(false)).unwrap();
+            let mut out = BytesMut::new();
+            let routes = &mut [(0, p("10.0.0.0/8"))].into_iter();
+            let options = EncodeOptions::default();
+            write_reach(&mut out, Family::Ipv4, &update.reach[0].0, &options, routes).unwrap();
+            let sent = &bodies(&out, 4096)[0];
+            // What we do not know is partial when we pass it on.
+            let wanted = if code == 99 { 0xe0 } else { flags };
+            let wanted = attribute(wanted, code, value);
+            let found = sent.windows(wanted.len()).any(|w| w == wanted);
+            assert!(found, "{code} with {flags:#x}: {sent:x?}");
+        }
+    }
+    // The same of what a speaker of two octets passes on for those of four.
+    let two = Context {
+        four_octet_as: false,
+        ..context(false)
+    };
+    let path = [0x40, 2, 6, 2, 2, 0xfd, 0xe9, 0x5b, 0xa0];
+    let as4_path = attribute(0xe0, 17, &[2, 1, 0, 1, 0x11, 0x70]);
+    let attributes = [ORIGIN, &path, NEXT_HOP, &as4_path].concat();
+    let update = decode(&body(&[], &attributes, NLRI), &two).unwrap();
+    let mut out = BytesMut::new();
+    let options = EncodeOptions {
+        four_octet_as: false,
+        ..EncodeOptions::default()
+    };
+    let routes = &mut [(0, p("10.0.0.0/8"))].into_iter();
+    write_reach(&mut out, Family::Ipv4, &update.reach[0].0, &options, routes).unwrap();
+    assert!(out.windows(2).any(|w| w == [0xe0, 17]), "{out:x?}");
+}
+
+/// What is wrong with a next hop is said in words that lead to the cause.
+#[test]
+fn why_a_next_hop_is_refused() {
+    let mapped = "::ffff:10.0.0.1".parse::<Ipv6Addr>().unwrap().octets();
+    let discard = "100::1".parse::<Ipv6Addr>().unwrap().octets();
+    let link_local = "fe80::1".parse::<Ipv6Addr>().unwrap().octets();
+    let none = Context {
+        interface: None,
+        ..context(false)
+    };
+    let v4 = |hop: [u8; 4]| [ORIGIN, AS_PATH, &attribute(0x40, 3, &hop)].concat();
+    let v6 = |hop: [u8; 16]| {
+        let value = [&[0, 2, 1, 16][..], &hop, &[0, 32, 0xfd, 0, 0, 1]].concat();
+        [ORIGIN, AS_PATH, &attribute(0x80, 14, &value)].concat()
+    };
+    let host = "the next hop is no host's address";
+    let own = "the next hop is our own address";
+    let interface = "the next hop is link-local, and the session is not on a link-local address";
+    for (attributes, nlri, why) in [
+        (v4([192, 0, 2, 254]), NLRI, own),
+        (v4([127, 0, 0, 1]), NLRI, host),
+        (v4([169, 254, 1, 1]), NLRI, host),
+        (v4([240, 0, 0, 1]), NLRI, host),
+        (v6(mapped), &[], host),
+        (v6(discard), &[], host),
+        (v6(link_local), &[], interface),
+    ] {
+        let update = decode(&body(&[], &attributes, nlri), &none).unwrap();
+        assert!(update.reach.is_empty() && update.withdrawn.len() == 1);
+        assert_eq!(update.faults[0].what, why);
+    }
+}
+
 #[test]
 fn everything_survives_the_way_to_an_internal_peer() {
     let v4 = NextHop::from(IpAddr::from([192, 0, 2, 1]));
