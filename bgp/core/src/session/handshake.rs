@@ -145,9 +145,9 @@ impl Peer {
         for (other, state, peer_id, late) in others {
             match state {
                 State::Established => {
-                    let restarted = negotiated.graceful_restart.is_some_and(|r| r.restarting)
-                        && peer_id == Some(negotiated.peer_id);
-                    if !(beside_session && restarted) {
+                    // With graceful restart a new connection shows that the peer has restarted without our notice,
+                    // whatever its OPEN says of that: after a cold start it has no R bit (RFC 4724 section 5).
+                    if !beside_session || peer_id != Some(negotiated.peer_id) {
                         return false;
                     }
                     self.end(other, End::Replaced, now, out);

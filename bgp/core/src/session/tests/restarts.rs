@@ -6,7 +6,7 @@ use super::{network::Network, *};
 use crate::{
     clock::Now,
     event::DownReason,
-    ids::{Family, FamilySet},
+    ids::{Family, FamilySet, RouterId},
     session::{Input, State, Stop},
     wire::{
         header,
@@ -257,9 +257,41 @@ fn a_restart_that_nobody_noticed() {
             "up"
         ]
     );
-    // Without a restart bit a second connection does not end a session that works.
+    // A cold start has no restart bit, and is a restart all the same: it is not refused until the hold time ends.
     let mut network = external();
     let at = up(&mut network);
+    network.kill(1, false);
+    network.boot(1, false);
+    network.start(1);
+    let hold = network.slot(0).peer.negotiated().unwrap().hold;
+    assert!(network.run_until(hold - secs(1), |n| n.slot(0).words(at).len() == 3));
+    assert_eq!(
+        network.slot(0).words(at),
+        [
+            "down: connection closed by the peer; keeps {Ipv4, Ipv6}",
+            "up",
+            "drop {Ipv4, Ipv6}"
+        ]
+    );
+}
+
+#[test]
+fn who_does_not_replace_a_session_that_works() {
+    // Somebody with another identifier.
+    let mut network = external();
+    let at = up(&mut network);
+    network.run(secs(6));
+    network.kill(1, false);
+    network.configure(1, |s, _| s.router_id = RouterId(99));
+    network.start(1);
+    network.run(secs(2));
+    assert!(network.slot(0).words(at).is_empty());
+    // Anybody, where graceful restart was not negotiated.
+    let mut network = external();
+    network.configure(0, |_, p| p.graceful_restart = false);
+    network.start(0);
+    let at = up(&mut network);
+    network.run(secs(6));
     network.kill(1, false);
     network.boot(1, false);
     network.start(1);
