@@ -237,6 +237,14 @@ pub struct MaxPrefix {
     pub action: MaxPrefixAction,
 }
 
+impl MaxPrefix {
+    /// From how many prefixes on there is something to say: those to warn of, or one too many.
+    pub(crate) fn many(&self) -> u32 {
+        let too_many = self.limit.saturating_add(1);
+        self.warn_at.map_or(too_many, |at| at.min(too_many))
+    }
+}
+
 /// What to do when a neighbour announces too much.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MaxPrefixAction {

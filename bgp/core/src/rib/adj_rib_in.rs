@@ -2,6 +2,8 @@
 //!
 //! The best path is the first of its list once decided. A path announced again unchanged ends here.
 
+use std::collections::HashSet;
+
 use super::{
     LOCAL, Rib, RibOutput, UnusableNextHop,
     attrs::AttrId,
@@ -186,7 +188,11 @@ impl Rib {
         while at != NONE {
             let path = &self.paths[at];
             if path.peer == peer && path.path_id == path_id {
-                return self.replace_path(family, idx, at, attr, flags);
+                // A stale path that is announced again counts anew.
+                if path.flags & STALE == 0 || self.has_room(peer, family) {
+                    self.replace_path(family, idx, at, attr, flags);
+                }
+                return;
             }
             at = path.next;
         }
@@ -271,7 +277,8 @@ impl Rib {
         }
     }
 
-    /// Whether a peer may announce one more prefix (RFC 4271 section 6.7, RFC 4486).
+    /// Whether a peer may announce one more prefix (RFC 4271 section 6.7, RFC 4486). What is stale does not count: it is of an
+    /// earlier session, and goes at End-of-RIB at the latest.
     fn has_room(&mut self, idx: PeerIdx, family: Family) -> bool {
         let Some(peer) = self.peers.get_mut(usize::from(idx.0)) else {
             return true;
@@ -279,11 +286,8 @@ impl Rib {
         let Some(max) = peer.config.as_ref().and_then(|c| c.max_prefix) else {
             return true;
         };
-        let more = peer.counts[family.index()].received.saturating_add(1);
-        let many = max
-            .warn_at
-            .unwrap_or(u32::MAX)
-            .min(max.limit.saturating_add(1));
+        let more = peer.counts[family.index()].fresh().saturating_add(1);
+        let many = max.many();
         if let Some(epoch) = peer.epoch
             && more >= many
             && !peer.warned.contains(family)
@@ -305,6 +309,54 @@ impl Rib {
                 }
                 false
             }
+        }
+    }
+
+    /// The limit of a peer is another one now: what it has announced in this session is judged by it.
+    pub(crate) fn judge_limit(&mut self, idx: PeerIdx) {
+        let peer = &mut self.peers[usize::from(idx.0)];
+        peer.warned = FamilySet::NONE;
+        let (Some(epoch), Some(config)) = (peer.epoch, &peer.config) else {
+            return;
+        };
+        let Some(max) = config.max_prefix.filter(|_| peer.session.is_some()) else {
+            return;
+        };
+        for family in Family::ALL {
+            let peer = &mut self.peers[usize::from(idx.0)];
+            let fresh = peer.counts[family.index()].fresh();
+            if fresh >= max.many() {
+                peer.warned.insert(family);
+                let warning = RibOutput::ManyPrefixes(idx, epoch, family, fresh);
+                self.to_say.push(warning);
+            }
+            if fresh <= max.limit {
+                continue;
+            }
+            match max.action {
+                MaxPrefixAction::Warn => {}
+                MaxPrefixAction::Reset { .. } if peer.too_many => {}
+                MaxPrefixAction::Reset { .. } => {
+                    peer.too_many = true;
+                    self.to_say.push(RibOutput::TooManyPrefixes(idx, epoch));
+                }
+                MaxPrefixAction::Discard => self.discard(idx, family, fresh - max.limit),
+            }
+        }
+    }
+
+    /// Removes so many paths of a peer that are not stale: the last ones in the order of the table.
+    fn discard(&mut self, peer: PeerIdx, family: Family, mut surplus: u32) {
+        let own = |p: &Path| p.peer == peer && p.flags & STALE == 0;
+        for idx in self.prefixes_of(peer, family).into_iter().rev() {
+            if surplus == 0 {
+                return;
+            }
+            let here = self
+                .paths_of(family, idx)
+                .filter(|at| own(&self.paths[*at]));
+            surplus = surplus.saturating_sub(here.count() as u32);
+            self.take_paths(family, idx, own);
         }
     }
 
@@ -490,13 +542,15 @@ impl Rib {
 
     /// Originates what is configured, and no longer what was.
     pub(crate) fn originate(&mut self, old: &[Prefix], new: &[Prefix]) {
-        for prefix in old.iter().filter(|p| !new.contains(p)) {
+        let before: HashSet<&Prefix> = old.iter().collect();
+        let now: HashSet<&Prefix> = new.iter().collect();
+        for prefix in old.iter().filter(|p| !now.contains(p)) {
             let family = prefix.family();
             if let Some(idx) = self.prefixes[family.index()].find(prefix) {
                 self.take_paths(family, idx, |p| p.peer == LOCAL);
             }
         }
-        for prefix in new {
+        for prefix in new.iter().filter(|p| !before.contains(p)) {
             let family = prefix.family();
             let nowhere = match family {
                 Family::Ipv4 => std::net::Ipv4Addr::UNSPECIFIED.into(),

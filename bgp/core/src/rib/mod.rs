@@ -379,12 +379,19 @@ impl Rib {
                 .config
                 .as_ref()
                 .is_some_and(|old| old.allow_own_as != config.allow_own_as);
+        let limit = peer
+            .config
+            .as_ref()
+            .is_some_and(|old| old.max_prefix != config.max_prefix);
         let was_client = peer.source().client;
         peer.import = import;
         peer.config = Some(config);
         let reflect = was_client != peer.source().client;
         if judge {
             self.judge_again(idx);
+        }
+        if limit {
+            self.judge_limit(idx);
         }
         if reflect {
             for family in Family::ALL {

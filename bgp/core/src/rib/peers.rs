@@ -26,6 +26,13 @@ pub struct FamilyCounts {
     pub advertised: u32,
 }
 
+impl FamilyCounts {
+    /// Of the paths received, those of the present session.
+    pub(crate) fn fresh(&self) -> u32 {
+        self.received - self.stale
+    }
+}
+
 /// Who a peer was in its last session. Its routes are compared and reflected as that peer's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Identity {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     clock::{Now, earlier},
-    config::{PeerConfig, SpeakerConfig},
+    config::{MaxPrefixAction, PeerConfig, SpeakerConfig},
     event::{DownReason, Negotiated},
     ids::{Epoch, Epochs, Family, FamilySet},
     own_next_hop::LocalEnd,
@@ -428,6 +428,14 @@ impl Peer {
         let other_life = effect_on(Present::default()) == Effect::Reset || *old != *config;
         for id in resets {
             self.end(id, End::Reconfigured, now, out);
+        }
+        // What was discarded above the former limit is not in our table.
+        if old.max_prefix != config.max_prefix
+            && old
+                .max_prefix
+                .is_some_and(|m| m.action == MaxPrefixAction::Discard)
+        {
+            self.request_refresh(out);
         }
         if other_life {
             // What failed before may work now.

@@ -255,6 +255,96 @@ fn limits_on_prefixes() {
     }
 }
 
+/// What is kept of an earlier session is no announcement of the present one; what is announced again counts.
+#[test]
+fn stale_routes_do_not_count_towards_the_limit() {
+    let prefixes = |from: u8| [from, from + 1, from + 2].map(|n| p(&format!("10.{n}.0.0/16")));
+    let attrs = attrs_via([10, 0, 0, 1], &[65001]);
+    let limit = |c: &mut PeerConfig| {
+        c.max_prefix = Some(MaxPrefix {
+            limit: 3,
+            warn_at: None,
+            action: MaxPrefixAction::Reset { after: None },
+        });
+    };
+    let mut s = shell(&speaker(ASN));
+    up_with(&mut s, 0, 65001, limit, |_| ());
+    s.reach(PeerIdx(0), &attrs, &prefixes(0));
+    let reason = DownReason::ConnectionLost;
+    let keep_stale = FamilySet::ALL;
+    s.event(PeerIdx(0), Epoch(1), PeerEvent::Down { reason, keep_stale });
+    let again = negotiated(&speaker(ASN), &peer_config(1, 65001), 1);
+    s.up(PeerIdx(0), Epoch(2), again);
+    s.reach(PeerIdx(0), &attrs, &prefixes(10));
+    s.settle();
+    assert!(s.too_many.is_empty() && s.many.is_empty());
+    assert_eq!(s.rib.peer_counts(PeerIdx(0)).families[0].received, 6);
+    // One more, though its prefix is in the table already.
+    s.reach(PeerIdx(0), &attrs, &prefixes(0)[..1]);
+    s.settle();
+    assert_eq!(s.too_many, [PeerIdx(0)]);
+}
+
+#[test]
+fn a_limit_that_is_lowered_is_judged_anew() {
+    let limit = |limit, action| {
+        Some(MaxPrefix {
+            limit,
+            warn_at: None,
+            action,
+        })
+    };
+    let reset = MaxPrefixAction::Reset { after: None };
+    for (action, kept, told) in [
+        (MaxPrefixAction::Warn, 4, false),
+        (MaxPrefixAction::Discard, 2, false),
+        (reset, 4, true),
+    ] {
+        let mut s = shell(&speaker(ASN));
+        up_with(
+            &mut s,
+            0,
+            65001,
+            |c| c.max_prefix = limit(4, action),
+            |_| (),
+        );
+        let list: Vec<Prefix> = (0..4).map(|n| p(&format!("10.{n}.0.0/16"))).collect();
+        s.reach(PeerIdx(0), &attrs_via([10, 0, 0, 1], &[65001]), &list);
+        s.settle();
+        assert!(s.many.is_empty() && s.too_many.is_empty());
+        let mut lower = peer_config(1, 65001);
+        lower.max_prefix = limit(2, action);
+        s.apply(RibInput::Peer(PeerIdx(0), Arc::new(lower)));
+        s.settle();
+        assert_eq!(s.many, [(PeerIdx(0), 4)], "{action:?}");
+        assert_eq!(!s.too_many.is_empty(), told, "{action:?}");
+        let counts = s.rib.peer_counts(PeerIdx(0)).families[0];
+        assert_eq!(counts.received, kept, "{action:?}");
+        assert_eq!(s.kernel.len(), kept as usize, "{action:?}");
+    }
+}
+
+/// Thousands of addresses of services are originated and taken back one by one: the work is in proportion to the change.
+#[test]
+fn many_networks_are_originated() {
+    let network = |n: u32| Prefix::V4 {
+        addr: 0x0a00_0000 + n,
+        len: 32,
+    };
+    let mut config = speaker(ASN);
+    config.networks = (0..20_000).map(network).collect();
+    let mut s = shell(&config);
+    s.settle();
+    assert_eq!(s.kernel.len(), 20_000);
+    for n in 0..50 {
+        config.networks[n] = network(50_000 + n as u32);
+        s.apply(RibInput::Configure(Arc::new(config.clone())));
+    }
+    s.settle();
+    assert_eq!(s.kernel.len(), 20_000);
+    assert!(s.kernel.contains_key(&network(50_000)) && !s.kernel.contains_key(&network(0)));
+}
+
 #[test]
 fn what_is_refused_and_why() {
     let own_as = attrs_via([10, 0, 0, 1], &[65001, ASN]);
