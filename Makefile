@@ -3,6 +3,8 @@
 # make demo-kubernetes   the same on a real Kubernetes cluster, in namespaces, and a KUBECONFIG to play with
 # make conformance       upstream's NetworkPolicy suite on such a cluster, over IPv4 and over IPv6: half an hour
 #                        (both take another Kubernetes by K8S=1.36.3, or K8S=1.38 for the newest of a minor version, betas too)
+# make test-kernels      the trials and the tests that touch the kernel, on Debian's kernels 6.1 and 6.12 in virtual machines: hours
+#                        where they are emulated (KERNELS=6.1 and PARTS="netlink faults" choose)
 # make bench  figures beside those of other daemons, in the same run
 # make image  the container image, as an archive (no container engine needed)
 # make lint   formatting, lints, licences
@@ -15,8 +17,10 @@ export RUST_BACKTRACE ?= 1
 
 # The version of Kubernetes for tests/cluster/build.sh; empty for the one in tests/cluster/go.mod.
 export K8S
+# The kernels of `make test-kernels`.
+export KERNELS ?= 6.1 6.12
 
-.PHONY: all install build lint test shim image test-image unit cluster-programs system demo demo-kubernetes conformance bench crds
+.PHONY: all install build lint test shim image test-image unit cluster-programs system test-kernels demo demo-kubernetes conformance bench crds
 all: build
 
 install:
@@ -55,8 +59,9 @@ unit:
 cluster-programs:
 	@tests/cluster/build.sh >/dev/null
 
+# Of the whole workspace: a package alone has other features in what it stands on, which would be built anew.
 system:
-	$(CARGO) test $(PROFILE) -p selvage-tests
+	$(CARGO) test $(PROFILE) --workspace --test system
 
 demo:
 	@tests/install.sh demo
@@ -68,6 +73,10 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo) env SELVAGE_CLUSTER_DIR="$$prog
 CLUSTER = --image "$$image" --manifests manifests/overlays/mesh
 # The pages of the guide are about the default version.
 SUMMARY = $(if $(K8S),$(BIN)/conformance-$(K8S),docs/src/conformance)
+
+test-kernels:
+	@tests/install.sh kernels
+	tests/kernels/run.sh $(PARTS)
 
 demo-kubernetes:
 	@tests/install.sh kubernetes

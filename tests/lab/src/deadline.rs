@@ -14,12 +14,18 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// Names a whole number that every deadline is multiplied by: for machines that are emulated, or very busy.
 pub const FACTOR: &str = "SELVAGE_DEADLINE_FACTOR";
 
-/// A deadline as this machine needs it: `limit` times the number in `SELVAGE_DEADLINE_FACTOR` (1 to 100; 1 without, and for
-/// anything else, which is said once).
+/// A deadline as this machine needs it: `limit` times [`patience`].
 #[must_use]
 pub fn scaled(limit: Duration) -> Duration {
+    limit * patience()
+}
+
+/// How many times slower than an ordinary one this machine is taken to be: the number in `SELVAGE_DEADLINE_FACTOR` (1 to
+/// 100; 1 without, and for anything else, which is said once).
+#[must_use]
+pub fn patience() -> u32 {
     static NUMBER: OnceLock<u32> = OnceLock::new();
-    let number = NUMBER.get_or_init(|| match env::var(FACTOR) {
+    *NUMBER.get_or_init(|| match env::var(FACTOR) {
         Ok(text) => factor(&text).unwrap_or_else(|| {
             eprintln!(
                 "{FACTOR}={text} is no whole number from 1 to 100: deadlines are not changed"
@@ -27,8 +33,7 @@ pub fn scaled(limit: Duration) -> Duration {
             1
         }),
         Err(_) => 1,
-    });
-    limit * *number
+    })
 }
 
 fn factor(text: &str) -> Option<u32> {
