@@ -73,7 +73,7 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         .then(|| threads.host_ports(&config.state_dir, &world))
         .transpose()?;
     let nft = (features.policy || features.cni)
-        .then(|| threads.nft(&world, host_ports))
+        .then(|| threads.nft(&world, host_ports.clone()))
         .transpose()?;
     let flows = features.policy.then(|| threads.flows(&world)).transpose()?;
     threads.watch(&world, features)?;
@@ -102,6 +102,7 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         }),
         routes,
         nft,
+        host_ports,
         flows,
         publisher: source.publisher(&world),
         world: world.clone(),

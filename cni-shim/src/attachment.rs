@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,6 +26,9 @@ use crate::veth;
 
 /// The lock of host ports, and the mark that there are some.
 const PORTS: &str = ".ports";
+
+/// The addresses of the node's Node object, one a line.
+const NODE: &str = ".node";
 
 /// Digits of the greatest `u32`: the room that a new file has for a number that is not known yet.
 const NUMBER_WIDTH: usize = 10;
@@ -267,6 +271,29 @@ impl Attachments {
     /// Whether a pod of this node has ever had host ports.
     pub fn has_ports(&self) -> bool {
         self.dir.join(PORTS).exists()
+    }
+
+    /// Notes the addresses of the node's Node object, for whoever has to know which addresses are its own. Says whether they
+    /// are others than before. For the agent.
+    pub fn set_node_addresses(&self, addresses: &[IpAddr]) -> Result<bool, CniError> {
+        if self.node_addresses() == addresses {
+            return Ok(false);
+        }
+        fs::create_dir_all(&self.dir).map_err(|e| CniError::file("create", &self.dir, &e))?;
+        let text: String = addresses.iter().map(|addr| format!("{addr}\n")).collect();
+        let (aside, path) = (self.dir.join(format!("{NODE}.new")), self.dir.join(NODE));
+        write_file(&aside, text.as_bytes())
+            .and_then(|_| fs::rename(&aside, &path))
+            .map_err(|e| CniError::file("write", &path, &e))?;
+        Ok(true)
+    }
+
+    /// The addresses of the node's Node object, as an agent has noted them last; none where there was no agent.
+    pub fn node_addresses(&self) -> Vec<IpAddr> {
+        let text = fs::read_to_string(self.dir.join(NODE)).unwrap_or_default();
+        text.lines()
+            .filter_map(|line| line.trim().parse().ok())
+            .collect()
     }
 
     fn lock_file(&self) -> Result<File, CniError> {

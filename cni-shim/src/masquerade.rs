@@ -10,7 +10,9 @@ use std::net::IpAddr;
 
 use rustix::io::Errno;
 use selvage_netlink::nft::expr::{CmpOp, Expr, Meta, Reg};
-use selvage_netlink::nft::{Base, ChainType, DataType, Element, Hook, Set, Table, Transaction};
+use selvage_netlink::nft::{
+    Base, ChainType, DataType, Element, Hook, Set, Table, Transaction, list,
+};
 use selvage_netlink::{Error, Socket};
 
 use crate::nft::Nft;
@@ -32,12 +34,21 @@ const fn ranges(name: &'static str, key: &'static [DataType]) -> Set<'static> {
     }
 }
 
-/// The priority `srcnat`.
-const SRCNAT: i32 = 100;
+/// After other programs' translations of sources (`srcnat`, 100), which know more about what they translate, and the
+/// agent's (99): ours takes what is left.
+const PRIORITY: i32 = 101;
+const BASE: Base = Base {
+    hook: Hook::Postrouting,
+    priority: PRIORITY,
+    kind: ChainType::Nat,
+    drop: false,
+};
 
 /// Masquerades what comes from `addresses` and does not go to `inside`. What is in the sets already stays there.
 pub fn begin(nft: &mut Nft, addresses: &[IpAddr], inside: &[Cidr]) -> Result<(), CniError> {
     let socket = nft.socket()?;
+    let failed = |e: Error| kernel("cannot masquerade for the pod (table inet selvage-cni)", &e);
+    replace_old_chain(socket).map_err(failed)?;
     let added = insert(socket, addresses, inside).or_else(|e| match e {
         e if e.is(Errno::NOENT) => {
             // Somebody else may have made the table meanwhile.
@@ -48,7 +59,7 @@ pub fn begin(nft: &mut Nft, addresses: &[IpAddr], inside: &[Cidr]) -> Result<(),
         }
         e => Err(e),
     });
-    added.map_err(|e| kernel("cannot masquerade for the pod (table inet selvage-cni)", &e))
+    added.map_err(failed)
 }
 
 /// Ends it. What is not there is no error.
@@ -94,19 +105,18 @@ fn insert(socket: &mut Socket, addresses: &[IpAddr], inside: &[Cidr]) -> Result<
 
 /// All or nothing: the sets are refused if they exist, so that no rule is ever there twice.
 fn make_table(socket: &mut Socket) -> Result<(), Error> {
-    let base = Base {
-        hook: Hook::Postrouting,
-        priority: SRCNAT,
-        kind: ChainType::Nat,
-        drop: false,
-    };
     let mut transaction = Transaction::new();
     transaction.add_table(&TABLE);
     transaction.add_set(&TABLE, &SET_V4);
     transaction.add_set(&TABLE, &SET_V6);
     transaction.add_set(&TABLE, &INSIDE_V4);
     transaction.add_set(&TABLE, &INSIDE_V6);
-    transaction.add_base_chain(&TABLE, CHAIN, &base);
+    add_chain(&mut transaction);
+    transaction.commit(socket)
+}
+
+fn add_chain(transaction: &mut Transaction) {
+    transaction.add_base_chain(&TABLE, CHAIN, &BASE);
     for v6 in [false, true] {
         let (pods, inside) = match v6 {
             true => (SET_V6, INSIDE_V6),
@@ -115,6 +125,19 @@ fn make_table(socket: &mut Socket) -> Result<(), Error> {
         let rule = rule(v6, pods.name, inside.name);
         transaction.add_rule(&TABLE, CHAIN, &rule, Some("pods with ipMasq"));
     }
+}
+
+/// Replaces the chain of an earlier release, which hooked in elsewhere: the kernel changes no chain's priority.
+fn replace_old_chain(socket: &mut Socket) -> Result<(), Error> {
+    let chains = list::chains(socket, &TABLE)?;
+    let is_old = |chain: &list::ChainInfo| chain.name == CHAIN && chain.base != Some(BASE);
+    if !chains.iter().any(is_old) {
+        return Ok(());
+    }
+    let mut transaction = Transaction::new();
+    transaction.flush_chain(&TABLE, CHAIN);
+    transaction.delete_chain(&TABLE, CHAIN);
+    add_chain(&mut transaction);
     transaction.commit(socket)
 }
 

@@ -4,6 +4,7 @@
 //! attachments. That lock may be another's for a while, hence a thread that nobody waits for.
 
 use std::{
+    net::IpAddr,
     path::Path,
     thread::{Builder, JoinHandle},
     time::Duration,
@@ -33,6 +34,8 @@ pub enum HostPortWork {
         /// Their names.
         by: String,
     },
+    /// The addresses of the node's Node object, or those of its links, are others than before: these are the Node's.
+    Addresses(Vec<IpAddr>),
     /// End the thread; the table stays.
     Shutdown(Shutdown),
 }
@@ -62,7 +65,21 @@ pub fn spawn(
     let attachments = Attachments::of(state_dir);
     let run = move || {
         let mut look = Some("somebody, while no agent ran".to_owned());
+        let mut addresses: Option<Vec<IpAddr>> = None;
         loop {
+            if let Some(now) = addresses.take()
+                && let Err(error) = attachments
+                    .set_node_addresses(&now)
+                    .and_then(|_| portmap::heal(&mut Nft::default(), &attachments))
+            {
+                let reason = error.to_string();
+                tracing::warn!(
+                    reason,
+                    "host ports: the node's own addresses cannot be noted, trying again"
+                );
+                output(HostPortEvent::Failed { reason });
+                addresses = Some(now);
+            }
             if let Some(by) = look.take() {
                 match portmap::sweep(&mut Nft::default(), &attachments) {
                     Ok(repaired) => {
@@ -86,13 +103,15 @@ pub fn spawn(
                     }
                 }
             }
-            if let Err(error) = inbox.wait(&[], look.is_some().then_some(RETRY)) {
+            let again = look.is_some() || addresses.is_some();
+            if let Err(error) = inbox.wait(&[], again.then_some(RETRY)) {
                 tracing::error!(%error, "host ports: cannot wait");
                 std::thread::sleep(Duration::from_millis(100));
             }
             for work in inbox.recv_all() {
                 match work {
                     HostPortWork::Look { by } => look = Some(by),
+                    HostPortWork::Addresses(now) => addresses = Some(now),
                     HostPortWork::Shutdown(_) => return,
                 }
             }

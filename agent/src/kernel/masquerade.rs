@@ -20,7 +20,7 @@ use super::nft::plan::{ChainPlan, SetKind, SetPlan, WholeTable};
 pub const TABLE: &str = "selvage-nat";
 
 const CHAIN: &str = "postrouting";
-/// The priority `srcnat`: before the plugin's own, which has no effect then.
+/// Of no other program: one before `srcnat` (100), and before the plugin's own (101), which has no effect then.
 const PRIORITY: i32 = 99;
 const BASE: Base = Base {
     hook: Hook::Postrouting,

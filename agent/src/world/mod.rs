@@ -50,7 +50,7 @@ use crate::{
     kernel::{
         RoutePolicy, Shutdown,
         conntrack::{FlowEvent, FlowWork},
-        host_ports::HostPortEvent,
+        host_ports::{HostPortEvent, HostPortWork},
         nft::{NftEvent, NftWork},
         routes::{RouteEvent, RouteWork},
     },
@@ -130,6 +130,8 @@ pub struct Outlets {
     pub routes: Option<Sender<RouteWork>>,
     /// The writer of our tables, where policy or masquerading runs.
     pub nft: Option<Sender<NftWork>>,
+    /// Who looks after the plugin's table of host ports.
+    pub host_ports: Option<Sender<HostPortWork>>,
     /// Who cuts established flows.
     pub flows: Option<Sender<FlowWork>>,
     /// Back to ourselves, for answers of others.
@@ -426,6 +428,7 @@ impl World {
             self.tell_compiler(dirty);
         }
         self.masquerade(dirty);
+        self.tell_node_addresses(dirty);
         self.push_policy();
         self.check_flows();
         self.release();

@@ -1,12 +1,18 @@
 //! Masquerading for pods and their host ports: what the tables beside the policy's should be, and how far they are.
 
+use std::{collections::BTreeSet, net::IpAddr};
+
 use ipnet::IpNet;
 use selvage_cni::link;
 use tracing::warn;
 
 use super::World;
 use crate::{
-    kernel::{host_ports::HostPortEvent, masquerade::Masquerade, nft::NftWork},
+    kernel::{
+        host_ports::{HostPortEvent, HostPortWork},
+        masquerade::Masquerade,
+        nft::NftWork,
+    },
     store::{Dirty, Observed},
 };
 
@@ -20,6 +26,8 @@ pub(super) struct Nat {
     answered: u64,
     /// The kernel did not take it.
     refused: bool,
+    /// The addresses of the Node and of all links when host ports were told of them last.
+    told: Option<(Vec<IpAddr>, BTreeSet<IpAddr>)>,
 }
 
 impl World {
@@ -47,6 +55,28 @@ impl World {
         if differs {
             self.nat.sent += 1;
             self.tell_nft(NftWork::Keep(self.nat.sent, self.nat.wanted.plan()));
+        }
+    }
+
+    /// Tells the keeper of host ports which addresses are the node's own, when the Node's or those of links have changed.
+    pub(super) fn tell_node_addresses(&mut self, dirty: &Dirty) {
+        let Some(out) = &self.out.host_ports else {
+            return;
+        };
+        if !dirty.bgp && !dirty.synced && dirty.nodes.is_empty() && self.nat.told.is_some() {
+            return;
+        }
+        let Some(node) = self.store.node(&self.setup.local.node) else {
+            return;
+        };
+        let links = self.store.links().values();
+        let of_links = links
+            .flat_map(|link| link.addresses.iter().map(IpNet::addr))
+            .collect();
+        let now = (node.addresses.clone(), of_links);
+        if self.nat.told.as_ref() != Some(&now) {
+            out.send(HostPortWork::Addresses(now.0.clone()));
+            self.nat.told = Some(now);
         }
     }
 

@@ -132,6 +132,7 @@ impl Scene {
             bgp: None,
             routes: None,
             nft: policy.then_some(nft_sender),
+            host_ports: None,
             flows: policy.then_some(flow_sender),
             publisher: None,
             world,

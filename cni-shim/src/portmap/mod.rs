@@ -9,6 +9,7 @@
 mod mapping;
 mod table;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use rustix::io::Errno;
@@ -23,7 +24,7 @@ use crate::fault;
 use crate::link::Attachment;
 use crate::nft::Nft;
 use crate::spec::{CniError, Code};
-use crate::veth::{self, kernel};
+use crate::veth::{self, GROUP, kernel};
 use table::Entry;
 
 const WHAT: &str = "host ports (table inet selvage-cni)";
@@ -82,7 +83,7 @@ pub fn begin(
                 kernel(&what, &e)
             })?;
     }
-    end_old_flows(nft, &entries)
+    end_old_flows(nft, &entries, &own_addresses(attachments)?)
 }
 
 /// Takes an attachment's mappings out of the kernel, then out of its file. None, and no file, is no error.
@@ -243,7 +244,8 @@ fn who(owner: &Attachment) -> String {
 /// Makes the table, or makes it anew, if it is not as it should be.
 fn ensure(nft: &mut Socket, attachments: &Attachments) -> Result<(), CniError> {
     if table::is_intact(nft).map_err(|e| failed("list", &e))? {
-        return Ok(());
+        let own = own_addresses(attachments)?;
+        return table::set_node_addresses(nft, &own).map_err(|e| failed("place", &e));
     }
     table::rebuild(nft, &living(attachments)?).map_err(|e| failed("place", &e))
 }
@@ -261,7 +263,7 @@ fn living(attachments: &Attachments) -> Result<Vec<Entry>, CniError> {
     };
     let mut all = attachments.list()?;
     all.sort_by_key(is_closed);
-    let mut entries = Vec::new();
+    let mut entries = table::node_entries(&own_addresses(attachments)?);
     for attachment in all {
         if attachment.port_mappings.is_empty()
             || attachment::is_gone(&attachment, &boot, veth::exists)
@@ -276,6 +278,37 @@ fn living(attachments: &Attachments) -> Result<Vec<Entry>, CniError> {
     Ok(entries)
 }
 
+/// Kinds of interfaces that lead nowhere. Service proxies and caches give them the addresses that they serve
+/// (`kube-ipvs0`, `kube-dummy-if`, `nodelocaldns`).
+const NOWHERE: [&str; 2] = ["dummy", "ifb"];
+
+/// The node's own addresses: those of its interfaces that lead somewhere other than to a pod, and of its loopback interface;
+/// and those of its Node object, wherever they are, as far as an agent has noted them. Not 127.0.0.0/8 and ::1, and none that is
+/// of one link only (fe80::/10): the table has rules for both.
+fn own_addresses(attachments: &Attachments) -> Result<Vec<IpAddr>, CniError> {
+    let mut host = veth::host_socket()?;
+    let listed =
+        addr::list(&mut host).map_err(|e| kernel("cannot list the node's addresses", &e))?;
+    let named = attachments.node_addresses();
+    let mut others = BTreeMap::new();
+    let mut own = BTreeSet::new();
+    for found in listed {
+        let addr = found.prefix.addr;
+        let is_link_local = matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        if addr.is_loopback() || is_link_local {
+            continue;
+        }
+        let of_another = *others.entry(found.index).or_insert_with(|| {
+            link::get(&mut host, found.index)
+                .is_ok_and(|link| link.group == GROUP || NOWHERE.contains(&link.kind.as_str()))
+        });
+        if !of_another || named.contains(&addr) {
+            own.insert(addr);
+        }
+    }
+    Ok(own.into_iter().collect())
+}
+
 /// Only who comes to an IPv4 address of the loopback needs it.
 fn wants_localnet(mappings: &[PortMapping], addresses: &[IpAddr]) -> bool {
     let loopback = |m: &PortMapping| m.particular().is_none_or(|addr| addr.is_loopback());
@@ -284,14 +317,12 @@ fn wants_localnet(mappings: &[PortMapping], addresses: &[IpAddr]) -> bool {
 }
 
 /// Flows of UDP to the node that would go on to where the port led before: to another pod, or to the node itself.
-fn end_old_flows(nft: &mut Socket, entries: &[Entry]) -> Result<(), CniError> {
+fn end_old_flows(nft: &mut Socket, entries: &[Entry], own: &[IpAddr]) -> Result<(), CniError> {
     let udp = |m: &PortMapping| m.protocol == Transport::Udp;
     if !entries.iter().any(|e| e.mapping.is_some_and(|m| udp(&m))) {
         return Ok(());
     }
-    let own = addr::list(&mut veth::host_socket()?)
-        .map_err(|e| kernel("cannot list the node's addresses", &e))?;
-    let is_own = |to: IpAddr| to.is_loopback() || own.iter().any(|a| a.prefix.addr == to);
+    let is_own = |to: IpAddr| to.is_loopback() || own.contains(&to);
     for entry in entries {
         let (Some(mapping), Some(target)) = (entry.mapping.filter(udp), entry.target()) else {
             continue;
@@ -305,8 +336,8 @@ fn end_old_flows(nft: &mut Socket, entries: &[Entry]) -> Result<(), CniError> {
         let is_old = |flow: &Flow| {
             let meant = mapping
                 .particular()
-                .is_none_or(|addr| addr == flow.orig.dst);
-            meant && is_own(flow.orig.dst) && !new(flow)
+                .map_or_else(|| is_own(flow.orig.dst), |addr| addr == flow.orig.dst);
+            meant && !new(flow)
         };
         end_flows(nft, &mapping, target.is_ipv6(), is_old)
             .map_err(|e| failed("end the old flows of", &e))?;

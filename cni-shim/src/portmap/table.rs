@@ -1,12 +1,18 @@
 //! The part of table `inet selvage-cni` that host ports need: a fixed number of rules, whatever the number of pods.
 //!
 //! ```text
-//!  prerouting, output ─ fib daddr type local ─► hostports ─► hostaddrs4/6  daddr . proto . port : addr . port   dnat
-//!                                                       └─► hostports4/6          proto . port : addr . port   dnat
+//!  prerouting, output ─ local ─► hostaddrs ─► hostaddrs4/6  daddr . proto . port : addr . port   dnat
+//!          │                         └─ in nodeaddrs4/6 ─► hostports
+//!          └─ of the link that it came over, 127.0.0.0/8 ─► hostports ─► hostports4/6  proto . port : addr . port   dnat
 //!  (output: not [::1], which the kernel lets nobody reach a pod from)
 //!  postrouting ─► hairpin   a pod that comes to itself, and the node's loopback addresses: masqueraded
 //!  prerouting (raw) ─► guard   nothing from a pod is from or to a loopback address of the node
 //! ```
+//!
+//! Not every address that is local is the node's own: proxies give those of services to interfaces that lead nowhere.
+//!
+//! The chains of type nat have priorities that no other program has. Of two chains with one hook and one priority that sees a
+//! packet first which was made last; with -110 host ports are translated before services (-100), whoever was restarted last.
 //!
 //! A pod is elements of the maps. All other clients keep their address, so that policy by source holds.
 
@@ -38,19 +44,31 @@ const ADDRS_V4: Set<'static> = Set::map("hostaddrs4", &[V4, PROTO, PORT], &[V4, 
 const ADDRS_V6: Set<'static> = Set::map("hostaddrs6", &[V6, PROTO, PORT], &[V6, PORT]);
 const SELF_V4: Set<'static> = Set::hash("hairpin4", &[V4, V4]);
 const SELF_V6: Set<'static> = Set::hash("hairpin6", &[V6, V6]);
-const SETS: [&Set<'static>; 6] = [
-    &PORTS_V4, &PORTS_V6, &ADDRS_V4, &ADDRS_V6, &SELF_V4, &SELF_V6,
+const NODE_V4: Set<'static> = Set::hash("nodeaddrs4", &[V4]);
+const NODE_V6: Set<'static> = Set::hash("nodeaddrs6", &[V6]);
+const SETS: [&Set<'static>; 8] = [
+    &PORTS_V4, &PORTS_V6, &ADDRS_V4, &ADDRS_V6, &SELF_V4, &SELF_V6, &NODE_V4, &NODE_V6,
 ];
 
-const TRANSLATE: &str = "hostports";
+/// Mappings for one address of the host.
+const PARTICULAR: &str = "hostaddrs";
+/// Mappings for any address of the host.
+const ANY: &str = "hostports";
 
-/// `raw`, `dstnat` and `srcnat` of `nft`.
-const CHAINS: [(&str, Option<Base>); 5] = [
+/// Of translations of destinations: before those of services at -100.
+const DESTINATION: i32 = -110;
+/// Of what hairpins: before the agent's masquerading at 99, other programs' at 100 and [`crate::masquerade`].
+const SOURCE: i32 = 98;
+
+/// `guard` at `raw`.
+const CHAINS: [(&str, Option<Base>); 6] = [
     ("guard", Some(Base::filter(Hook::Prerouting, -300))),
-    ("prerouting", Some(nat(Hook::Prerouting, -100))),
-    ("output", Some(nat(Hook::Output, -100))),
-    ("hairpin", Some(nat(Hook::Postrouting, 100))),
-    (TRANSLATE, None),
+    ("prerouting", Some(nat(Hook::Prerouting, DESTINATION))),
+    ("output", Some(nat(Hook::Output, DESTINATION))),
+    ("hairpin", Some(nat(Hook::Postrouting, SOURCE))),
+    // Deleted in this order: what jumps, then what is jumped to.
+    (PARTICULAR, None),
+    (ANY, None),
 ];
 
 const fn nat(hook: Hook, priority: i32) -> Base {
@@ -103,6 +121,17 @@ fn addr_at(bytes: &[u8], v6: bool) -> Option<IpAddr> {
     } else {
         <[u8; 4]>::try_from(bytes.get(..4)?).ok().map(IpAddr::from)
     }
+}
+
+/// The elements that say which addresses are the node's own.
+pub(super) fn node_entries(addresses: &[IpAddr]) -> Vec<Entry> {
+    let entry = |&addr: &IpAddr| Entry {
+        set: if addr.is_ipv6() { &NODE_V6 } else { &NODE_V4 },
+        key: octets(addr),
+        data: None,
+        mapping: None,
+    };
+    addresses.iter().map(entry).collect()
 }
 
 /// The elements of a pod with these mappings and addresses: ports lead to the first address of each family.
@@ -180,9 +209,19 @@ fn rules() -> Vec<(&'static str, Vec<Expr>, &'static str)> {
             result: FibResult::AddressType,
             flags: fib::DADDR,
         };
-        let rule = vec![local, Expr::eq(LOCAL.to_ne_bytes()), Expr::jump(TRANSLATE)];
-        rules.push((chain, rule, "to the node"));
+        let rule = vec![local, Expr::eq(LOCAL.to_ne_bytes()), Expr::jump(PARTICULAR)];
+        rules.push((chain, rule, "local"));
     }
+    // Whatever address the link has by now.
+    let own = Expr::Fib {
+        dreg: Reg::FIRST,
+        result: FibResult::AddressType,
+        flags: fib::DADDR | fib::IIF,
+    };
+    let rule = vec![own, Expr::eq(LOCAL.to_ne_bytes()), Expr::jump(ANY)];
+    rules.push(("prerouting", rule, "to the link that it came over"));
+    let rule = [loopback(16), vec![Expr::jump(ANY)]].concat();
+    rules.push(("output", rule, "to the node's loopback"));
     let mut rule = Expr::family(true).to_vec();
     rule.push(Expr::destination(true, Reg::FIRST));
     rule.push(Expr::eq(Ipv6Addr::LOCALHOST.octets()));
@@ -195,11 +234,21 @@ fn rules() -> Vec<(&'static str, Vec<Expr>, &'static str)> {
             (ADDRS_V4, PORTS_V4)
         };
         rules.push((
-            TRANSLATE,
+            PARTICULAR,
             translate(v6, particular.name, true),
             "a given hostIP",
         ));
-        rules.push((TRANSLATE, translate(v6, any.name, false), "any hostIP"));
+        rules.push((ANY, translate(v6, any.name, false), "any hostIP"));
+    }
+    for v6 in [false, true] {
+        let mut rule = Expr::family(v6).to_vec();
+        rule.push(Expr::destination(v6, Reg::FIRST));
+        rule.push(Expr::in_set(
+            if v6 { NODE_V6.name } else { NODE_V4.name },
+            false,
+        ));
+        rule.push(Expr::jump(ANY));
+        rules.push((PARTICULAR, rule, "the node's own"));
     }
     let to_pods = || Expr::oif_group(GROUP).to_vec();
     for v6 in [false, true] {
@@ -372,6 +421,37 @@ pub(super) fn exchange(socket: &mut Socket, remove: &[Entry], add: &[Entry]) -> 
         transaction.add_elements(&TABLE, entry.set, [entry.element()]);
     }
     transaction.commit(socket)
+}
+
+/// Makes the node's own addresses these, by the elements that differ.
+pub(super) fn set_node_addresses(socket: &mut Socket, addresses: &[IpAddr]) -> Result<(), Error> {
+    let wanted = node_entries(addresses);
+    let mut there = Vec::new();
+    for listed in list::sets(socket, &TABLE)? {
+        let Some(set) = [&NODE_V4, &NODE_V6]
+            .into_iter()
+            .find(|set| set.name == listed.name)
+        else {
+            continue;
+        };
+        let elements = list::elements(socket, &TABLE, &listed)?;
+        there.extend(elements.into_iter().map(|element| Entry {
+            set,
+            key: element.key,
+            data: None,
+            mapping: None,
+        }));
+    }
+    let missing = |from: &[Entry], what: &[Entry]| -> Vec<Entry> {
+        let mut left = what.to_vec();
+        left.retain(|entry| !from.contains(entry));
+        left
+    };
+    let (gone, new) = (missing(&wanted, &there), missing(&there, &wanted));
+    if gone.is_empty() && new.is_empty() {
+        return Ok(());
+    }
+    exchange(socket, &gone, &new)
 }
 
 /// All elements of all sets.

@@ -6,9 +6,10 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use selvage_cni::attachment::Attachments;
 use selvage_netlink::nft::{self, Element, Table, Transaction};
 use selvage_netlink::route::{self, Hop, Route, Target};
-use selvage_netlink::{Prefix, Protocol, Socket, addr};
+use selvage_netlink::{Prefix, Protocol, Socket, addr, link};
 use serde_json::{Value, json};
 
 use crate::kernel::connect;
@@ -295,6 +296,156 @@ fn the_nodes_loopback_stays_the_nodes() {
     assert_eq!(by_udp(&pod, service, MOMENT), None);
 }
 
+/// A service's address on an interface that leads nowhere, as a service proxy makes it; the kind of `kube-ipvs0` is `dummy`,
+/// which not every kernel has.
+fn service_address(node: &Node, addresses: [&str; 2]) {
+    let mut socket = node.ns.socket();
+    socket
+        .apply(|batch| link::add_ifb(batch, "kube-ipvs0", 1500, 0))
+        .unwrap();
+    let index = link::get_by_name(&mut socket, "kube-ipvs0").unwrap().index;
+    socket
+        .apply(|batch| {
+            link::set_up(batch, index, true);
+            for text in addresses {
+                addr::add(batch, &addr::Address::new(index, Prefix::host(parse(text))));
+            }
+        })
+        .unwrap();
+}
+
+#[test]
+fn addresses_of_services_lead_to_services() {
+    const SERVICE: [&str; 2] = ["10.96.0.1", "fd00:96::1"];
+    for made_first in [true, false] {
+        let (node, pod, client) = (Node::new("none"), Ns::new(), Ns::new());
+        if made_first {
+            service_address(&node, SERVICE);
+        }
+        add_both(&node, "a", &pod);
+        node.add("client", &client).expect_ok();
+        if !made_first {
+            service_address(&node, SERVICE);
+        }
+        serve(&pod, "pod");
+        for address in SERVICE {
+            let text = if address.contains(':') {
+                format!("[{address}]")
+            } else {
+                address.to_owned()
+            };
+            serve_at(&node.ns, "service", &text, PORT);
+        }
+        let outside = outside(&node);
+        for (place, from) in [("a pod", &client), ("the node", &node.ns), ("itself", &pod)] {
+            for address in SERVICE {
+                for answer in [
+                    by_tcp(from, at(address), PATIENCE),
+                    by_udp(from, at(address), PATIENCE),
+                ] {
+                    let answer = answer.unwrap_or_default();
+                    assert!(
+                        answer.starts_with("service "),
+                        "{place} to {address}: {answer}"
+                    );
+                }
+            }
+            for address in [NODE_V4, NODE_V6] {
+                let answer = by_tcp(from, at(address), PATIENCE).unwrap_or_default();
+                assert!(answer.starts_with("pod "), "{place} to {address}: {answer}");
+            }
+        }
+        // An address that the node has got since is the node's for whoever comes over its link.
+        let uplink = node.ns.link("uplink").unwrap().index;
+        let moved = "192.0.2.77";
+        node.ns
+            .socket()
+            .apply(|batch| {
+                addr::add(
+                    batch,
+                    &addr::Address::new(uplink, Prefix::new(parse(moved), 24)),
+                );
+            })
+            .unwrap();
+        let answer = by_tcp(&outside, at(moved), PATIENCE).unwrap_or_default();
+        assert!(answer.starts_with("pod "), "{answer}");
+        // And for everybody after the next call.
+        node.del("client", &client).expect_ok();
+        let answer = by_tcp(&node.ns, at(moved), PATIENCE).unwrap_or_default();
+        assert!(answer.starts_with("pod "), "{answer}");
+    }
+}
+
+/// What an agent has noted of the Node object is the node's, also on such an interface; and so is what a pod names.
+#[test]
+fn an_address_of_the_node_object_is_the_nodes_own() {
+    let (node, pod, named) = (Node::new("none"), Ns::new(), Ns::new());
+    service_address(&node, ["10.0.0.5", "10.0.0.6"]);
+    let attachments = Attachments::of(&node.scratch.0.join("state"));
+    let own = [parse("10.0.0.5")];
+    assert!(attachments.set_node_addresses(&own).unwrap());
+    assert!(!attachments.set_node_addresses(&own).unwrap());
+    add_both(&node, "a", &pod);
+    let given =
+        json!({"hostPort": PORT, "containerPort": INSIDE, "protocol": "tcp", "hostIP": "10.0.0.6"});
+    add(&node, "b", &named, json!([given])).expect_ok();
+    serve(&pod, "pod");
+    serve(&named, "named");
+    for (address, expected) in [("10.0.0.5", "pod "), ("10.0.0.6", "named ")] {
+        let answer = by_tcp(&node.ns, at(address), PATIENCE).unwrap_or_default();
+        assert!(answer.starts_with(expected), "{address}: {answer}");
+    }
+}
+
+/// Another program's chain that was made after ours, at the priority that others have; and a chain of ours as an earlier release
+/// made it, which the next call replaces.
+#[test]
+fn host_ports_come_before_services_whoever_was_first() {
+    let (node, pod, other) = (Node::new("none"), Ns::new(), Ns::new());
+    add_both(&node, "a", &pod);
+    serve(&pod, "pod");
+    serve(&other, "other");
+    let rules = |chain: &str| {
+        format!(
+            "table inet proxy {{ chain {chain} {{ type nat hook {chain} priority -100; tcp dport {PORT} dnat ip to 192.0.2.200;\n}}\n}}\n"
+        )
+    };
+    let nft = |input: &str| {
+        node.ns.within(|| {
+            let mut child = Command::new("nft")
+                .args(["-f", "-"])
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child
+                .stdin
+                .take()
+                .unwrap()
+                .write_all(input.as_bytes())
+                .unwrap();
+            assert!(child.wait().unwrap().success());
+        });
+    };
+    let outside = outside(&node);
+    let reaches_pod = |why: &str| {
+        for (place, from) in [("outside", &outside), ("the node", &node.ns)] {
+            let answer = by_tcp(from, at(NODE_V4), PATIENCE).unwrap_or_default();
+            assert!(answer.starts_with("pod "), "{why}, from {place}: {answer}");
+        }
+    };
+    nft(&rules("prerouting"));
+    nft(&rules("output"));
+    reaches_pod("the other program came last");
+    for chain in ["prerouting", "output"] {
+        nft(&format!(
+            "flush chain inet selvage-cni {chain}\ndelete chain inet selvage-cni {chain}\n\
+             table inet selvage-cni {{ chain {chain} {{ type nat hook {chain} priority -100; fib daddr type local jump hostports;\n}}\n}}\n"
+        ));
+    }
+    node.add("b", &Ns::new()).expect_ok();
+    reaches_pod("after an upgrade");
+}
+
 #[test]
 fn a_port_has_one_pod() {
     let node = Node::new("none");
@@ -489,7 +640,8 @@ fn nft_lists_the_table_and_loads_it_again() {
     for part in [
         "dnat ip to meta l4proto . th dport map @hostports4",
         "elements = { 192.0.2.1 . sctp . 53 : 10.244.1.2 . 53 }",
-        "fib daddr type local jump hostports",
+        "fib daddr type local jump hostaddrs",
+        "fib daddr . iif type local jump hostports",
     ] {
         assert!(text.contains(part), "{part} in {text}");
     }
