@@ -198,7 +198,11 @@ fn peers(speaker: &Handle) -> Vec<PeerState> {
         .collect();
     peers
         .iter()
-        .map(|peer| peer_state(speaker.clock(), peer, counts.get(&peer.idx)))
+        .map(|peer| {
+            // Asked of two threads: meanwhile another peer may have the place.
+            let own = |counts: &&PeerCounts| counts.epoch == peer.session.epoch;
+            peer_state(speaker.clock(), peer, counts.get(&peer.idx).filter(own))
+        })
         .collect()
 }
 

@@ -9,7 +9,7 @@ use super::{
     prefixes::{BEST, PrefixIdx},
 };
 use crate::{
-    ids::{Family, FamilySet, PeerIdx},
+    ids::{Epoch, Family, FamilySet, PeerIdx},
     prefix::Prefix,
     wire::attr::PathAttributes,
 };
@@ -97,6 +97,9 @@ pub struct PathView {
 /// The numbers of a peer, by [`Family::index`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PeerCounts {
+    /// The session that they are of, the last one if none is up; 0 before the first. Another peer may have the place by now:
+    /// numbers are a peer's if this is its session.
+    pub epoch: Epoch,
     /// Of each family.
     pub families: [FamilyCounts; 2],
     /// The families in which it has said End-of-RIB in this session.
@@ -259,6 +262,7 @@ impl Rib {
             }
         }
         PeerCounts {
+            epoch: peer.epoch.unwrap_or_default(),
             families,
             end_of_rib: peer.end_of_rib,
         }

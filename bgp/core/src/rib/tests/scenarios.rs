@@ -285,6 +285,17 @@ fn stale_routes_do_not_count_towards_the_limit() {
     assert_eq!(s.too_many, [PeerIdx(0)]);
 }
 
+/// Whoever lists peers asks two threads, and tells by the session whose numbers these are.
+#[test]
+fn numbers_name_their_session() {
+    let mut s = shell(&speaker(ASN));
+    assert_eq!(s.rib.peer_counts(PeerIdx(0)).epoch, Epoch(0));
+    up(&mut s, 0, ASN);
+    assert_eq!(s.rib.peer_counts(PeerIdx(0)).epoch, Epoch(1));
+    s.apply(RibInput::PeerGone(PeerIdx(0)));
+    assert_eq!(s.rib.peer_counts(PeerIdx(0)).epoch, Epoch(0));
+}
+
 #[test]
 fn a_limit_that_is_lowered_is_judged_anew() {
     let limit = |limit, action| {
