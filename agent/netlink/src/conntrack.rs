@@ -29,7 +29,10 @@ const CTA_MARK_MASK: u16 = 21;
 const CTA_FILTER: u16 = 25;
 
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
-/// What of the original tuple is compared: protocol and destination port (Linux 5.8).
+const CTA_FILTER_REPLY_FLAGS: u16 = 2;
+/// What of a tuple is compared (Linux 5.8): the source address,
+const FILTER_SRC: u32 = 1;
+/// or protocol and destination port.
 const FILTER_PROTO_AND_DST_PORT: u32 = 1 << 3 | 1 << 5;
 
 const CTA_TUPLE_IP: u16 = 1;
@@ -118,47 +121,113 @@ pub struct Filter {
     pub mark: Option<(u32, u32)>,
     /// Only flows that began to this port of this protocol. The kernel filters where `v6` says the family.
     pub to_port: Option<(u8, u16)>,
+    /// Only flows that this address began: the source of the original tuple. The kernel filters by IPv4 addresses.
+    pub begun_by: Option<IpAddr>,
+    /// Only flows that this address answers, translated or not: the source of the reply tuple.
+    pub answered_by: Option<IpAddr>,
 }
 
 impl Filter {
+    /// The family that the kernel is told: an address or a port is compared by it only within one.
+    fn family(&self) -> u8 {
+        let of_address = self.begun_by.or(self.answered_by).map(family);
+        let of_flag = self.v6.map(|v6| if v6 { AF_INET6 } else { AF_INET });
+        of_address.or(of_flag).unwrap_or(AF_UNSPEC)
+    }
+
     fn passes(&self, flow: &Flow) -> bool {
         let marked = |(value, mask)| flow.mark & mask == value & mask;
         let to_port = |(proto, port)| {
             let found = matches!(flow.orig.ports, Ports::Ports { dst, .. } if dst == port);
             flow.orig.proto == proto && found
         };
-        self.mark.is_none_or(marked) && self.to_port.is_none_or(to_port)
+        self.mark.is_none_or(marked)
+            && self.to_port.is_none_or(to_port)
+            && self.begun_by.is_none_or(|addr| flow.orig.src == addr)
+            && self.answered_by.is_none_or(|addr| flow.reply.src == addr)
     }
 }
 
 /// The flows that pass the filter.
 pub fn list(socket: &mut Socket, filter: &Filter) -> Result<Vec<Flow>> {
-    let family = filter
-        .v6
-        .map_or(AF_UNSPEC, |v6| if v6 { AF_INET6 } else { AF_INET });
-    let build = |batch: &mut Batch| {
-        batch.push(CT_GET, 0, |body| {
-            body.raw(&[family, 0, 0, 0]);
-            if let Some((value, mask)) = filter.mark {
-                body.be32(CTA_MARK, value);
-                body.be32(CTA_MARK_MASK, mask);
+    list_some(socket, filter, Some)
+}
+
+/// What `take` makes of the flows that pass the filter: of a large table only what is wanted is kept in memory. `take`
+/// may see a flow twice, where the kernel's listing is begun again.
+pub fn list_some<T>(
+    socket: &mut Socket,
+    filter: &Filter,
+    mut take: impl FnMut(Flow) -> Option<T>,
+) -> Result<Vec<T>> {
+    let build = |batch: &mut Batch| request(batch, filter);
+    socket.list(build, |message| {
+        decode(&message)
+            .filter(|flow| filter.passes(flow))
+            .and_then(&mut take)
+    })
+}
+
+/// The request for a listing. Kernels before 5.8 do not filter by port and address. By an IPv6 address the kernel is not
+/// asked to filter: Linux 6.18 then leaves out exactly the flows that match (`ctnetlink_filter_match_tuple` takes the 0 of
+/// `ipv6_addr_cmp` for a difference).
+pub fn request(batch: &mut Batch, filter: &Filter) {
+    let family = filter.family();
+    batch.push(CT_GET, 0, |body| {
+        body.raw(&[family, 0, 0, 0]);
+        if let Some((value, mask)) = filter.mark {
+            body.be32(CTA_MARK, value);
+            body.be32(CTA_MARK_MASK, mask);
+        }
+        if family == AF_UNSPEC {
+            return;
+        }
+        let mut orig = 0;
+        if filter.to_port.is_some() {
+            orig |= FILTER_PROTO_AND_DST_PORT;
+        }
+        let begun_by = filter.begun_by.filter(IpAddr::is_ipv4);
+        let answered_by = filter.answered_by.filter(IpAddr::is_ipv4);
+        if begun_by.is_some() {
+            orig |= FILTER_SRC;
+        }
+        let reply = answered_by.map_or(0, |_| FILTER_SRC);
+        if orig | reply == 0 {
+            return;
+        }
+        body.nest(CTA_FILTER, |body| {
+            for (kind, flags) in [
+                (CTA_FILTER_ORIG_FLAGS, orig),
+                (CTA_FILTER_REPLY_FLAGS, reply),
+            ] {
+                if flags != 0 {
+                    body.u32(kind, flags);
+                }
             }
-            if let (Some((proto, port)), Some(_)) = (filter.to_port, filter.v6) {
-                body.nest(CTA_FILTER, |body| {
-                    body.u32(CTA_FILTER_ORIG_FLAGS, FILTER_PROTO_AND_DST_PORT);
-                });
-                body.nest(CTA_TUPLE_ORIG, |body| {
+        });
+        if orig != 0 {
+            body.nest(CTA_TUPLE_ORIG, |body| {
+                if let Some(addr) = begun_by {
+                    source(body, addr);
+                }
+                if let Some((proto, port)) = filter.to_port {
                     body.nest(CTA_TUPLE_PROTO, |body| {
                         body.u8(CTA_PROTO_NUM, proto);
                         body.be16(3, port);
                     });
-                });
-            }
-        });
-    };
-    socket.list(build, |message| {
-        decode(&message).filter(|flow| filter.passes(flow))
-    })
+                }
+            });
+        }
+        if let Some(addr) = answered_by {
+            body.nest(CTA_TUPLE_REPLY, |body| source(body, addr));
+        }
+    });
+}
+
+/// The source address of a tuple alone.
+fn source(body: &mut Body<'_>, addr: IpAddr) {
+    let kind = if addr.is_ipv4() { 1 } else { 3 };
+    body.nest(CTA_TUPLE_IP, |body| body.ip(kind, addr));
 }
 
 /// Deletes a flow; the next packet begins a new one and meets the rules again. `ENOENT` if it is

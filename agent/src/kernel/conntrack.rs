@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use rustix::io::Errno;
 use selvage_netlink::{
     Batch, Error, Protocol, Socket,
@@ -30,6 +31,10 @@ use crate::inbox::Inbox;
 pub const REVOKED: u32 = 1 << 31;
 /// Flows in one question: a few milliseconds of the compiler's time at most.
 pub const PORTION: usize = 2048;
+
+/// Up to so many IPv4 addresses are looked up one by one: a filtered walk costs about a tenth of a listing that is
+/// read and decoded, and each address takes two.
+const FILTERED: usize = 4;
 
 /// A listing that fails is begun again after once, twice, … this time,
 const RETRY: Duration = Duration::from_millis(20);
@@ -83,48 +88,55 @@ impl Conntrack {
     }
 
     /// The flows that begin or end at one of these addresses; what is translated counts as it
-    /// arrives.
+    /// arrives. For a few IPv4 addresses the kernel filters its table (a walk without a copy, for each); for more of them,
+    /// and for IPv6, the table of the family is read once.
     pub fn flows_of(&mut self, local: &BTreeSet<IpAddr>) -> Result<Vec<Tracked>, Error> {
         let mut found = Vec::new();
         for v6 in [false, true] {
-            if !local.iter().any(|addr| addr.is_ipv6() == v6) {
+            let family: Vec<IpAddr> = local
+                .iter()
+                .filter(|addr| addr.is_ipv6() == v6)
+                .copied()
+                .collect();
+            let filters = if !v6 && family.len() <= FILTERED {
+                family.iter().flat_map(filters_of).collect()
+            } else {
+                vec![Filter {
+                    v6: Some(v6),
+                    ..Filter::default()
+                }]
+            };
+            for filter in filters {
+                let bit = self.bit;
+                let take = |flow| tracked(bit, flow, local);
+                found.extend(conntrack::list_some(&mut self.socket, &filter, take)?);
+            }
+        }
+        // A flow between two of the addresses is listed for either.
+        found.sort_by_key(|tracked| (tracked.kernel.orig, tracked.kernel.zone));
+        found.dedup_by_key(|tracked| (tracked.kernel.orig, tracked.kernel.zone));
+        Ok(found)
+    }
+
+    /// The addresses inside of these prefixes at which flows begin or end.
+    pub fn addresses_with_flows(&mut self, prefixes: &[IpNet]) -> Result<BTreeSet<IpAddr>, Error> {
+        let inside = |addr: &IpAddr| prefixes.iter().any(|net| net.contains(addr));
+        let mut found = BTreeSet::new();
+        for v6 in [false, true] {
+            if !prefixes.iter().any(|net| net.addr().is_ipv6() == v6) {
                 continue;
             }
             let filter = Filter {
                 v6: Some(v6),
                 ..Filter::default()
             };
-            let flows = conntrack::list(&mut self.socket, &filter)?;
-            found.extend(
-                flows
-                    .into_iter()
-                    .filter_map(|flow| self.tracked(flow, local)),
-            );
+            let take = |flow: conntrack::Flow| -> Option<()> {
+                found.extend([flow.orig.src, flow.reply.src].iter().filter(|a| inside(a)));
+                None
+            };
+            conntrack::list_some(&mut self.socket, &filter, take)?;
         }
         Ok(found)
-    }
-
-    fn tracked(&self, kernel: conntrack::Flow, local: &BTreeSet<IpAddr>) -> Option<Tracked> {
-        let (source, destination) = (kernel.orig.src, kernel.reply.src);
-        if !local.contains(&source) && !local.contains(&destination) {
-            return None;
-        }
-        let port = match kernel.reply.ports {
-            Ports::Ports { src, .. } => src,
-            _ => 0,
-        };
-        let flow = Flow {
-            source,
-            destination,
-            protocol: kernel.orig.proto,
-            port,
-        };
-        let revoked = kernel.mark & self.bit != 0;
-        Some(Tracked {
-            kernel,
-            flow,
-            revoked,
-        })
     }
 
     /// Marks by the answers, one for each flow. Flows that ended meanwhile are no error.
@@ -173,6 +185,43 @@ impl Conntrack {
     }
 }
 
+/// What the kernel is asked for one address: flows that it began, and flows that it answers.
+fn filters_of(addr: &IpAddr) -> [Filter; 2] {
+    [
+        Filter {
+            begun_by: Some(*addr),
+            ..Filter::default()
+        },
+        Filter {
+            answered_by: Some(*addr),
+            ..Filter::default()
+        },
+    ]
+}
+
+fn tracked(bit: u32, kernel: conntrack::Flow, local: &BTreeSet<IpAddr>) -> Option<Tracked> {
+    let (source, destination) = (kernel.orig.src, kernel.reply.src);
+    if !local.contains(&source) && !local.contains(&destination) {
+        return None;
+    }
+    let port = match kernel.reply.ports {
+        Ports::Ports { src, .. } => src,
+        _ => 0,
+    };
+    let flow = Flow {
+        source,
+        destination,
+        protocol: kernel.orig.proto,
+        port,
+    };
+    let revoked = kernel.mark & bit != 0;
+    Some(Tracked {
+        kernel,
+        flow,
+        revoked,
+    })
+}
+
 /// What the conntrack thread is told.
 #[derive(Debug)]
 pub enum FlowWork {
@@ -184,6 +233,8 @@ pub enum FlowWork {
     Judged(Vec<bool>),
     /// These addresses change hands: their flows are deleted. Answered by [`FlowEvent::Forgot`]; numbers only grow.
     Forget(u64, BTreeSet<IpAddr>),
+    /// At which addresses inside of these prefixes do flows begin or end? Answered by [`FlowEvent::Seen`].
+    Look(Vec<IpNet>),
     /// End the thread.
     Shutdown(Shutdown),
 }
@@ -197,6 +248,15 @@ pub enum FlowEvent {
     Passed(Passed),
     /// The flows of all addresses up to this number are gone.
     Forgot(u64),
+    /// The flows of these addresses could not be deleted; follows [`FlowEvent::Forgot`].
+    Left(BTreeSet<IpAddr>),
+    /// The answer to [`FlowWork::Look`].
+    Seen {
+        /// The prefixes that were asked about.
+        prefixes: Vec<IpNet>,
+        /// The addresses in them.
+        addresses: BTreeSet<IpAddr>,
+    },
 }
 
 /// A pass under way.
@@ -246,7 +306,7 @@ impl<F: FnMut(FlowEvent)> Walker<F> {
                 std::thread::sleep(Duration::from_millis(100));
             }
             // All that came together costs one look at the kernel's table.
-            let (mut forget, mut number) = (BTreeSet::new(), None);
+            let (mut forget, mut number, mut look) = (BTreeSet::new(), None, None);
             for work in self.inbox.recv_all() {
                 match work {
                     FlowWork::Check(addresses) => {
@@ -257,12 +317,19 @@ impl<F: FnMut(FlowEvent)> Walker<F> {
                         forget.extend(addresses);
                         number = number.max(Some(this));
                     }
+                    FlowWork::Look(prefixes) => look = Some(prefixes),
                     FlowWork::Shutdown(_) => return,
                 }
             }
             if let Some(number) = number {
-                self.forget(&forget);
+                let done = self.forget(&forget);
                 (self.output)(FlowEvent::Forgot(number));
+                if !done {
+                    (self.output)(FlowEvent::Left(forget));
+                }
+            }
+            if let Some(prefixes) = look {
+                self.look(prefixes);
             }
             if self.pass.is_none() {
                 self.begin();
@@ -329,10 +396,11 @@ impl<F: FnMut(FlowEvent)> Walker<F> {
     }
 
     /// Where the flows cannot be deleted, the pass that follows a pod's rules still cuts those that are not allowed.
-    fn forget(&mut self, addresses: &BTreeSet<IpAddr>) {
+    /// Says whether they are gone.
+    fn forget(&mut self, addresses: &BTreeSet<IpAddr>) -> bool {
         for attempt in 1..=ATTEMPTS {
             match self.conntrack.forget(addresses) {
-                Ok(_) => return,
+                Ok(_) => return true,
                 Err(error) if attempt < ATTEMPTS => {
                     tracing::debug!(%error, "conntrack: flows of former pods could not be deleted, again");
                 }
@@ -340,6 +408,18 @@ impl<F: FnMut(FlowEvent)> Walker<F> {
                     tracing::error!(%error, "conntrack: flows of former pods cannot be deleted");
                 }
             }
+        }
+        false
+    }
+
+    /// An answer that cannot be had is none: each address is then looked at before a pod gets it.
+    fn look(&mut self, prefixes: Vec<IpNet>) {
+        match self.conntrack.addresses_with_flows(&prefixes) {
+            Ok(addresses) => (self.output)(FlowEvent::Seen {
+                prefixes,
+                addresses,
+            }),
+            Err(error) => tracing::warn!(%error, "conntrack: flows could not be listed"),
         }
     }
 }

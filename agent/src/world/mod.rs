@@ -8,6 +8,7 @@
 //! Nothing here blocks but the short question to the speaker's I/O thread. A delta is taken only when the kernel has
 //! answered the one before, so that many changes become one transaction.
 
+mod lives;
 mod nat;
 mod pods;
 mod policy;
@@ -174,8 +175,7 @@ pub struct World {
     /// Attachments that are not opened before the flows of those who had their addresses earlier are gone, and the
     /// number by which that is told.
     forgetting: BTreeMap<AttachmentId, u64>,
-    /// The number that was given last.
-    forgets: u64,
+    lives: lives::Lives,
     /// Families whose routes of an earlier run have been sorted out.
     synced: FamilySet,
     nat: nat::Nat,
@@ -273,7 +273,7 @@ impl World {
             waiting: Vec::new(),
             to_open: BTreeMap::new(),
             forgetting: BTreeMap::new(),
-            forgets: 0,
+            lives: lives::Lives::default(),
             synced: FamilySet::NONE,
             nat: nat::Nat::default(),
             ready: ReadyView::default(),
@@ -427,6 +427,7 @@ impl World {
         if dirty.policy() {
             self.tell_compiler(dirty);
         }
+        self.look_at_lives(dirty);
         self.masquerade(dirty);
         self.tell_node_addresses(dirty);
         self.push_policy();

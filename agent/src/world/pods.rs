@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 use super::{RETRY, Waiting, World};
 use crate::{
     control::LinkQuery,
-    kernel::{conntrack::FlowWork, open},
+    kernel::open,
     store::{AttachmentId, Dirty, Observed},
 };
 
@@ -43,10 +43,11 @@ impl World {
     pub(super) fn attach(&mut self, attachment: link::Attachment) -> Dirty {
         let id = AttachmentId::of(&attachment);
         // Under `none` the plugin has opened it already, and the flows may be the pod's own.
-        if attachment.policy != link::PolicyMode::None
-            && let Some(number) = self.forget(attachment.addresses.iter().copied().collect())
-        {
-            self.forgetting.insert(id, number);
+        if attachment.policy != link::PolicyMode::None {
+            if let Some(number) = self.forget_former(&attachment.addresses) {
+                self.forgetting.insert(id.clone(), number);
+            }
+            self.lives.made(id);
         }
         self.resume(attachment)
     }
@@ -62,6 +63,7 @@ impl World {
     fn detach(&mut self, id: &AttachmentId) -> Dirty {
         self.to_open.remove(id);
         self.forgetting.remove(id);
+        self.lives.opened_or_gone(id);
         for waiting in std::mem::take(&mut self.waiting) {
             if waiting.id != *id {
                 self.waiting.push(waiting);
@@ -112,14 +114,6 @@ impl World {
         dirty
     }
 
-    /// Has the flows of addresses deleted that change hands. The number by which it is told that they are gone.
-    fn forget(&mut self, addresses: BTreeSet<IpAddr>) -> Option<u64> {
-        let flows = self.out.flows.as_ref().filter(|_| !addresses.is_empty())?;
-        self.forgets += 1;
-        flows.send(FlowWork::Forget(self.forgets, addresses));
-        Some(self.forgets)
-    }
-
     /// The pod's policy is in the kernel, and nothing is left of whoever had its addresses before.
     fn may_open(&mut self, id: &AttachmentId, host_if: &str) -> Option<Gen> {
         self.is_enforced(host_if)
@@ -152,6 +146,9 @@ impl World {
             } else {
                 link::Reply::NotApplicable { masquerade }
             };
+            if attachment.policy == link::PolicyMode::Required {
+                self.lives.opened_or_gone(&waiting.id);
+            }
             // A plugin that has hung up undoes what it did.
             let _ = waiting.reply.send(reply);
         }
@@ -172,7 +169,10 @@ impl World {
                 continue;
             }
             match open::open(attachment.host_index, &attachment.addresses) {
-                Ok(()) => debug!(interface = attachment.host_if, "opened"),
+                Ok(()) => {
+                    self.lives.opened_or_gone(&id);
+                    debug!(interface = attachment.host_if, "opened");
+                }
                 Err(error) if error.is(Errno::NODEV) => {
                     debug!(interface = attachment.host_if, "gone before it was opened");
                 }

@@ -37,7 +37,11 @@ impl World {
         } else if let Some(delta) = self.compiler.take_delta() {
             self.policy.in_flight = Some(delta.to);
             if delta.may_revoke() || delta.may_allow() {
-                self.flows.coming.extend(delta.affected());
+                let none = self.without_flows();
+                let affected = delta.affected().into_iter();
+                self.flows
+                    .coming
+                    .extend(affected.filter(|addr| !none.contains(addr)));
             }
             self.tell_nft(NftWork::Delta(delta));
         }
@@ -142,7 +146,15 @@ impl World {
                     flows.send(FlowWork::Judged(allowed));
                 }
             }
-            FlowEvent::Forgot(number) => self.forgetting.retain(|_, wanted| *wanted > number),
+            FlowEvent::Forgot(number) => {
+                self.forgetting.retain(|_, wanted| *wanted > number);
+                self.lives.forgot(number);
+            }
+            FlowEvent::Left(addresses) => self.lives.left(addresses),
+            FlowEvent::Seen {
+                prefixes,
+                addresses,
+            } => self.lives.seen(prefixes, addresses),
             FlowEvent::Passed(passed) => {
                 self.flows.in_pass = false;
                 self.flows.last = Some(self.now);

@@ -573,3 +573,74 @@ fn a_world_without_work_sleeps_without_end() {
     }
     std::fs::remove_dir_all(dir).unwrap();
 }
+
+/// The kernel's table is read once; after that an ADD waits for it only where a pod had the address before.
+#[test]
+fn only_an_address_that_has_had_a_life_is_looked_at() {
+    let mut scene = Scene::new(Vec::new());
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"},
+        "spec": {"podCIDRs": ["10.0.1.0/24"]}});
+    scene.tell(Work::Objects(vec![
+        object(node),
+        pod("a", "u"),
+        pod("b", "u"),
+        pod("c", "u"),
+    ]));
+    // Not before the answer is there.
+    let _early = scene.attach(attachment("c", 4, "10.0.1.3"));
+    let generation = scene.delta().expect("its dispatch").to;
+    scene.apply(generation, false);
+    let mut looks = Vec::new();
+    for work in scene.flows.recv_all() {
+        match work {
+            FlowWork::Look(prefixes) => looks.push(prefixes),
+            FlowWork::Forget(number, _) => scene.forgot(number),
+            FlowWork::Check(_) => panic!("a pod that is closed has no flows"),
+            _ => {}
+        }
+    }
+    let [prefixes] = &looks[..] else {
+        panic!("one look: {looks:?}")
+    };
+    scene.tell(Work::Flows(FlowEvent::Seen {
+        prefixes: prefixes.clone(),
+        addresses: ["10.0.1.9".parse().unwrap()].into(),
+    }));
+
+    let mut reply = scene.attach(attachment("a", 5, "10.0.1.1"));
+    assert_eq!(scene.forgets().0, [""; 0], "it has had no life");
+    let generation = scene.delta().expect("its dispatch").to;
+    scene.apply(generation, false);
+    assert!(is_enforced(&mut reply));
+    assert!(
+        scene.flows.recv_all().is_empty(),
+        "nor is there a flow to check"
+    );
+
+    let mut reply = scene.attach(attachment("b", 6, "10.0.1.9"));
+    let (addresses, number) = scene.forgets();
+    assert_eq!(addresses, ["10.0.1.9"]);
+    let generation = scene.delta().expect("its dispatch").to;
+    scene.apply(generation, false);
+    assert!(!is_enforced(&mut reply));
+    scene.forgot(number);
+    assert!(is_enforced(&mut reply));
+
+    // Left by a pod: looked at, until that is done.
+    scene.detach("a");
+    let (addresses, number) = scene.forgets();
+    assert_eq!(addresses, ["10.0.1.1"]);
+    let _again = scene.attach(attachment("a", 7, "10.0.1.1"));
+    let (addresses, later) = scene.forgets();
+    assert_eq!(addresses, ["10.0.1.1"]);
+    scene.forgot(number);
+    scene.forgot(later);
+    scene.detach("a");
+    let (_, number) = scene.forgets();
+    scene.forgot(number);
+    scene.tell(Work::Flows(FlowEvent::Left(
+        ["10.0.1.1".parse().unwrap()].into(),
+    )));
+    let _again = scene.attach(attachment("a", 8, "10.0.1.1"));
+    assert_eq!(scene.forgets().0, ["10.0.1.1"], "they could not be deleted");
+}

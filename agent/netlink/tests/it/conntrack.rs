@@ -1,13 +1,14 @@
 //! Tracked flows.
 
-use std::net::{Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::os::fd::AsFd;
 
 use rustix::io::Errno;
+use selvage_netlink::addr::Address;
 use selvage_netlink::conntrack::{self, Filter, Flow, Ports};
-use selvage_netlink::nft::expr::{CtKey, ct_state};
-use selvage_netlink::nft::{Base, Expr, Hook, Table, Transaction, list};
-use selvage_netlink::{Protocol, Socket, link, netns};
+use selvage_netlink::nft::expr::{CtKey, NatKind, ct_state};
+use selvage_netlink::nft::{Base, ChainType, Expr, Hook, Reg, Table, Transaction, list};
+use selvage_netlink::{Batch, Prefix, Protocol, Socket, addr, link, netns};
 
 use crate::space::Space;
 
@@ -162,4 +163,124 @@ fn flows_are_listed_marked_and_deleted() {
     assert_eq!(failures, [(0, Errno::NOENT.raw_os_error())]);
     let left = conntrack::list(&mut socket, &Filter::default()).unwrap();
     assert!(of(&left, &four).is_some() && of(&left, &six).is_none());
+}
+
+/// How many flows the kernel itself lists for a filter.
+fn by_kernel(socket: &mut Socket, filter: &Filter) -> usize {
+    let request = |batch: &mut Batch| conntrack::request(batch, filter);
+    let listed = socket.list(request, |message| conntrack::decode(&message));
+    listed.unwrap().len()
+}
+
+/// Also through a translation: the one who answers is who the packet reached.
+#[test]
+fn the_kernel_filters_by_address_in_both_directions() {
+    let (space, mut socket) = tracked();
+    let address = |text: &str, len| Address::new(1, Prefix::new(text.parse().unwrap(), len));
+    space
+        .route()
+        .apply(|batch| {
+            for n in 1..=4 {
+                addr::add(batch, &address(&format!("10.9.0.{n}"), 32));
+                addr::add(batch, &address(&format!("fd09::{n}"), 128));
+            }
+        })
+        .unwrap();
+    let table = Table::inet("n");
+    let base = Base {
+        kind: ChainType::Nat,
+        ..Base::filter(Hook::Output, -100)
+    };
+    let mut transaction = Transaction::new();
+    transaction.add_table(&table);
+    transaction.add_base_chain(&table, "out", &base);
+    // To 10.9.0.9, which nobody has, means to 10.9.0.2; the same for IPv6.
+    for (v6, from, to) in [
+        (false, "10.9.0.9", "10.9.0.2"),
+        (true, "fd09::9", "fd09::2"),
+    ] {
+        let octets = |text: &str| match text.parse::<IpAddr>().unwrap() {
+            IpAddr::V4(addr) => addr.octets().to_vec(),
+            IpAddr::V6(addr) => addr.octets().to_vec(),
+        };
+        let mut rule = Expr::family(v6).to_vec();
+        rule.push(Expr::destination(v6, Reg::FIRST));
+        rule.push(Expr::eq(octets(from)));
+        rule.push(Expr::Immediate {
+            dreg: Reg::FIRST,
+            value: octets(to),
+        });
+        rule.push(Expr::Nat {
+            kind: NatKind::Destination,
+            v6,
+            addr: Some(Reg::FIRST),
+            port: None,
+            flags: 0,
+        });
+        transaction.add_rule(&table, "out", &rule, None);
+    }
+    transaction.commit(&mut socket).unwrap();
+    space
+        .route()
+        .apply(|batch| {
+            addr::add(batch, &address("10.9.0.254", 24));
+            addr::add(batch, &address("fd09::fe", 64));
+        })
+        .unwrap();
+
+    let flow = |from: &str, to: &str| {
+        netns::within(space.netns.as_fd(), || {
+            let socket = UdpSocket::bind((from.parse::<IpAddr>().unwrap(), 0)).unwrap();
+            let to = (to.parse::<IpAddr>().unwrap(), 9);
+            // Nobody listens; the flow is there all the same.
+            let _ = socket.send_to(b"x", to);
+        })
+        .unwrap();
+    };
+    for [one, two, three, nobody] in [
+        ["10.9.0.1", "10.9.0.2", "10.9.0.3", "10.9.0.9"],
+        ["fd09::1", "fd09::2", "fd09::3", "fd09::9"],
+    ] {
+        flow(one, two);
+        flow(one, three);
+        flow(two, three);
+        flow(three, nobody);
+        let addr = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        let begun = |text| Filter {
+            begun_by: addr(text),
+            ..Filter::default()
+        };
+        let answered = |text| Filter {
+            answered_by: addr(text),
+            ..Filter::default()
+        };
+        for (filter, count) in [
+            (begun(one), 2),
+            (begun(two), 1),
+            (begun(three), 1),
+            (begun(nobody), 0),
+            (answered(one), 0),
+            (answered(two), 2),
+            (answered(three), 2),
+            (answered(nobody), 0),
+        ] {
+            if one.starts_with("10.") {
+                assert_eq!(by_kernel(&mut socket, &filter), count, "{filter:?}");
+            }
+            let listed = conntrack::list(&mut socket, &filter).unwrap();
+            assert_eq!(listed.len(), count, "{filter:?}: {listed:?}");
+        }
+        let both = Filter {
+            answered_by: addr(two),
+            ..begun(three)
+        };
+        let listed = conntrack::list(&mut socket, &both).unwrap();
+        assert_eq!(listed.len(), 1, "{listed:?}");
+    }
+    let port = Filter {
+        v6: Some(false),
+        to_port: Some((17, 9)),
+        ..Filter::default()
+    };
+    assert_eq!(by_kernel(&mut socket, &port), 4);
 }

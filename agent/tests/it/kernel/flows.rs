@@ -205,7 +205,7 @@ fn the_thread_asks_in_portions_and_follows_the_answers() {
                         );
                         break;
                     }
-                    FlowEvent::Forgot(_) => unreachable!("nobody asked"),
+                    _ => unreachable!("nobody asked"),
                 }
             }
         }
