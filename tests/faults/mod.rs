@@ -4,6 +4,7 @@
 pub mod agent;
 mod flows;
 mod objects;
+mod obstacles;
 mod peer;
 mod plugin;
 mod reflector;
@@ -18,6 +19,7 @@ pub fn cases() -> Vec<Case> {
         flows::cases(),
         routes::cases(),
         objects::cases(),
+        obstacles::cases(),
         peer::cases(),
         plugin::cases(),
         reflector::cases(),

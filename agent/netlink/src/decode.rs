@@ -32,9 +32,9 @@ mod tests {
     use crate::batch::Batch;
 
     /// Message types with a decoder.
-    const KINDS: [u16; 26] = [
-        2, 3, 16, 17, 20, 21, 24, 25, 28, 29, 36, 44, 104, 105, 0x100, 0x102, 0xa00, 0xa03, 0xa06,
-        0xa08, 0xa09, 0xa0c, 0xa0e, 0xa0f, 0xa12, 0xa16,
+    const KINDS: [u16; 27] = [
+        2, 3, 16, 17, 20, 21, 24, 25, 28, 29, 36, 44, 80, 104, 105, 0x100, 0x102, 0xa00, 0xa03,
+        0xa06, 0xa08, 0xa09, 0xa0c, 0xa0e, 0xa0f, 0xa12, 0xa16,
     ];
 
     /// Bytes that look like attributes: nested ones, some with a wrong length.

@@ -35,6 +35,7 @@ pub mod error;
 pub mod link;
 pub mod monitor;
 pub mod neigh;
+pub mod netconf;
 pub mod netns;
 pub mod nexthop;
 pub mod nft;

@@ -10,6 +10,7 @@ use crate::addr::{self, Address};
 use crate::error::Result;
 use crate::link::{self, Link};
 use crate::neigh::{self, Neighbour};
+use crate::netconf::{self, Netconf};
 use crate::nexthop::{self, Nexthop};
 use crate::route::{self, Route};
 use crate::socket::{Event, Message, Protocol, Socket};
@@ -30,6 +31,10 @@ pub enum Group {
     Ipv6Address = 9,
     /// IPv6 routes.
     Ipv6Route = 11,
+    /// Settings of IPv4: forwarding.
+    Ipv4Netconf = 24,
+    /// Settings of IPv6: forwarding.
+    Ipv6Netconf = 25,
     /// Nexthop objects.
     Nexthop = 32,
 }
@@ -69,6 +74,8 @@ pub enum RouteEvent {
     Neighbour(Neighbour),
     /// A neighbour is gone.
     NeighbourGone(Neighbour),
+    /// Settings were changed.
+    Netconf(Netconf),
     /// Notifications were lost: read everything again.
     Overrun,
 }
@@ -85,6 +92,7 @@ impl RouteEvent {
             route::RTM_DELROUTE => Self::RouteGone(route::decode(message)?),
             nexthop::RTM_NEWNEXTHOP => Self::Nexthop(nexthop::decode(message)?),
             nexthop::RTM_DELNEXTHOP => Self::NexthopGone(nexthop::decode(message)?),
+            netconf::RTM_NEWNETCONF => Self::Netconf(netconf::decode(message)?),
             neigh::RTM_NEWNEIGH => Self::Neighbour(neigh::decode(message)?),
             neigh::RTM_DELNEIGH => Self::NeighbourGone(neigh::decode(message)?),
             _ => return None,

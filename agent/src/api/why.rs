@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Finding;
+
 /// The question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -20,8 +22,11 @@ pub struct WhyQuestion {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WhyView {
-    /// Whether it passes both ends.
+    /// Whether it passes both ends, and nothing beside policy certainly stops it.
     pub allowed: bool,
+    /// What stops or may stop it on this node, whatever policy says.
+    #[serde(default)]
+    pub obstacles: Vec<Finding>,
     /// Who sends.
     pub source: EndView,
     /// Who receives.

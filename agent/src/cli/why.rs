@@ -78,14 +78,21 @@ pub fn render(screen: &Screen, answer: &WhyView) -> String {
         screen.bad("denied")
     };
     let (source, destination) = (end(&answer.source), end(&answer.destination));
-    format!(
+    let mut text = format!(
         "{} -> {} {}: {verdict}\n  out of {source}: {}\n  into {destination}: {}\n",
         screen.bold(&source),
         screen.bold(&destination),
         answer.service,
         direction(screen, &answer.egress),
         direction(screen, &answer.ingress),
-    )
+    );
+    for obstacle in &answer.obstacles {
+        text.push_str(&format!("  on this node: {}\n", screen.bad(&obstacle.what)));
+        if let Some(todo) = &obstacle.todo {
+            text.push_str(&format!("    {todo}\n"));
+        }
+    }
+    text
 }
 
 fn end(end: &EndView) -> String {

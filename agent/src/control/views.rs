@@ -14,6 +14,7 @@ use crate::api::{
     NotEnforcedView, PeerQuestion, PeerView, PolicyView, ProblemView, ReadyView, Refusal,
     RouteTotals, SourceView, StatusView, UnknownSourceView, UnusedFamilyView, WhyQuestion, WhyView,
 };
+use crate::desired::obstacles::{Meaning, Obstacle, Stops};
 use crate::desired::{Condition, Speaker};
 use crate::objects::not_enforced::{self, MOST_NAMED, WHAT_TO_DO};
 use crate::objects::{Kind, NotEnforced, PolicyKind};
@@ -41,6 +42,8 @@ pub struct World<'a> {
     pub policy: Option<PolicyProgress>,
     /// Whether the node can serve pods.
     pub ready: &'a ReadyView,
+    /// What keeps packets of pods from passing.
+    pub obstacles: &'a [Obstacle],
 }
 
 /// How far policy is.
@@ -136,7 +139,12 @@ pub fn conditions(speaker: Option<&Speaker>) -> Vec<ConditionView> {
 }
 
 /// May this packet pass, and who says so?
-pub fn why(compiler: &Compiler, question: &WhyQuestion) -> Result<WhyView, Refusal> {
+pub fn why(
+    compiler: &Compiler,
+    question: &WhyQuestion,
+    store: &Store,
+    obstacles: &[Obstacle],
+) -> Result<WhyView, Refusal> {
     let query = verdict::Query {
         source: end(&question.source)?,
         destination: end(&question.destination)?,
@@ -153,8 +161,26 @@ pub fn why(compiler: &Compiler, question: &WhyQuestion) -> Result<WhyView, Refus
         Some(port) => format!("{}/{port}", question.protocol),
         None => question.protocol.clone(),
     };
+    let (from, to) = (explanation.source.addr, explanation.destination.addr);
+    let pods = store.attachments().flat_map(|(_, a)| a.addresses.clone());
+    let own = store.links().values().flat_map(|link| &link.addresses);
+    let local: BTreeSet<IpAddr> = pods.chain(own.map(|net| net.addr())).collect();
+    let mut stopped = false;
+    let mut beside = Vec::new();
+    for obstacle in obstacles {
+        match obstacle.means(from, to, &local) {
+            Meaning::None => continue,
+            Meaning::May => {}
+            Meaning::Stops => stopped = true,
+        }
+        beside.push(Finding {
+            what: obstacle.what.clone(),
+            todo: Some(obstacle.todo.clone()),
+        });
+    }
     Ok(WhyView {
-        allowed: explanation.allowed(),
+        allowed: explanation.allowed() && !stopped,
+        obstacles: beside,
         source: identity(&explanation.source),
         destination: identity(&explanation.destination),
         service,
@@ -420,6 +446,11 @@ fn wrong(
     }
     for setting in world.store.sysctls() {
         say(setting.what(), Some(&setting.todo()));
+    }
+    // What is not forwarded is among the sysctls.
+    let beside = world.obstacles.iter();
+    for obstacle in beside.filter(|o| !matches!(o.stops, Stops::Forwarded { .. })) {
+        say(obstacle.what.clone(), Some(&obstacle.todo));
     }
     for (_, what) in world.store.lacking() {
         say(what.to_owned(), None);

@@ -2,6 +2,7 @@
 
 pub mod bgp;
 pub mod condition;
+pub mod obstacles;
 pub mod policy;
 pub mod routes;
 pub mod status;

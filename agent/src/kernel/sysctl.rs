@@ -2,7 +2,7 @@
 //!
 //! `selvage install` writes them (in Kubernetes the privileged init container of the DaemonSet); an agent without
 //! privileges cannot, so it reads them and `selvage status` names those that are not right. They are read when the agent
-//! starts, when an uplink changes, and, while one of them is wrong, for each `status`: not by a clock.
+//! starts, when an uplink changes, when the kernel says that forwarding was switched, and, while one of them is wrong, for each `status`: not by a clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

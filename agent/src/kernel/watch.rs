@@ -1,4 +1,4 @@
-//! Links and addresses, as facts for the store: the thread `watch`.
+//! Links, addresses and whether packets are forwarded, as facts for the store: the thread `watch`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use selvage_netlink::{
     Error, Protocol, Socket, addr, link,
     monitor::{Group, Monitor, RouteEvent as Notification},
+    netconf,
 };
 
 use super::{POD_LINK_GROUP, Shutdown, sysctl};
@@ -20,7 +21,13 @@ use crate::{
     store::{Link, Observed},
 };
 
-const GROUPS: [Group; 3] = [Group::Link, Group::Ipv4Address, Group::Ipv6Address];
+const GROUPS: [Group; 5] = [
+    Group::Link,
+    Group::Ipv4Address,
+    Group::Ipv6Address,
+    Group::Ipv4Netconf,
+    Group::Ipv6Netconf,
+];
 const DATAGRAMS: usize = 1024;
 
 /// The links of a namespace with their addresses, kept current by notifications.
@@ -29,6 +36,8 @@ pub struct Links {
     socket: Socket,
     monitor: Monitor,
     links: BTreeMap<u32, Link>,
+    /// Whether IPv4 and IPv6 packets are forwarded; `None`: the namespace does not have the family.
+    forwarding: [Option<bool>; 2],
 }
 
 impl Links {
@@ -38,6 +47,7 @@ impl Links {
             socket: Socket::open(Protocol::Route)?,
             monitor: Monitor::open(&GROUPS)?,
             links: BTreeMap::new(),
+            forwarding: [None; 2],
         };
         links.read()?;
         Ok(links)
@@ -55,15 +65,22 @@ impl Links {
         uplinks.map(|(index, _)| *index).collect()
     }
 
+    /// Whether packets are forwarded.
+    pub fn forwarding(&self) -> Observed {
+        let [ipv4, ipv6] = self.forwarding;
+        Observed::Forwarding { ipv4, ipv6 }
+    }
+
     /// What changed since the last call.
     pub fn changes(&mut self) -> Result<Vec<Observed>, Error> {
         let mut events = Vec::new();
         self.monitor
             .receive(DATAGRAMS, |event, _| events.push(event))?;
         let before = self.links.clone();
+        let forwarding = self.forwarding;
         if events.contains(&Notification::Overrun) {
             self.read()?;
-            return Ok(vec![Observed::Links(self.links.clone())]);
+            return Ok(vec![Observed::Links(self.links.clone()), self.forwarding()]);
         }
         for event in events {
             self.take(event);
@@ -77,6 +94,9 @@ impl Links {
                 changes.push(Observed::Link(*index, link.clone()));
             }
         }
+        if forwarding != self.forwarding {
+            changes.push(self.forwarding());
+        }
         Ok(changes)
     }
 
@@ -87,6 +107,10 @@ impl Links {
         }
         for address in addr::list(&mut self.socket)? {
             self.add(&address);
+        }
+        for (v6, forwarding) in [false, true].into_iter().zip(&mut self.forwarding) {
+            // A kernel without IPv6 has no answer.
+            *forwarding = netconf::forwarding(&mut self.socket, v6).ok();
         }
         Ok(())
     }
@@ -104,6 +128,11 @@ impl Links {
                 {
                     link.addresses.retain(|known| *known != net);
                 }
+            }
+            Notification::Netconf(netconf) if netconf.is_of_all() => {
+                let [ipv4, ipv6] = &mut self.forwarding;
+                let known = if netconf.v6 { ipv6 } else { ipv4 };
+                *known = netconf.forwarding.or(*known);
             }
             _ => {}
         }
@@ -165,6 +194,7 @@ pub fn spawn(
     let run = move || {
         output(Observed::Links(links.all().clone()));
         sysctls(features).into_iter().for_each(&mut output);
+        output(links.forwarding());
         while inbox.recv_all().is_empty() {
             if let Err(error) = inbox.wait(&[links.monitor.as_fd()], None) {
                 tracing::error!(%error, "watch: cannot wait");

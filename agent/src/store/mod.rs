@@ -46,6 +46,9 @@ pub struct Store {
     shown: BTreeMap<(Kind, Key), Shown>,
     attachments: BTreeMap<AttachmentId, Arc<Attachment>>,
     links: BTreeMap<u32, Link>,
+    /// Of IPv4 and IPv6.
+    forwarding: [Option<bool>; 2],
+    droppers: Vec<String>,
     sessions: BTreeMap<IpAddr, PeerState>,
     unknown_sources: UnknownSources,
     routes: RouteCounts,
@@ -203,6 +206,8 @@ impl Store {
                 dirty.bgp = before.is_none_or(|before| before.addresses != link.addresses);
             }
             Observed::LinkGone(index) => dirty.bgp = self.links.remove(&index).is_some(),
+            Observed::Forwarding { ipv4, ipv6 } => self.forwarding = [ipv4, ipv6],
+            Observed::Droppers(chains) => self.droppers = chains,
             Observed::Routes(counts) => self.routes = counts,
             Observed::Policy(state) => self.policy = state,
             Observed::Peer(state) => {
@@ -487,6 +492,17 @@ impl Store {
     /// Who connects to the speaker without being configured.
     pub fn unknown_sources(&self) -> &UnknownSources {
         &self.unknown_sources
+    }
+
+    /// Whether packets of a family are certainly not forwarded.
+    pub fn forwards_not(&self, v6: bool) -> bool {
+        let [ipv4, ipv6] = self.forwarding;
+        (if v6 { ipv6 } else { ipv4 }) == Some(false)
+    }
+
+    /// Forward chains of other programs that drop what their rules do not accept, as `ip filter FORWARD`.
+    pub fn droppers(&self) -> &[String] {
+        &self.droppers
     }
 
     /// The sessions, by address.

@@ -17,6 +17,15 @@ pub enum Observed {
     Link(u32, Link),
     /// A link is gone.
     LinkGone(u32),
+    /// Whether the namespace forwards packets; `None`: it does not have the family.
+    Forwarding {
+        /// `net.ipv4.ip_forward`.
+        ipv4: Option<bool>,
+        /// `net.ipv6.conf.all.forwarding`.
+        ipv6: Option<bool>,
+    },
+    /// Forward chains of other programs that drop what their rules do not accept, as `ip filter FORWARD`.
+    Droppers(Vec<String>),
     /// The kernel's side of the routes learned by BGP.
     Routes(RouteCounts),
     /// The kernel's side of policy.

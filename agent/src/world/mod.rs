@@ -16,6 +16,7 @@ mod progress;
 mod publishing;
 mod questions;
 mod routing;
+mod strays;
 #[cfg(test)]
 mod tests;
 
@@ -176,6 +177,7 @@ pub struct World {
     /// number by which that is told.
     forgetting: BTreeMap<AttachmentId, u64>,
     lives: lives::Lives,
+    births: strays::Births,
     /// Families whose routes of an earlier run have been sorted out.
     synced: FamilySet,
     nat: nat::Nat,
@@ -274,6 +276,7 @@ impl World {
             to_open: BTreeMap::new(),
             forgetting: BTreeMap::new(),
             lives: lives::Lives::default(),
+            births: strays::Births::default(),
             synced: FamilySet::NONE,
             nat: nat::Nat::default(),
             ready: ReadyView::default(),
@@ -366,6 +369,7 @@ impl World {
         match work {
             Work::Objects(events) => self.store.apply(events),
             Work::Observed(observed) => {
+                self.births.observe(&observed, self.now);
                 let mut dirty = self.links_gone(&observed);
                 dirty.merge(self.store.observe(observed));
                 dirty

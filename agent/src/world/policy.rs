@@ -111,6 +111,11 @@ impl World {
                 number, refused, ..
             } => return self.nat_kept(number, refused),
             NftEvent::Repaired { .. } => self.policy.repaired += 1,
+            NftEvent::Droppers(droppers) => {
+                let named = droppers.into_iter();
+                let named = named.map(|d| format!("{} {} {}", d.family, d.table, d.chain));
+                return self.store.observe(Observed::Droppers(named.collect()));
+            }
             // For the keeper of that table, who was told beside us.
             NftEvent::Damaged { .. } => return Dirty::default(),
         }

@@ -35,7 +35,7 @@ impl World {
             }
             Query::Why(question, reply) => {
                 let answer = if self.setup.features.policy {
-                    views::why(&self.compiler, &question)
+                    views::why(&self.compiler, &question, &self.store, &self.obstacles())
                 } else {
                     Err(Refusal::hinted(
                         "this agent enforces no policy",
@@ -71,6 +71,7 @@ impl World {
         let planned = self.compiler.generation().0;
         let features = self.setup.features.names();
         let ready = self.ready_view();
+        let obstacles = self.obstacles();
         views::status(&views::World {
             store: &self.store,
             node: &self.setup.local.node,
@@ -85,6 +86,7 @@ impl World {
                 .policy
                 .then_some(PolicyProgress { planned, waiting }),
             ready: &ready,
+            obstacles: &obstacles,
         })
     }
 

@@ -176,6 +176,11 @@ fn why() -> WhyView {
             policies: Vec::new(),
             rule: None,
         },
+        obstacles: vec![Finding {
+            what: "this node does not forward IPv4: net.ipv4.ip_forward is 0, its pods are cut off"
+                .into(),
+            todo: Some("sysctl -w net.ipv4.ip_forward=1".into()),
+        }],
     }
 }
 

@@ -189,6 +189,19 @@ pub fn chains(socket: &mut Socket, table: &Table<'_>) -> Result<Vec<ChainInfo>> 
     socket.list(build, |message| decode_chain(&message, table.name))
 }
 
+/// The base chains of all tables of all families: family (`NFPROTO_*`), table, chain.
+pub fn base_chains(socket: &mut Socket) -> Result<Vec<(u8, String, ChainInfo)>> {
+    let build = |batch: &mut Batch| {
+        batch.push(SUBSYSTEM | GETCHAIN, 0, |body| header(body, 0, 0));
+    };
+    socket.list(build, |message| {
+        let table = attrs(&message, NEWCHAIN)?.find(|attr| attr.kind == 1)?;
+        let table = table.text();
+        let chain = decode_chain(&message, &table).filter(|chain| chain.base.is_some())?;
+        Some((get_u8(message.body, 0)?, table, chain))
+    })
+}
+
 /// The sets and maps of a table, without elements.
 pub fn sets(socket: &mut Socket, table: &Table<'_>) -> Result<Vec<SetInfo>> {
     let build = |batch: &mut Batch| get(batch, table, GETSET, |body| body.text(1, table.name));

@@ -14,6 +14,8 @@ use crate::error::Result;
 use crate::socket::{Event, Message, Protocol, Socket};
 
 const NFNLGRP_NFTABLES: u32 = 7;
+const CHAIN_NAME: u16 = 3;
+const CHAIN_HOOK: u16 = 4;
 
 /// What a change concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,6 +47,8 @@ pub struct Change {
     pub family: u8,
     /// The table.
     pub table: String,
+    /// Of a chain: its name, and whether it says where it hooks in.
+    pub chain: Option<(String, bool)>,
     /// The port of the socket that made it.
     pub port: u32,
 }
@@ -97,11 +101,18 @@ impl NftEvent {
         let mut attrs = Attrs::after(message.body, NFGENMSG);
         let table = attrs.find(|attr| attr.kind == 1)?.text();
         let family = get_u8(message.body, 0)?;
+        let chain = (object == Object::Chain).then(|| {
+            let attrs = || Attrs::after(message.body, NFGENMSG);
+            let name = attrs().find(|attr| attr.kind == CHAIN_NAME);
+            let hooked = attrs().any(|attr| attr.kind == CHAIN_HOOK);
+            (name.map(|attr| attr.text()).unwrap_or_default(), hooked)
+        });
         Some(Self::Change(Change {
             object,
             gone,
             family,
             table,
+            chain,
             port: message.port,
         }))
     }

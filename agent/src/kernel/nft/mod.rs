@@ -23,5 +23,5 @@ mod witness;
 
 pub use reconcile::Loaded;
 pub use table::{Misapplied, NftTable};
-pub use thread::{NftEvent, NftWork, Settings, Want, spawn};
+pub use thread::{Dropper, NftEvent, NftWork, Settings, Want, spawn};
 pub use witness::Shared;

@@ -1,14 +1,17 @@
 //! The thread around our tables: work from above, notifications from the kernel, and deadlines.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::AsFd,
     sync::Arc,
     thread::{Builder, JoinHandle},
     time::{Duration, Instant},
 };
 
-use selvage_netlink::{Error, nft::Watch};
+use selvage_netlink::{
+    Error,
+    nft::{ChainType, Family, Hook, Watch, list},
+};
 use selvage_policy::plan::{Delta, Gen, Plan};
 
 use super::{
@@ -18,7 +21,10 @@ use super::{
     table::{Misapplied, NftTable},
     witness::{Shared, Witness},
 };
-use crate::{inbox::Inbox, kernel::Shutdown};
+use crate::{
+    inbox::Inbox,
+    kernel::{Shutdown, open::TABLES as OURS},
+};
 
 const DATAGRAMS: usize = 4096;
 /// How long a policy table that somebody else has changed may stand without its plan. Whoever has the plan answers
@@ -91,6 +97,19 @@ pub enum NftEvent {
         /// The programs that changed it, as the kernel names them.
         by: String,
     },
+    /// The forward chains of others that drop what their rules do not accept, where that is new.
+    Droppers(BTreeSet<Dropper>),
+}
+
+/// A base chain of somebody else at the hook `forward` whose policy is to drop.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Dropper {
+    /// `inet`, `ip` or `ip6`.
+    pub family: &'static str,
+    /// Its table.
+    pub table: String,
+    /// The chain.
+    pub chain: String,
 }
 
 /// Why the whole plan is wanted.
@@ -134,6 +153,7 @@ pub fn spawn(
         applied: None,
         wanting: false,
         close: None,
+        droppers: BTreeSet::new(),
     };
     Ok(Builder::new()
         .name("nft".into())
@@ -152,6 +172,8 @@ struct Writer<F> {
     /// The plan was asked for and has not come.
     wanting: bool,
     close: Option<Close>,
+    /// What was told of other's forward chains.
+    droppers: BTreeSet<Dropper>,
 }
 
 /// When the policy table is closed unless its plan has come.
@@ -179,6 +201,7 @@ struct Refused {
 
 impl<F: FnMut(NftEvent)> Writer<F> {
     fn run(mut self) {
+        self.look_for_droppers();
         loop {
             let timeout = self
                 .deadline()
@@ -369,6 +392,9 @@ impl<F: FnMut(NftEvent)> Writer<F> {
                 (self.output)(NftEvent::Damaged { table, by });
             }
         }
+        if heard.hooks || heard.lost {
+            self.look_for_droppers();
+        }
         if let Some(by) = heard.changed.remove(&name) {
             self.policy_changed(&name, by);
         } else if heard.lost {
@@ -380,6 +406,37 @@ impl<F: FnMut(NftEvent)> Writer<F> {
             } else if let Some(table) = self.witness.shared().find(|shared| *shared == table) {
                 (self.output)(NftEvent::Damaged { table, by });
             }
+        }
+    }
+
+    fn look_for_droppers(&mut self) {
+        let listed = match list::base_chains(&mut self.table.socket) {
+            Ok(listed) => listed,
+            Err(error) => return tracing::warn!(%error, "nft: chains of others cannot be listed"),
+        };
+        let families = [
+            (Family::Inet, "inet"),
+            (Family::Ipv4, "ip"),
+            (Family::Ipv6, "ip6"),
+        ];
+        let mut droppers = BTreeSet::new();
+        for (family, table, chain) in listed {
+            let named = families.iter().find(|(known, _)| *known as u8 == family);
+            let ours = family == Family::Inet as u8 && OURS.contains(&table.as_str());
+            let drops = chain.base.is_some_and(|base| {
+                base.drop && base.hook == Hook::Forward && base.kind == ChainType::Filter
+            });
+            if let (Some((_, family)), false, true) = (named, ours, drops) {
+                droppers.insert(Dropper {
+                    family,
+                    table,
+                    chain: chain.name,
+                });
+            }
+        }
+        if self.droppers != droppers {
+            self.droppers.clone_from(&droppers);
+            (self.output)(NftEvent::Droppers(droppers));
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use selvage_netlink::nft::{Change, Family, NftEvent};
+use selvage_netlink::nft::{Change, Family, NftEvent, Object};
 
 /// The generation of a transaction follows its changes at once; changes without one are a stranger's after this time.
 const NAMELESS: Duration = Duration::from_millis(50);
@@ -28,6 +28,8 @@ pub(super) struct Witness {
     open_since: Option<Instant>,
     /// Tables that others have changed, and their names.
     changed: BTreeMap<String, BTreeSet<String>>,
+    /// Somebody else's table or base chain came, changed or went.
+    hooks: bool,
     lost: bool,
 }
 
@@ -36,6 +38,8 @@ pub(super) struct Witness {
 pub(super) struct Heard {
     /// Notifications were lost: any table may have been changed.
     pub lost: bool,
+    /// Base chains of others may have come, changed or gone.
+    pub hooks: bool,
     /// Changed tables, and the programs that changed them, for people.
     pub changed: BTreeMap<String, String>,
 }
@@ -58,11 +62,16 @@ impl Witness {
         match event {
             NftEvent::Overrun => self.lost = true,
             NftEvent::Change(Change {
+                object,
+                gone,
                 family,
                 table,
+                chain,
                 port,
-                ..
             }) => {
+                // A base chain that goes need not say that it was one.
+                let hooked = chain.is_some_and(|(_, hooked)| hooked || gone);
+                self.hooks |= hooked || (object == Object::Table && gone);
                 let known = ours(&table) || self.shared().any(|shared| shared == table);
                 if family == Family::Inet as u8 && known {
                     self.open.entry(port).or_default().insert(table);
@@ -110,6 +119,7 @@ impl Witness {
         };
         Heard {
             lost: std::mem::take(&mut self.lost),
+            hooks: std::mem::take(&mut self.hooks),
             changed: changed.map(|(table, by)| (table, named(by))).collect(),
         }
     }
@@ -117,8 +127,6 @@ impl Witness {
 
 #[cfg(test)]
 mod tests {
-    use selvage_netlink::nft::Object;
-
     use super::*;
 
     const SHARED: Shared = Shared {
@@ -132,6 +140,7 @@ mod tests {
             gone: true,
             family: family as u8,
             table: table.into(),
+            chain: None,
             port,
         })
     }

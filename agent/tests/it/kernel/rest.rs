@@ -27,7 +27,7 @@ fn links_and_addresses_become_facts() {
             Observed::Links(links) => *seen = links,
             Observed::Link(index, link) => drop(seen.insert(index, link)),
             Observed::LinkGone(index) => drop(seen.remove(&index)),
-            Observed::Sysctls(_) => {}
+            Observed::Sysctls(_) | Observed::Forwarding { .. } => {}
             _ => unreachable!(),
         };
         apply(facts.recv().unwrap(), &mut seen);
@@ -183,5 +183,31 @@ fn cleanup_leaves_nothing_of_ours_and_everything_else() {
             .replace("\n6\n", "\n3\n");
         assert_eq!(others(), after);
         assert!(cleanup(true).unwrap().is_nothing());
+    });
+}
+
+#[test]
+fn forwarding_that_is_switched_becomes_a_fact() {
+    in_netns(|| {
+        let (stop, inbox) = Inbox::new().unwrap();
+        let (sender, facts) = mpsc::channel();
+        let handle = spawn(inbox, Features::ALL, move |fact| drop(sender.send(fact))).unwrap();
+        let told = |ipv4, ipv6| {
+            let (ipv4, ipv6) = (Some(ipv4), Some(ipv6));
+            let wanted = Observed::Forwarding { ipv4, ipv6 };
+            until("forwarding is told", || {
+                facts.try_iter().any(|fact| fact == wanted)
+            });
+        };
+        sh(
+            "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
+        );
+        told(true, true);
+        sh("echo 0 > /proc/sys/net/ipv4/ip_forward");
+        told(false, true);
+        sh("echo 0 > /proc/sys/net/ipv6/conf/all/forwarding");
+        told(false, false);
+        stop.send(Shutdown::Graceful);
+        handle.join().unwrap();
     });
 }
