@@ -32,8 +32,8 @@ pub const REVOKED: u32 = 1 << 31;
 /// Flows in one question: a few milliseconds of the compiler's time at most.
 pub const PORTION: usize = 2048;
 
-/// Up to so many IPv4 addresses are looked up one by one: a filtered walk costs about a tenth of a listing that is
-/// read and decoded, and each address takes two.
+/// Up to so many IPv4 addresses are looked up one by one: each takes two walks of the kernel over its table, which copy
+/// only what matches; one listing copies and decodes every flow.
 const FILTERED: usize = 4;
 
 /// A listing that fails is begun again after once, twice, … this time,

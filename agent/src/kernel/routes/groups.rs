@@ -134,6 +134,11 @@ impl Groups {
         self.want.contains_key(&id)
     }
 
+    /// Whether an object with this id is wanted, or was in the kernel when it was read last.
+    pub fn knows(&self, id: u32) -> bool {
+        self.want.contains_key(&id) || self.have.contains_key(&id)
+    }
+
     /// Number of wanted groups and single objects.
     pub fn counts(&self) -> (usize, usize) {
         let groups = self.want.range(FIRST_GROUP_ID..).count();

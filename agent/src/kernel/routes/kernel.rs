@@ -277,6 +277,11 @@ fn tell(table: &mut RouteTable, notice: Notice) -> bool {
             }
             false
         }
+        // An object of ours that somebody else has replaced by one of another protocol, or has removed after that.
+        Notice::Nexthop(id, _) | Notice::NexthopGone(id) if table.knows_nexthop(id) => {
+            table.nexthops_touched();
+            false
+        }
         Notice::Nexthop(id, nexthop) => {
             table.underlay().set_nexthop(id, nexthop);
             true

@@ -437,6 +437,38 @@ fn the_thread_repairs_what_others_do() {
     });
 }
 
+/// The kernel lets anybody replace an object, and its protocol with it.
+#[test]
+fn an_object_of_ours_that_others_overwrite_is_put_back() {
+    in_netns(|| {
+        sh(LINKS);
+        let thread = Thread::start();
+        thread.work.send(RouteWork::Changes(vec![change(
+            "10.1.0.0/16",
+            &["10.0.0.9"],
+        )]));
+        for family in Family::ALL {
+            thread.work.send(RouteWork::Synced(family));
+        }
+        assert_eq!(thread.facts().installed, [1, 0]);
+        let objects = || sh("ip -o nexthop show | sort");
+        let (before, routes) = (objects(), ours());
+        let hop = before
+            .lines()
+            .find(|line| line.contains("via 10.0.0.9"))
+            .and_then(|line| line.split_whitespace().nth(1))
+            .unwrap();
+        let replace = format!("ip nexthop replace id {hop} via 10.0.0.8 dev v0 proto static");
+        for damage in [&replace, &format!("{replace}; ip nexthop del id {hop}")] {
+            sh(damage);
+            until(damage, || {
+                (objects(), ours()) == (before.clone(), routes.clone())
+            });
+        }
+        thread.stop();
+    });
+}
+
 #[test]
 fn notifications_beyond_the_buffer_lose_nothing() {
     in_netns(|| {

@@ -273,6 +273,11 @@ impl RouteTable {
         self.reading = self.reading.max(Reading::Nexthops);
     }
 
+    /// Whether a nexthop id is that of an object of ours.
+    pub fn knows_nexthop(&self, id: u32) -> bool {
+        self.groups.knows(id)
+    }
+
     /// Whether any of our objects leads over the link.
     pub fn uses_link(&self, link: u32) -> bool {
         self.groups.uses_link(link)
