@@ -18,7 +18,7 @@ use selvage_bgp::{
         ids::{Family, PeerIdx},
         prefix::Prefix,
         rib::{self, Listing, PeerCounts, Rejection, RibInput, Row},
-        session::{FaultKind, Faults, State, Stop, SurvivedFault, Unused},
+        session::{FaultKind, Faults, StaleView, State, Stop, SurvivedFault, Unused},
         wire::{
             self,
             attr::{Origin, PathAttributes},
@@ -32,7 +32,9 @@ use crate::{
     inbox::Sender,
     kernel::{PROTOCOL_BGP, Shutdown, routes::RouteWork},
     neighbours::{self, Changed},
-    store::{FaultCount, LastFault, PeerState, SessionState, UnknownSources, UnusedFamily},
+    store::{
+        FaultCount, LastFault, PeerState, SessionState, StaleFamily, UnknownSources, UnusedFamily,
+    },
     world::Work,
 };
 
@@ -234,7 +236,7 @@ fn peer_state(clock: Clock, peer: &PeerStatus, counts: Option<&PeerCounts>) -> P
         received: counts.families.map(|f| f.accepted as u64),
         advertised: counts.families.map(|f| f.advertised as u64),
         end_of_rib: negotiated.is_some_and(|n| n.families.and(counts.end_of_rib) == n.families),
-        stale: !session.stale.is_empty(),
+        stale: session.stale.iter().map(stale_family).collect(),
         flaps: session.established,
         families: Family::ALL.map(|f| families.contains(f)),
         unused_families: session.unused_families.iter().map(unused_family).collect(),
@@ -282,6 +284,17 @@ fn last_fault(at: SystemTime, fault: &SurvivedFault) -> LastFault {
             .map(|(code, subcode)| format!("{code}/{subcode}")),
         prefixes: fault.prefixes,
         text: fault.to_string(),
+    }
+}
+
+fn stale_family(stale: &StaleView) -> StaleFamily {
+    StaleFamily {
+        family: match stale.family {
+            Family::Ipv4 => "ipv4",
+            Family::Ipv6 => "ipv6",
+        },
+        until: SystemTime::now() + stale.remaining,
+        long_lived: stale.long_lived,
     }
 }
 

@@ -163,6 +163,14 @@ fn exchange(cluster: &mut Cluster, as_path: &[u32]) -> Result<()> {
 
 const PODS: [&str; 2] = ["10.244.1.0/24", "fd00:10:244:1::/64"];
 
+/// How long a daemon may take to be back after it has lost a session, with its own timers: GoBGP waits half a minute.
+fn patience(daemon: &str) -> std::time::Duration {
+    match daemon {
+        "gobgp" => 3 * SOON,
+        _ => SOON,
+    }
+}
+
 /// RFC 4724 with the other daemon as the helper: killed and stopped, its routes stay there until it is back.
 fn keeps(lab: &Lab, daemon: &str) -> Result<()> {
     let mut cluster = pair(lab, daemon, 65001, None)?;
@@ -191,7 +199,7 @@ fn keeps(lab: &Lab, daemon: &str) -> Result<()> {
         }
         cluster.node("n1")?.agent.restart()?;
         let router = other(&mut cluster, "tor")?;
-        router.wait_established(node, SOON)?;
+        router.wait_established(node, patience(daemon))?;
         eventually_ok(SOON, "fresh routes take the place of stale ones", || {
             let sessions = router.sessions()?;
             ensure!(
@@ -231,7 +239,10 @@ fn helps(lab: &Lab, daemon: &str) -> Result<()> {
         kernel_route(&kernel, to)?.with_context(|| format!("{to} went with the daemon"))?;
     }
     other(&mut cluster, "tor")?.restart()?;
-    cluster.node("n1")?.agent.wait_established(tor, SOON)?;
+    cluster
+        .node("n1")?
+        .agent
+        .wait_established(tor, patience(daemon))?;
     cluster
         .node("n1")?
         .agent

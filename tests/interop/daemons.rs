@@ -49,6 +49,7 @@ fn hosts(lab: &Lab) -> Result<Vec<Link>> {
 
 fn speaker(link: &Link, asn: u32, number: u8) -> Result<Speaker> {
     Ok(Speaker::new(asn, Ipv4Addr::new(192, 0, 2, number))
+        .quick()
         .address(link.ipv4()?)
         .address(link.ipv6()?))
 }

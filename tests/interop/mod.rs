@@ -2,6 +2,7 @@
 
 mod agent;
 mod daemons;
+mod long_lived;
 mod next_hops;
 mod refresh;
 
@@ -11,6 +12,7 @@ pub fn cases() -> Vec<Case> {
     [
         daemons::cases(),
         agent::cases(),
+        long_lived::cases(),
         next_hops::cases(),
         refresh::cases(),
     ]

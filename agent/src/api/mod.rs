@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 pub use routes::{PathView, RoutePage, RouteQuestion, RouteView};
 pub use status::{
     BgpView, FaultCountView, FaultView, Finding, Health, NotEnforcedView, PeerView, PolicyView,
-    ProblemView, ReadyView, RouteTotals, SourceView, StatusView, UnknownSourceView,
-    UnusedFamilyView,
+    ProblemView, ReadyView, RouteTotals, SourceView, StaleFamilyView, StatusView,
+    UnknownSourceView, UnusedFamilyView,
 };
 pub use why::{DirectionView, EndView, WhyQuestion, WhyView};
 

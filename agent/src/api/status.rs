@@ -150,6 +150,9 @@ pub struct PeerView {
     pub end_of_rib: bool,
     /// Whether its routes of an earlier session are kept.
     pub stale: bool,
+    /// Of which families, and for how long.
+    #[serde(default)]
+    pub stale_families: Vec<StaleFamilyView>,
     /// Why it is down, or went down last.
     pub last_error: Option<String>,
     /// What to do about that.
@@ -167,6 +170,18 @@ pub struct PeerView {
     pub router_id: Option<String>,
     /// Hold time in seconds.
     pub hold: u16,
+}
+
+/// The routes of an earlier session that are kept, of one family.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StaleFamilyView {
+    /// `ipv4` or `ipv6`.
+    pub family: String,
+    /// Seconds until they go, if the neighbour does not announce them again.
+    pub remaining: u64,
+    /// They are a last resort (RFC 9494).
+    pub long_lived: bool,
 }
 
 /// How often a neighbour made a fault that its session has survived.

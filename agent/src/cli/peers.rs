@@ -134,10 +134,15 @@ pub fn detail(screen: &Screen, peer: &PeerView) -> String {
             screen.warn(&format!("{}: {}", unused.family, unused.reason)),
         ));
     }
-    if peer.stale {
+    for stale in &peer.stale_families {
+        let how = match stale.long_lived {
+            true => "kept as a last resort (RFC 9494)",
+            false => "routes of an earlier session are kept",
+        };
+        let left = age(stale.remaining);
         lines.push((
             "stale",
-            screen.warn("routes of an earlier session are kept"),
+            screen.warn(&format!("{}: {how}, for {left} at most", stale.family)),
         ));
     }
     for count in &peer.faults {

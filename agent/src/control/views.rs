@@ -12,14 +12,17 @@ use selvage_policy::verdict::{self, Decision, End, Identity};
 use crate::api::{
     BgpView, ConditionView, DirectionView, EndView, FaultCountView, FaultView, Finding, Health,
     NotEnforcedView, PeerQuestion, PeerView, PolicyView, ProblemView, ReadyView, Refusal,
-    RouteTotals, SourceView, StatusView, UnknownSourceView, UnusedFamilyView, WhyQuestion, WhyView,
+    RouteTotals, SourceView, StaleFamilyView, StatusView, UnknownSourceView, UnusedFamilyView,
+    WhyQuestion, WhyView,
 };
 use crate::desired::obstacles::{Meaning, Obstacle, Stops};
 use crate::desired::{Condition, Speaker};
 use crate::objects::not_enforced::{self, MOST_NAMED, WHAT_TO_DO};
 use crate::objects::{Kind, NotEnforced, PolicyKind};
 use crate::source::{At, Problem};
-use crate::store::{FaultCount, LastFault, PeerState, SessionState, Store, UnusedFamily};
+use crate::store::{
+    FaultCount, LastFault, PeerState, SessionState, StaleFamily, Store, UnusedFamily,
+};
 
 /// What the owner of the world knows besides the store.
 #[derive(Clone, Copy, Debug)]
@@ -266,7 +269,8 @@ fn peer(
         received: state.map(|state| state.received).unwrap_or_default(),
         advertised: state.map(|state| state.advertised).unwrap_or_default(),
         end_of_rib: state.is_some_and(|state| state.end_of_rib),
-        stale: state.is_some_and(|state| state.stale),
+        stale: state.is_some_and(|state| !state.stale.is_empty()),
+        stale_families: state.map(stale_families).unwrap_or_default(),
         last_error: state.and_then(|state| state.last_error.clone()),
         hint: state.and_then(|state| state.hint).map(Into::into),
         faults: state.map(fault_counts).unwrap_or_default(),
@@ -297,6 +301,16 @@ fn last_fault(fault: &LastFault) -> FaultView {
         prefixes: fault.prefixes,
         text: fault.text.clone(),
     }
+}
+
+fn stale_families(state: &PeerState) -> Vec<StaleFamilyView> {
+    let left = |until: SystemTime| until.duration_since(SystemTime::now());
+    let view = |stale: &StaleFamily| StaleFamilyView {
+        family: stale.family.into(),
+        remaining: left(stale.until).unwrap_or_default().as_secs(),
+        long_lived: stale.long_lived,
+    };
+    state.stale.iter().map(view).collect()
 }
 
 fn unused_families(state: &PeerState) -> Vec<UnusedFamilyView> {

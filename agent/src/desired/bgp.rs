@@ -287,6 +287,7 @@ impl<'a> Draft<'a> {
         config.graceful_restart = peer
             .graceful_restart
             .unwrap_or(self.configuration.graceful_restart.enabled);
+        config.long_lived_restart = peer.long_lived_restart;
         config.max_prefix = peer.max_prefix.map(max_prefix);
         config.import = filters(&peer.import, require_policy);
         config.export = filters(&peer.export, require_policy);

@@ -156,6 +156,17 @@ struct GracefulRestartSpec {
     enabled: Option<bool>,
     /// How long others keep our routes while we restart, 1s to 4095s. Default 120s.
     restart_time: Option<String>,
+    /// Long-lived graceful restart (RFC 9494): routes as a last resort after the restart time.
+    long_lived: Option<LongLivedSpec>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct LongLivedSpec {
+    /// Default true.
+    enabled: Option<bool>,
+    /// How long routes are kept as a last resort, ours by others and theirs by us, 1s to 16777215s. Default 10m.
+    stale_time: Option<String>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -192,6 +203,8 @@ impl BgpConfiguration {
         let default = BgpConfiguration::default();
         let timers = TimerSettings::lower(raw.timers, faults).over(default.timers);
         let graceful = raw.graceful_restart;
+        let long_lived = graceful.as_ref().and_then(|g| g.long_lived.as_ref());
+        let long_lived = self::long_lived(long_lived, faults);
         let restart_time = graceful
             .as_ref()
             .and_then(|graceful| graceful.restart_time.as_deref());
@@ -230,6 +243,7 @@ impl BgpConfiguration {
                     .and_then(|graceful| graceful.enabled)
                     .unwrap_or(true),
                 restart_time: restart_time.unwrap_or(default.graceful_restart.restart_time),
+                long_lived,
             },
             cluster_id: raw
                 .route_reflector
@@ -383,6 +397,17 @@ pub(super) fn asn(path: &str, number: u32, faults: &mut Faults) -> u32 {
         _ => {}
     }
     number
+}
+
+/// The stale time, unless it is switched off.
+fn long_lived(raw: Option<&LongLivedSpec>, faults: &mut Faults) -> Option<Duration> {
+    let path = "spec.gracefulRestart.longLived.staleTime";
+    let text = raw.and_then(|raw| raw.stale_time.as_deref());
+    let (least, most) = (Duration::from_secs(1), Duration::from_secs(16_777_215));
+    let time = text.and_then(|text| between(path, text, least, most, faults));
+    let on = raw.and_then(|raw| raw.enabled).unwrap_or(true);
+    let default = GracefulRestart::default().long_lived;
+    time.or(default).filter(|_| on)
 }
 
 fn router_id(text: &str, faults: &mut Faults) -> Option<RouterIdRule> {

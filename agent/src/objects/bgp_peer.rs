@@ -55,6 +55,8 @@ pub struct BgpPeer {
     pub timers: TimerSettings,
     /// Graceful restart; as the speaker does, if there is none.
     pub graceful_restart: Option<bool>,
+    /// Long-lived graceful restart, where the speaker and graceful restart allow it.
+    pub long_lived_restart: bool,
     /// Where the password of TCP-MD5 is.
     pub password: Option<SecretRef>,
     /// Limit on its prefixes.
@@ -242,6 +244,15 @@ enum FamilySpec {
 struct PeerGracefulRestartSpec {
     /// Default: as the BGPConfiguration says.
     enabled: Option<bool>,
+    /// Long-lived graceful restart with this neighbour (RFC 9494).
+    long_lived: Option<PeerLongLivedSpec>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PeerLongLivedSpec {
+    /// Default: as the BGPConfiguration says.
+    enabled: Option<bool>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -410,7 +421,15 @@ impl BgpPeer {
             route_reflector_client: raw.route_reflector_client.unwrap_or_default(),
             families,
             timers: TimerSettings::lower(raw.timers, faults),
-            graceful_restart: raw.graceful_restart.and_then(|graceful| graceful.enabled),
+            graceful_restart: raw
+                .graceful_restart
+                .as_ref()
+                .and_then(|graceful| graceful.enabled),
+            long_lived_restart: raw
+                .graceful_restart
+                .and_then(|graceful| graceful.long_lived)
+                .and_then(|long_lived| long_lived.enabled)
+                .unwrap_or(true),
             password: raw.password_secret_ref.map(|secret| SecretRef {
                 name: secret.name,
                 key: secret.key.unwrap_or_else(|| "password".into()),

@@ -17,7 +17,7 @@ use selvage_policy::model::{NamedPort, NamespaceFact, Phase, PodFact, PodKey, Po
 
 pub use observed::{
     FaultCount, LastFault, Link, Observed, PeerState, PolicyState, RouteCounts, SessionState,
-    UnknownSources, UnusedFamily,
+    StaleFamily, UnknownSources, UnusedFamily,
 };
 
 use crate::kernel::sysctl::Setting;

@@ -110,8 +110,8 @@ pub struct PeerState {
     pub advertised: [u64; 2],
     /// Whether its End-of-RIB came, for the families in use.
     pub end_of_rib: bool,
-    /// Whether routes of an earlier session are kept as stale.
-    pub stale: bool,
+    /// The families of which routes of an earlier session are kept.
+    pub stale: Vec<StaleFamily>,
     /// How often it was Established.
     pub flaps: u64,
     /// Families in use; empty unless Established.
@@ -161,6 +161,17 @@ pub struct LastFault {
     pub prefixes: u32,
     /// For people.
     pub text: String,
+}
+
+/// The routes of an earlier session that are kept, of one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaleFamily {
+    /// `ipv4` or `ipv6`.
+    pub family: &'static str,
+    /// When they go, if the neighbour does not announce them again.
+    pub until: SystemTime,
+    /// They are a last resort (RFC 9494).
+    pub long_lived: bool,
 }
 
 /// A configured family that a session does not carry, or in which we announce nothing.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use selvage::api::{
     BgpView, DirectionView, EndView, FaultCountView, FaultView, Finding, Health, PathView,
-    PeerView, PolicyView, ReadyView, RouteTotals, RouteView, SourceView, StatusView,
-    UnknownSourceView, WaitView, WhyView,
+    PeerView, PolicyView, ReadyView, RouteTotals, RouteView, SourceView, StaleFamilyView,
+    StatusView, UnknownSourceView, WaitView, WhyView,
 };
 use selvage::cli::screen::Screen;
 use selvage::cli::{peer_text, routes_text, sort_routes, status_text, wait_text, why_text};
@@ -28,6 +28,7 @@ fn peers() -> Vec<PeerView> {
         advertised: [1, 1],
         end_of_rib: true,
         stale: false,
+        stale_families: Vec::new(),
         last_error: None,
         hint: None,
         faults: vec![FaultCountView {
@@ -58,6 +59,12 @@ fn peers() -> Vec<PeerView> {
         received: [0, 0],
         advertised: [0, 0],
         end_of_rib: false,
+        stale: true,
+        stale_families: vec![StaleFamilyView {
+            family: "ipv6".into(),
+            remaining: 599,
+            long_lived: true,
+        }],
         last_error: Some("connection refused".into()),
         hint: Some("nothing listens there".into()),
         faults: Vec::new(),

@@ -98,6 +98,9 @@ pub struct GracefulRestart {
     pub enabled: bool,
     /// How long others shall keep our routes; 1 to 4095 s.
     pub restart_time: Duration,
+    /// How long routes are kept as a last resort after that (RFC 9494), ours by others and theirs by us, if they do not ask
+    /// for less; 1 to 16777215 s. `None`: not at all.
+    pub long_lived: Option<Duration>,
 }
 
 impl Default for GracefulRestart {
@@ -105,6 +108,7 @@ impl Default for GracefulRestart {
         GracefulRestart {
             enabled: true,
             restart_time: Duration::from_secs(120),
+            long_lived: Some(Duration::from_secs(600)),
         }
     }
 }
@@ -144,6 +148,8 @@ pub struct PeerConfig {
     pub timers: Timers,
     /// Whether graceful restart is offered to it.
     pub graceful_restart: bool,
+    /// Whether long-lived graceful restart is offered to it, where graceful restart is.
+    pub long_lived_restart: bool,
     /// How many prefixes it may announce.
     pub max_prefix: Option<MaxPrefix>,
     /// What of its routes is accepted; all filters must let a route pass.
@@ -176,6 +182,7 @@ impl PeerConfig {
             families: FamilySet::from_iter([Family::Ipv4, Family::Ipv6]),
             timers: Timers::default(),
             graceful_restart: true,
+            long_lived_restart: true,
             max_prefix: None,
             import: Vec::new(),
             export: Vec::new(),

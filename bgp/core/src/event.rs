@@ -43,6 +43,8 @@ pub enum PeerEvent {
         /// The families to keep.
         keep_stale: FamilySet,
     },
+    /// The restart time of these families is over, but their stale routes may stay as a last resort (RFC 9494).
+    LongLived(FamilySet),
     /// The time of the stale routes of these families is over: the peer did not come back, came back without
     /// having kept them, or has not finished in time.
     DropStale(FamilySet),
@@ -99,8 +101,23 @@ pub struct PeerRestart {
     pub time: Duration,
     /// The families it can restart in.
     pub families: FamilySet,
-    /// Those of them whose forwarding state it kept (F).
+    /// Those of them whose forwarding state it kept (F, of either capability).
     pub forwarding: FamilySet,
+    /// It understands long-lived graceful restart (RFC 9494).
+    pub understands_long_lived: bool,
+    /// It keeps our routes as a last resort: it understands that, and we have asked for it.
+    pub keeps_ours_long: bool,
+    /// How long its routes of a family are kept as a last resort, where both sides offer that; in the order of
+    /// [`Family::index`].
+    pub long_lived: [Option<Duration>; 2],
+}
+
+impl PeerRestart {
+    /// The families whose routes are kept as a last resort.
+    pub fn long_lived_families(&self) -> FamilySet {
+        let kept = |f: &Family| self.long_lived.get(f.index()).is_some_and(Option::is_some);
+        Family::ALL.into_iter().filter(kept).collect()
+    }
 }
 
 /// Why a session ended. Tells people; `Down::keep_stale` tells the RIB.
@@ -118,6 +135,9 @@ pub enum DownReason {
     /// The neighbour is no longer configured.
     #[error("removed from the configuration")]
     Removed,
+    /// The peer was silent for the hold time, and we have closed without a NOTIFICATION, so that it keeps our routes.
+    #[error("hold time expired, closed without a notification (long-lived graceful restart)")]
+    HoldTimeExpired,
     /// We stop, and the peer shall keep our routes.
     #[error("local restart")]
     LocalRestart,

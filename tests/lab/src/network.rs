@@ -47,6 +47,8 @@ struct Inner {
     bridge: u32,
     prefixes: Vec<IpNet>,
     members: AtomicU32,
+    /// Numbers ports of the bridge, each once: a port goes some time after its member.
+    ports: AtomicU32,
 }
 
 impl Network {
@@ -64,6 +66,7 @@ impl Network {
             bridge,
             prefixes: prefixes.to_vec(),
             members: AtomicU32::new(0),
+            ports: AtomicU32::new(0),
         };
         Ok(Network {
             inner: Arc::new(inner),
@@ -111,7 +114,7 @@ impl Network {
     fn connect(&self, member: &Netns, addresses: &[IpNet]) -> Result<Link> {
         let interface = member.next_interface();
         let mut socket = self.inner.netns.rtnetlink()?;
-        let number = link::list(&mut socket)?.len();
+        let number = self.inner.ports.fetch_add(1, Ordering::Relaxed);
         let port_name = format!("port{number}");
         let port = VethEnd {
             name: &port_name,

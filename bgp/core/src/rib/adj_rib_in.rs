@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use super::{
     LOCAL, Rib, RibOutput, UnusableNextHop,
-    attrs::AttrId,
+    attrs::{AttrId, LLGR_STALE_COMMUNITY},
     nexthop::Announcer,
     peers::PrefixList,
     prefixes::{BEST, DIRTY, NONE, PrefixIdx, Prefixes, WITHDRAWN},
@@ -263,6 +263,7 @@ impl Rib {
         if let Some(peer) = self.peers.get_mut(usize::from(path.peer.0)) {
             let counts = &mut peer.counts[family.index()];
             counts.stale -= u32::from(old_flags & STALE != 0);
+            counts.stale += u32::from(flags & STALE != 0);
             counts.accepted -= u32::from(old_flags & REJECTION == 0);
             counts.accepted += u32::from(flags & REJECTION == 0);
         }
@@ -514,6 +515,43 @@ impl Rib {
                 }
             }
         }
+    }
+
+    /// A peer's stale paths become a last resort: they get the community LLGR_STALE; those with NO_LLGR go (RFC 9494
+    /// section 4.2).
+    pub(crate) fn make_long_lived(&mut self, peer: PeerIdx, families: FamilySet) {
+        for family in families.iter() {
+            for idx in self.prefixes_of(peer, family) {
+                let own: Vec<u32> = self
+                    .paths_of(family, idx)
+                    .filter(|at| self.paths[*at].peer == peer && self.paths[*at].flags & STALE != 0)
+                    .collect();
+                let mut gone = Vec::new();
+                for at in own {
+                    let path = self.paths[at];
+                    let attr = self.attrs.get(path.attr);
+                    if attr.no_llgr() {
+                        gone.push(path.path_id);
+                    } else if !attr.llgr_stale() {
+                        self.mark_long_lived(family, idx, at);
+                    }
+                }
+                if !gone.is_empty() {
+                    let goes = |p: &Path| p.peer == peer && gone.contains(&p.path_id);
+                    self.take_paths(family, idx, goes);
+                }
+            }
+        }
+    }
+
+    fn mark_long_lived(&mut self, family: Family, idx: PrefixIdx, at: u32) {
+        let path = self.paths[at];
+        let mut attrs = self.attrs.expand(path.attr);
+        let communities = attrs.communities.iter().copied();
+        attrs.communities = communities.chain([LLGR_STALE_COMMUNITY]).collect();
+        let attr = self.attrs.intern(&attrs, &mut self.next_hops);
+        self.replace_path(family, idx, at, attr, path.flags);
+        self.attrs.release(attr, &mut self.next_hops);
     }
 
     /// Removes a peer's stale paths.

@@ -49,6 +49,13 @@ pub(crate) struct Attr {
 
 const NO_EXPORT: u8 = 4;
 const NO_ADVERTISE: u8 = 8;
+const LLGR_STALE: u8 = 16;
+const NO_LLGR: u8 = 32;
+
+/// The community of routes that are kept as a last resort (RFC 9494 section 3.2).
+pub(crate) const LLGR_STALE_COMMUNITY: u32 = 0xffff_0006;
+/// The community of routes that must not be kept so (RFC 9494 section 3.3).
+const NO_LLGR_COMMUNITY: u32 = 0xffff_0007;
 
 impl Attr {
     /// ORIGIN; the lower the better.
@@ -59,6 +66,16 @@ impl Attr {
     /// NO_EXPORT or NO_EXPORT_SUBCONFED: not to external peers (RFC 1997; we are in no confederation).
     pub(crate) fn no_export(&self) -> bool {
         self.flags & NO_EXPORT != 0
+    }
+
+    /// LLGR_STALE: a last resort (RFC 9494).
+    pub(crate) fn llgr_stale(&self) -> bool {
+        self.flags & LLGR_STALE != 0
+    }
+
+    /// NO_LLGR: not to be kept as a last resort (RFC 9494).
+    pub(crate) fn no_llgr(&self) -> bool {
+        self.flags & NO_LLGR != 0
     }
 
     /// NO_ADVERTISE: not to anyone (RFC 1997).
@@ -163,6 +180,8 @@ fn new_attr(attrs: &PathAttributes, hash: u32, content: &[u8], next_hops: &mut N
         flags |= match community {
             0xffff_ff01 | 0xffff_ff03 => NO_EXPORT,
             0xffff_ff02 => NO_ADVERTISE,
+            &LLGR_STALE_COMMUNITY => LLGR_STALE,
+            &NO_LLGR_COMMUNITY => NO_LLGR,
             _ => 0,
         };
     }

@@ -16,6 +16,8 @@ use super::RouteOrigin;
 pub enum Step {
     /// There is one eligible path only.
     OnlyPath,
+    /// Not a last resort: the others are kept long after their session (RFC 9494 section 4.3).
+    LongLivedStale,
     /// The highest LOCAL_PREF.
     LocalPref,
     /// What we originate is preferred to what we learn.
@@ -47,6 +49,7 @@ impl Step {
     pub fn name(self) -> &'static str {
         match self {
             Step::OnlyPath => "only path",
+            Step::LongLivedStale => "the others are long-lived stale",
             Step::LocalPref => "higher local preference",
             Step::LocalOrigin => "originated here",
             Step::AsPathLength => "shorter AS path",
@@ -68,6 +71,8 @@ impl Step {
 pub(crate) struct Candidate {
     /// Which path.
     pub(crate) path: u32,
+    /// It has the community LLGR_STALE.
+    pub(crate) llgr_stale: bool,
     pub(crate) origin_kind: RouteOrigin,
     pub(crate) local_pref: u32,
     pub(crate) as_path_len: u16,
@@ -110,6 +115,9 @@ pub(crate) fn decide(mut set: Candidates) -> Option<Decision> {
             }
         }
     };
+    narrow(&mut set, Step::LongLivedStale, &|s| {
+        keep_min(s, |c| c.llgr_stale);
+    });
     narrow(&mut set, Step::LocalPref, &|s| {
         keep_min(s, |c| !c.local_pref)
     });
@@ -171,6 +179,7 @@ mod tests {
     fn base(path: u32) -> Candidate {
         Candidate {
             path,
+            llgr_stale: false,
             origin_kind: RouteOrigin::Ebgp,
             local_pref: 100,
             as_path_len: 2,
@@ -252,6 +261,20 @@ mod tests {
     }
 
     #[test]
+    fn a_last_resort_is_taken_when_there_is_nothing_else() {
+        let stale = with(0, |c| {
+            c.llgr_stale = true;
+            c.local_pref = 200;
+            c.origin_kind = RouteOrigin::Local;
+        });
+        let d = decide([stale, base(1)].into_iter().collect()).unwrap();
+        assert_eq!((d.best.path, d.step), (1, Step::LongLivedStale));
+        assert_eq!(d.equal.len(), 1);
+        let d = decide([stale].into_iter().collect()).unwrap();
+        assert_eq!((d.best.path, d.step), (0, Step::OnlyPath));
+    }
+
+    #[test]
     fn external_before_internal() {
         let ebgp = with(0, |c| c.metric = 9);
         let ibgp = with(1, |c| {
@@ -312,6 +335,8 @@ mod tests {
                     incumbent |= b.4;
                     Candidate {
                         path: i as u32,
+                        // Decided before all else: `a_last_resort_is_taken_when_there_is_nothing_else`.
+                        llgr_stale: false,
                         origin_kind: [RouteOrigin::Local, RouteOrigin::Ebgp, RouteOrigin::Ibgp]
                             [usize::from(a.0)],
                         local_pref: a.1,

@@ -288,6 +288,7 @@ impl Rib {
         };
         Some(Candidate {
             path: at,
+            llgr_stale: attr.llgr_stale(),
             origin_kind,
             local_pref: attr.local_pref,
             as_path_len: attr.as_path_len,

@@ -39,6 +39,8 @@ pub(crate) struct View {
     four_octet_as: bool,
     add_path: FamilySet,
     max_message: usize,
+    /// It understands routes that are a last resort (RFC 9494).
+    long_lived: bool,
     /// Ourselves as next hop, per family.
     next_hop: [Option<NextHop>; 2],
     next_hop_self: bool,
@@ -70,6 +72,9 @@ impl View {
             four_octet_as: session.four_octet_as,
             add_path: session.add_path_send,
             max_message: session.max_message,
+            long_lived: session
+                .graceful_restart
+                .is_some_and(|r| r.understands_long_lived),
             next_hop: Family::ALL.map(|f| own_next_hop(speaker, config, end, f).ok()),
             next_hop_self: !external && config.next_hop_self,
             next_hop_unchanged: external && config.next_hop_unchanged,
@@ -97,6 +102,8 @@ impl View {
         };
         may && self.families.contains(family)
             && !attr.no_advertise()
+            // Who does not know that a route is a last resort must not get it (RFC 9494 section 4.3).
+            && (self.long_lived || !attr.llgr_stale())
             && !(self.external && attr.no_export())
             && (self.keeps_next_hop(source) || self.next_hop[family.index()].is_some())
             && self.export.announces(source.origin)

@@ -39,6 +39,12 @@ impl Rib {
             }
             return;
         }
+        if let PeerEvent::LongLived(families) = event {
+            if known.epoch.is_none_or(|e| e <= epoch) {
+                self.make_long_lived(peer, families);
+            }
+            return;
+        }
         if !known.is_up_in(epoch) {
             return;
         }
@@ -54,7 +60,10 @@ impl Rib {
             }
             PeerEvent::Refresh(_) => self.send_again(peer),
             PeerEvent::Down { keep_stale, .. } => self.down(peer, keep_stale),
-            PeerEvent::Up(_) | PeerEvent::DropStale(_) | PeerEvent::Unanswered => {}
+            PeerEvent::Up(_)
+            | PeerEvent::LongLived(_)
+            | PeerEvent::DropStale(_)
+            | PeerEvent::Unanswered => {}
         }
     }
 

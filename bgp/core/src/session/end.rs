@@ -61,6 +61,7 @@ impl Peer {
         let conn = self.conns.remove(at);
         let notification = end
             .notification()
+            .filter(|n| !is_kept_quiet(&conn, n))
             .map(|n| end.hardened(n, conn.negotiated()));
         if let Some(n) = &notification
             && !matches!(conn.phase, Phase::Connecting { .. })
@@ -113,18 +114,15 @@ impl Peer {
         };
         self.drop_stale_but(survives, out);
         if !keep_stale.is_empty() && reason != DownReason::LocalRestart {
-            self.stale = Some(Stale {
-                families: keep_stale,
-                until: now + restart::time(&session.negotiated),
-                silent: session.negotiated.internal
-                    && matches!(&reason, DownReason::Sent(n) if *n == Notification::hold_timer_expired()),
-            });
+            self.stale = Some(Stale::begin(&session.negotiated, &reason, keep_stale, now));
         }
         self.stats.last_down = Some((now, reason.clone()));
         out.push(Output::Event(
             session.epoch,
             PeerEvent::Down { reason, keep_stale },
         ));
+        // What has no restart time is a last resort at once.
+        self.age_stale(now, out);
     }
 
     /// Stale routes go now, if there are any.
@@ -138,7 +136,7 @@ impl Peer {
             return;
         };
         let gone: FamilySet = stale
-            .families
+            .families()
             .iter()
             .filter(|f| !survive.contains(*f))
             .collect();
@@ -233,6 +231,10 @@ impl Peer {
                 self.no_answer(),
                 "no answer to the attempt to connect".into(),
             ),
+            End::Fault(n, _) if sent.is_none() => {
+                let text = DownReason::HoldTimeExpired.to_string();
+                error(Cause::sent(n), text)
+            }
             End::Fault(n, what) => {
                 let sent = sent.unwrap_or(n);
                 let colon = if what.is_empty() { "" } else { ": " };
@@ -323,6 +325,12 @@ impl Peer {
     }
 }
 
+/// Whether the other side is not told: a session whose hold time is over, see [`restart::ends_in_silence`].
+fn is_kept_quiet(conn: &Connection, n: &Notification) -> bool {
+    *n == Notification::hold_timer_expired()
+        && matches!(&conn.phase, Phase::Established(e) if restart::ends_in_silence(&e.negotiated))
+}
+
 impl End {
     /// What the other side is told.
     fn notification(&self) -> Option<Notification> {
@@ -359,6 +367,7 @@ impl End {
             (End::Stopped(Stop::Removed), _) => DownReason::Removed,
             (End::Stopped(Stop::Restart), _) => DownReason::LocalRestart,
             (End::Received(n), _) => DownReason::Received(n.clone()),
+            (End::Fault(..), None) => DownReason::HoldTimeExpired,
             (_, Some(n)) => DownReason::Sent(n),
             (_, None) => DownReason::ConnectionLost,
         }

@@ -109,8 +109,8 @@ impl Peer {
     /// The RIB sweeps what is still stale; for us the peer's restart is over in this family.
     fn end_of_rib(&mut self, family: Family) {
         if let Some(stale) = &mut self.stale {
-            stale.families.remove(family);
-            if stale.families.is_empty() {
+            stale.remove(family);
+            if stale.families().is_empty() {
                 self.stale = None;
             }
         }

@@ -212,12 +212,12 @@ impl Peer {
         let Some(stale) = &mut self.stale else {
             return;
         };
-        let lost = not_kept_by_peer(stale.families, negotiated);
+        let lost = not_kept_by_peer(stale.families(), negotiated);
         for family in lost.iter() {
-            stale.families.remove(family);
+            stale.remove(family);
         }
-        stale.until = now + STALE_PATH_TIME;
-        if stale.families.is_empty() {
+        stale.wait_until(now + STALE_PATH_TIME);
+        if stale.families().is_empty() {
             self.stale = None;
         }
         if !lost.is_empty() {

@@ -9,7 +9,7 @@ use crate::{
     ids::{Asn, Family, FamilySet, RouterId},
     own_next_hop::{LocalEnd, NoNextHop, own_next_hop},
     wire::{
-        capability::{Capability, Restart, RestartFamily},
+        capability::{Capability, LongLivedFamily, MAX_LONG_LIVED_TIME, Restart, RestartFamily},
         header::{MAX_EXTENDED_MESSAGE, MAX_MESSAGE},
         notification::Notification,
         open::Open,
@@ -28,6 +28,8 @@ pub(crate) struct Offer {
     pub restart: Option<RestartBits>,
     /// How long our restart takes.
     pub restart_time: Duration,
+    /// Long-lived graceful restart, with this time.
+    pub long_lived: Option<Duration>,
     /// Without capabilities, for those who refuse them (RFC 5492 section 3).
     pub plain: bool,
 }
@@ -87,6 +89,10 @@ impl Offer {
             },
             restart: restart.then_some(bits),
             restart_time: speaker.graceful_restart.restart_time,
+            long_lived: speaker
+                .graceful_restart
+                .long_lived
+                .filter(|_| restart && peer.long_lived_restart),
             plain,
         }
     }
@@ -112,6 +118,16 @@ impl Offer {
                     })
                     .collect(),
             }));
+        }
+        if let (Some(bits), Some(time)) = (self.restart, self.long_lived) {
+            let families = self.families.iter().map(|f| LongLivedFamily {
+                afi: f.afi(),
+                safi: f.safi(),
+                forwarding: bits.forwarding,
+                time: u32::try_from(time.as_secs())
+                    .map_or(MAX_LONG_LIVED_TIME, |t| t.min(MAX_LONG_LIVED_TIME)),
+            });
+            capabilities.push(Capability::LongLivedRestart(families.collect()));
         }
         capabilities.push(Capability::FourOctetAs(self.asn));
         if self.plain {
@@ -182,7 +198,9 @@ impl Offer {
             },
             hold,
             keepalive: keepalive(self.keepalive, hold),
-            graceful_restart: self.restart.and_then(|_| peer_restart(open, families)),
+            graceful_restart: self
+                .restart
+                .and_then(|_| peer_restart(open, families, self.long_lived)),
             local_addr: ends.local.ip(),
             peer_addr: ends.remote.ip(),
             interface: ends.interface,
@@ -274,7 +292,7 @@ fn offered_families(open: &Open) -> FamilySet {
 }
 
 /// The peer's graceful restart capability; the last one counts if there are several (RFC 5492 section 4).
-fn peer_restart(open: &Open, negotiated: FamilySet) -> Option<PeerRestart> {
+fn peer_restart(open: &Open, negotiated: FamilySet, ours: Option<Duration>) -> Option<PeerRestart> {
     let restart = open.capabilities.iter().rev().find_map(|c| match c {
         Capability::GracefulRestart(r) => Some(r),
         _ => None,
@@ -288,11 +306,34 @@ fn peer_restart(open: &Open, negotiated: FamilySet) -> Option<PeerRestart> {
             .collect::<FamilySet>()
             .and(negotiated)
     };
+    let long_lived = open.capabilities.iter().rev().find_map(|c| match c {
+        Capability::LongLivedRestart(families) => Some(&families[..]),
+        _ => None,
+    });
+    let mut forwarding = families(true);
+    let mut times = [None; 2];
+    for f in long_lived.unwrap_or_default() {
+        let Some(family) = Family::from_afi_safi(f.afi, f.safi).filter(|f| negotiated.contains(*f))
+        else {
+            continue;
+        };
+        if f.forwarding {
+            forwarding.insert(family);
+        }
+        // Neither side has its routes kept for longer than it asks, nor keeps them for longer than it wants to.
+        let time = ours.map(|ours| ours.min(Duration::from_secs(f.time.into())));
+        if let Some(place) = times.get_mut(family.index()) {
+            *place = time.filter(|t| !t.is_zero());
+        }
+    }
     Some(PeerRestart {
         restarting: restart.restarting,
         notification: restart.notification,
         time: Duration::from_secs(restart.time.into()),
         families: families(false),
-        forwarding: families(true),
+        forwarding,
+        understands_long_lived: long_lived.is_some(),
+        keeps_ours_long: long_lived.is_some() && ours.is_some(),
+        long_lived: times,
     })
 }

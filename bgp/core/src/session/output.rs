@@ -8,7 +8,7 @@ use super::{ConnId, FaultReport, Faults, SessionError, State};
 use crate::{
     clock::Now,
     event::{DownReason, Negotiated, PeerEvent},
-    ids::{Epoch, Family, FamilySet},
+    ids::{Epoch, Family},
     own_next_hop::NoNextHop,
 };
 
@@ -31,6 +31,17 @@ pub enum Output {
     State(State),
     /// A fault of the peer that its session survives: for the log.
     Fault(Box<FaultReport>),
+}
+
+/// The routes of an earlier session that are kept, of one family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StaleView {
+    /// The family.
+    pub family: Family,
+    /// Until they go if the peer does not come back, or does not announce them again.
+    pub remaining: Duration,
+    /// They are a last resort (RFC 9494).
+    pub long_lived: bool,
 }
 
 /// Why a configured family is not in use.
@@ -77,8 +88,6 @@ pub struct Snapshot {
     pub messages_out: [u64; 5],
     /// Faults of the peer that its sessions have survived.
     pub faults: Faults,
-    /// The families whose routes are kept as stale (RFC 4724).
-    pub stale: FamilySet,
-    /// Until they go.
-    pub stale_remaining: Option<Duration>,
+    /// The families whose routes of an earlier session are kept (RFC 4724, RFC 9494).
+    pub stale: Vec<StaleView>,
 }

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{
-    ConnId, FaultReport, Faults, Input, Output, SessionError, Snapshot, State, Stop, Unused,
+    ConnId, FaultReport, Faults, Input, Output, SessionError, Snapshot, StaleView, State, Stop,
+    Unused,
     end::End,
     jitter::Jitter,
     negotiate::{RestartBits, families_left_out},
@@ -17,8 +18,8 @@ use super::{
 use crate::{
     clock::{Now, earlier},
     config::{MaxPrefixAction, PeerConfig, SpeakerConfig},
-    event::{DownReason, Negotiated},
-    ids::{Epoch, Epochs, Family, FamilySet},
+    event::{DownReason, Negotiated, PeerEvent},
+    ids::{Epoch, Epochs, Family},
     own_next_hop::LocalEnd,
     wire::{
         header::{self, MessageType},
@@ -185,7 +186,10 @@ impl Peer {
             Some(Idle::Until(at)) => Some(at),
             _ => None,
         };
-        let own = earlier(earlier(self.retry, idle), self.stale.map(|s| s.until));
+        let own = earlier(
+            earlier(self.retry, idle),
+            self.stale.and_then(|s| s.deadline()),
+        );
         self.conns
             .iter()
             .fold(own, |at, c| earlier(at, c.deadline()))
@@ -280,8 +284,41 @@ impl Peer {
             messages_in: stats.messages_in,
             messages_out: stats.messages_out,
             faults: stats.faults.clone(),
-            stale: self.stale.map_or(FamilySet::NONE, |s| s.families),
-            stale_remaining: self.stale.map(|s| until(s.until)),
+            stale: self.stale_families(now),
+        }
+    }
+
+    fn stale_families(&self, now: Now) -> Vec<StaleView> {
+        let Some(stale) = self.stale else {
+            return Vec::new();
+        };
+        let view = |family| {
+            let kept = stale.get(family)?;
+            Some(StaleView {
+                family,
+                remaining: kept.until.since(now) + kept.then.unwrap_or_default(),
+                long_lived: kept.long_lived,
+            })
+        };
+        Family::ALL.into_iter().filter_map(view).collect()
+    }
+
+    /// Stale routes whose time is over become a last resort, or go.
+    pub(super) fn age_stale(&mut self, now: Now, out: &mut Vec<Output>) {
+        let Some(stale) = &mut self.stale else {
+            return;
+        };
+        let (long_lived, gone) = stale.pass(now);
+        if stale.families().is_empty() {
+            self.stale = None;
+        }
+        for (families, event) in [
+            (long_lived, PeerEvent::LongLived(long_lived)),
+            (gone, PeerEvent::DropStale(gone)),
+        ] {
+            if !families.is_empty() {
+                out.push(Output::Event(self.epoch, event));
+            }
         }
     }
 
@@ -470,9 +507,7 @@ impl Peer {
 
     fn run_timers(&mut self, now: Now, out: &mut Vec<Output>) {
         let due = |at: Option<Now>| at.is_some_and(|at| at <= now);
-        if self.stale.is_some_and(|s| s.until <= now) {
-            self.drop_stale(out);
-        }
+        self.age_stale(now, out);
         let late: Vec<_> = self
             .conns
             .iter()

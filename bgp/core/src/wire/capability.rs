@@ -8,7 +8,7 @@ use nom::{
     bytes::complete::take,
     combinator::all_consuming,
     multi::{length_data, many0},
-    number::complete::{be_u8, be_u16, be_u32},
+    number::complete::{be_u8, be_u16, be_u24, be_u32},
 };
 
 use crate::ids::{Asn, Family};
@@ -35,6 +35,8 @@ pub enum Capability {
     AddPath(Vec<AddPath>),
     /// 70: begin and end of a refresh are marked (RFC 7313).
     EnhancedRefresh,
+    /// 71: long-lived graceful restart (RFC 9494).
+    LongLivedRestart(Vec<LongLivedFamily>),
     /// Any other, or one with an unexpected value.
     Other {
         /// Its number (IANA "Capability Codes").
@@ -43,6 +45,9 @@ pub enum Capability {
         value: Vec<u8>,
     },
 }
+
+/// The longest time in [`LongLivedFamily`], in seconds: 24 bits.
+pub const MAX_LONG_LIVED_TIME: u32 = 0x00ff_ffff;
 
 /// The graceful restart capability (RFC 4724 section 3, RFC 8538 section 2).
 #[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
@@ -66,6 +71,19 @@ pub struct RestartFamily {
     pub safi: u8,
     /// F: forwarding state was kept.
     pub forwarding: bool,
+}
+
+/// A family in [`Capability::LongLivedRestart`] (RFC 9494 section 3.1).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct LongLivedFamily {
+    /// The address family number.
+    pub afi: u16,
+    /// The subsequent address family.
+    pub safi: u8,
+    /// F: forwarding state was kept.
+    pub forwarding: bool,
+    /// How long others shall keep the sender's routes as stale, after the restart time; in seconds, 24 bits.
+    pub time: u32,
 }
 
 /// A family in [`Capability::AddPath`].
@@ -98,6 +116,7 @@ impl Capability {
             Capability::FourOctetAs(_) => 65,
             Capability::AddPath(_) => 69,
             Capability::EnhancedRefresh => 70,
+            Capability::LongLivedRestart(_) => 71,
             Capability::Other { code, .. } => *code,
         }
     }
@@ -133,6 +152,14 @@ impl Capability {
                     out.put_u8(f.mode);
                 }
             }
+            Capability::LongLivedRestart(families) => {
+                for f in families.iter().take(36) {
+                    out.put_u16(f.afi);
+                    out.put_u8(f.safi);
+                    out.put_u8(u8::from(f.forwarding) << 7);
+                    out.put_uint(u64::from(f.time.min(MAX_LONG_LIVED_TIME)), 3);
+                }
+            }
             Capability::Other { value, .. } => out.put_slice(value.get(..255).unwrap_or(value)),
         }
         let len = out.len() - at - 1;
@@ -163,6 +190,7 @@ fn decode(code: u8, value: &[u8]) -> Option<Capability> {
         70 if value.is_empty() => Some(Capability::EnhancedRefresh),
         64 => whole(graceful_restart),
         69 => whole(add_path),
+        71 => whole(long_lived_restart),
         _ => None,
     };
     Some(known.unwrap_or_else(|| Capability::Other {
@@ -197,6 +225,16 @@ fn graceful_restart(i: &[u8]) -> IResult<&[u8], Capability> {
             })
         })
         .parse(i)
+}
+
+fn long_lived_restart(i: &[u8]) -> IResult<&[u8], Capability> {
+    let family = (be_u16, be_u8, be_u8, be_u24).map(|(afi, safi, flags, time)| LongLivedFamily {
+        afi,
+        safi,
+        forwarding: flags & 0x80 != 0,
+        time,
+    });
+    many0(family).map(Capability::LongLivedRestart).parse(i)
 }
 
 fn add_path(i: &[u8]) -> IResult<&[u8], Capability> {
@@ -238,6 +276,15 @@ mod tests {
                 }]),
             ),
             (
+                &[71, 7, 0, 2, 1, 0x80, 0, 0x0e, 0x10],
+                Capability::LongLivedRestart(vec![LongLivedFamily {
+                    afi: 2,
+                    safi: 1,
+                    forwarding: true,
+                    time: 3600,
+                }]),
+            ),
+            (
                 &[73, 2, 1, b'a'],
                 Capability::Other {
                     code: 73,
@@ -267,6 +314,8 @@ mod tests {
             (&[64, 1, 0], true),
             (&[64, 3, 0, 120, 0], true),
             (&[69, 3, 0, 1, 1], true),
+            (&[71, 6, 0, 1, 1, 0, 0, 0], true),
+            (&[71, 0], true),
             (&[75, 0], true),
         ] {
             assert_eq!(decode_all(bytes).is_some(), readable, "{bytes:?}");

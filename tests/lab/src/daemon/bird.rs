@@ -93,12 +93,18 @@ fn write_neighbour(t: &mut String, speaker: &Speaker, number: usize, neighbour: 
         "  neighbor {} port {} as {};",
         neighbour.address, neighbour.port, neighbour.asn
     );
-    // Quick, as in a data centre: a session that was refused is tried again after a second.
-    let _ = writeln!(
-        t,
-        "  hold time 9; keepalive time 3; connect delay time 1; connect retry time 1;"
-    );
-    let _ = writeln!(t, "  error wait time 1, 2; startup hold time 20;");
+    if speaker.quick {
+        let _ = writeln!(
+            t,
+            "  hold time 9; keepalive time 3; connect delay time 1; connect retry time 1;"
+        );
+    }
+    if let Some(time) = speaker.long_lived {
+        let _ = writeln!(
+            t,
+            "  long lived graceful restart on; long lived stale time {time};"
+        );
+    }
     let _ = writeln!(
         t,
         "  graceful restart on; graceful restart time {};",

@@ -123,10 +123,12 @@ fn configuration(speaker: &Speaker) -> String {
     for neighbour in &speaker.neighbours {
         let peer = neighbour.address;
         let _ = writeln!(t, " neighbor {peer} remote-as {}", neighbour.asn);
-        let _ = writeln!(
-            t,
-            " neighbor {peer} timers 3 9\n neighbor {peer} timers connect 1"
-        );
+        if speaker.quick {
+            let _ = writeln!(
+                t,
+                " neighbor {peer} timers 3 9\n neighbor {peer} timers connect 1"
+            );
+        }
         if neighbour.port != 179 {
             let _ = writeln!(t, " neighbor {peer} port {}", neighbour.port);
         }

@@ -75,12 +75,13 @@ fn write_neighbour(t: &mut String, speaker: &Speaker, neighbour: &Neighbour) {
     if let Some(key) = &neighbour.password {
         let _ = writeln!(t, "auth-password = \"{key}\"");
     }
-    // Its own default waits half a minute after a reset.
-    let _ = writeln!(
-        t,
-        "[neighbors.timers.config]\nhold-time = 9\nkeepalive-interval = 3\nconnect-retry = 1"
-    );
-    let _ = writeln!(t, "idle-hold-time-after-reset = 1");
+    if speaker.quick {
+        let _ = writeln!(
+            t,
+            "[neighbors.timers.config]\nhold-time = 9\nkeepalive-interval = 3\nconnect-retry = 1"
+        );
+        let _ = writeln!(t, "idle-hold-time-after-reset = 1");
+    }
     let _ = writeln!(
         t,
         "[neighbors.transport.config]\npassive-mode = {}\nremote-port = {}",

@@ -89,6 +89,12 @@ pub struct Speaker {
     pub kernel: bool,
     /// Seconds a restarting neighbour's routes are kept.
     pub restart_time: u16,
+    /// Seconds that routes are kept as a last resort after that (RFC 9494), where the daemon does not only help others
+    /// with it; BIRD alone takes it from here.
+    pub long_lived: Option<u32>,
+    /// Short timers in place of the daemon's own. For daemons among themselves, whose connect timers are minutes; with
+    /// our agent, which connects within a second, they keep their own.
+    pub quick: bool,
 }
 
 impl Speaker {
@@ -104,6 +110,8 @@ impl Speaker {
             addresses: Vec::new(),
             kernel: true,
             restart_time: 120,
+            long_lived: None,
+            quick: false,
         }
     }
 
@@ -125,6 +133,13 @@ impl Speaker {
     #[must_use]
     pub fn address(mut self, address: IpAddr) -> Speaker {
         self.addresses.push(address);
+        self
+    }
+
+    /// With short timers.
+    #[must_use]
+    pub fn quick(mut self) -> Speaker {
+        self.quick = true;
         self
     }
 

@@ -453,6 +453,9 @@ fn restart(restarting: bool) -> Option<PeerRestart> {
         time: Duration::from_secs(120),
         families: FamilySet::ALL,
         forwarding: FamilySet::ALL,
+        understands_long_lived: false,
+        keeps_ours_long: false,
+        long_lived: [None; 2],
     })
 }
 
@@ -911,4 +914,76 @@ fn what_has_lost_its_next_hop_is_withdrawn_and_comes_back_with_it() {
         let next_hop = sent.map(|a| a.next_hop.global.to_string());
         assert_eq!(next_hop.as_deref(), v6);
     }
+}
+
+/// RFC 9494 sections 4.2 and 4.3: after all others in the decision, with a community that only those are told who know it.
+#[test]
+fn a_last_resort_is_used_last_and_told_to_those_who_know_it() {
+    let mut s = shell(&speaker(ASN));
+    up_with(
+        &mut s,
+        0,
+        65001,
+        |_| (),
+        |n| n.graceful_restart = restart(false),
+    );
+    up(&mut s, 1, 65002);
+    let knows = |n: &mut Negotiated| {
+        n.graceful_restart = restart(false).map(|r| PeerRestart {
+            understands_long_lived: true,
+            ..r
+        });
+    };
+    up_with(&mut s, 2, ASN, |_| (), knows);
+    up_with(&mut s, 3, ASN, |_| (), |_| ());
+    let (alone, both, never) = (p("10.1.0.0/16"), p("10.2.0.0/16"), p("10.3.0.0/16"));
+    s.reach(
+        PeerIdx(0),
+        &attrs_via([10, 0, 0, 1], &[65001]),
+        &[alone, both],
+    );
+    let mut attrs = attrs_via([10, 0, 0, 1], &[65001]);
+    attrs.communities = [0xffff_0007].into();
+    s.reach(PeerIdx(0), &attrs, &[never]);
+    s.reach(
+        PeerIdx(1),
+        &attrs_via([10, 0, 0, 2], &[65002, 7, 7]),
+        &[both],
+    );
+    s.settle();
+    let via = |s: &Shell, prefix| s.kernel.get(&prefix).map(|set| set.next_hops[0].global);
+    assert_eq!(via(&s, both), Some([10, 0, 0, 1].into()));
+    let down = PeerEvent::Down {
+        reason: DownReason::ConnectionLost,
+        keep_stale: FamilySet::ALL,
+    };
+    s.members.remove(&PeerIdx(0));
+    s.event(PeerIdx(0), Epoch(1), down);
+    s.settle();
+    assert_eq!(s.kernel.len(), 3, "in the restart time nothing changes");
+    s.event(PeerIdx(0), Epoch(1), PeerEvent::LongLived(FamilySet::ALL));
+    s.settle();
+    s.play_all();
+    assert_eq!(via(&s, alone), Some([10, 0, 0, 1].into()));
+    assert_eq!(via(&s, both), Some([10, 0, 0, 2].into()));
+    assert_eq!(via(&s, never), None);
+    let counts = s.rib.peer_counts(PeerIdx(0)).families[0];
+    assert_eq!((counts.received, counts.stale), (2, 2));
+    let told = |s: &Shell, idx, prefix| {
+        let route = s.members[&PeerIdx(idx)].routes.get(&prefix).cloned();
+        route.map(|a| a.communities.contains(&0xffff_0006))
+    };
+    assert_eq!(told(&s, 2, alone), Some(true));
+    assert_eq!(told(&s, 3, alone), None);
+    assert_eq!(told(&s, 3, both), Some(false));
+    // Announced again it is a route like any other.
+    let session = negotiated(&speaker(ASN), &peer_config(1, 65001), 1);
+    s.up(PeerIdx(0), Epoch(2), session);
+    s.reach(PeerIdx(0), &attrs_via([10, 0, 0, 1], &[65001]), &[alone]);
+    s.settle();
+    s.play_all();
+    assert_eq!(told(&s, 3, alone), Some(false));
+    s.event(PeerIdx(0), Epoch(2), PeerEvent::EndOfRib(Family::Ipv4));
+    s.settle();
+    assert_eq!(s.rib.peer_counts(PeerIdx(0)).families[0].received, 1);
 }

@@ -636,3 +636,78 @@ fn a_notification_says_what_was_said_and_what_was_expected() {
         "received notification: 2/2 bad peer AS: our OPEN says AS 64512"
     );
 }
+
+/// A peer that drops routes for any NOTIFICATION (no N bit), as BIRD 2 does, is left without one when it is silent, so that
+/// it keeps ours as we keep its: as a last resort, at once.
+#[test]
+fn a_silent_peer_that_keeps_routes_long_is_not_told() {
+    use crate::{
+        event::DownReason,
+        wire::capability::{LongLivedFamily, Restart, RestartFamily},
+    };
+    // `theirs`: the capability, and with a family; a BIRD without settings of its own sends it without.
+    for (ours, theirs) in [
+        (true, Some(true)),
+        (true, Some(false)),
+        (true, None),
+        (false, Some(true)),
+    ] {
+        let mut bench = Bench::new(|s, _| {
+            s.graceful_restart.long_lived = ours.then_some(secs(600));
+        });
+        let mut open = open();
+        open.capabilities.push(Capability::GracefulRestart(Restart {
+            time: 120,
+            families: vec![RestartFamily {
+                afi: 1,
+                safi: 1,
+                forwarding: true,
+            }],
+            ..Restart::default()
+        }));
+        if let Some(family) = theirs {
+            let family = family.then_some(LongLivedFamily {
+                afi: 1,
+                safi: 1,
+                forwarding: true,
+                time: 3600,
+            });
+            let families = family.into_iter().collect();
+            open.capabilities
+                .push(Capability::LongLivedRestart(families));
+        }
+        bench.establish(&open);
+        let out = bench.pass(secs(31));
+        let told = !messages(&out).is_empty();
+        let events: Vec<&PeerEvent> = out
+            .iter()
+            .filter_map(|o| match o {
+                Output::Event(_, event) => Some(event),
+                _ => None,
+            })
+            .collect();
+        let ipv4 = FamilySet::from_iter([Family::Ipv4]);
+        assert_eq!(told, !(ours && theirs.is_some()));
+        if ours && theirs == Some(true) {
+            assert!(
+                matches!(events[..], [
+                    PeerEvent::Down { reason: DownReason::HoldTimeExpired, keep_stale },
+                    PeerEvent::LongLived(families),
+                ] if *keep_stale == ipv4 && *families == ipv4),
+                "{events:?}"
+            );
+            let stale = bench.peer.snapshot(bench.now).stale;
+            assert!(stale[0].long_lived && stale[0].remaining == secs(600));
+            let out = bench.pass(secs(601));
+            assert!(
+                out.iter()
+                    .any(|o| matches!(o, Output::Event(_, PeerEvent::DropStale(f)) if *f == ipv4))
+            );
+        } else {
+            assert!(
+                matches!(events[..], [PeerEvent::Down { keep_stale, .. }] if keep_stale.is_empty()),
+                "{events:?}"
+            );
+        }
+    }
+}

@@ -17,9 +17,11 @@ fn secs(s: u64) -> Duration {
     Duration::from_secs(s)
 }
 
-/// A speaker in this AS with this identifier.
+/// A speaker in this AS with this identifier, without long-lived graceful restart.
 fn speaker(asn: u32, id: u32) -> SpeakerConfig {
-    SpeakerConfig::new(Asn(asn), RouterId(id))
+    let mut speaker = SpeakerConfig::new(Asn(asn), RouterId(id));
+    speaker.graceful_restart.long_lived = None;
+    speaker
 }
 
 /// A neighbour at 10.0.0.`host` in this AS.

@@ -445,7 +445,7 @@ impl Slot {
             PeerEvent::Down { .. } => {
                 assert_eq!(self.up.take(), Some(epoch), "Down without a session");
             }
-            PeerEvent::DropStale(_) | PeerEvent::Unanswered => {
+            PeerEvent::LongLived(_) | PeerEvent::DropStale(_) | PeerEvent::Unanswered => {
                 assert_eq!(epoch.0, self.last_epoch)
             }
             _ => assert_eq!(self.up, Some(epoch), "{event:?} without a session"),
@@ -475,6 +475,7 @@ impl Slot {
             PeerEvent::Down { reason, keep_stale } => {
                 format!("down: {reason}; keeps {keep_stale:?}")
             }
+            PeerEvent::LongLived(f) => format!("long-lived {f:?}"),
             PeerEvent::DropStale(f) => format!("drop {f:?}"),
             PeerEvent::EndOfRib(f) => format!("end of {f}"),
             PeerEvent::Unanswered => "unanswered".into(),

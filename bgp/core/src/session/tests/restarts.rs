@@ -34,6 +34,12 @@ fn internal() -> Network {
     network
 }
 
+/// The families of which node 0 keeps routes of an earlier session.
+fn stale(network: &Network) -> FamilySet {
+    let snapshot = network.slot(0).peer.snapshot(network.now);
+    snapshot.stale.iter().map(|s| s.family).collect()
+}
+
 fn end_of_rib(network: &mut Network, node: usize) {
     let mut out = BytesMut::new();
     Family::ALL
@@ -115,6 +121,40 @@ fn a_silent_link_ends_by_the_hold_time_and_keeps_routes_with_n() {
     assert!(network.all_established());
 }
 
+/// RFC 9494: after the restart time for as long as both want, the one who wants less decides.
+#[test]
+fn what_is_kept_is_a_last_resort_after_the_restart_time() {
+    let mut network = Network::pair((64512, 1), (64513, 2));
+    for (node, time) in [(0, 600), (1, 300)] {
+        network.configure(node, |s, _| {
+            s.graceful_restart.long_lived = Some(secs(time))
+        });
+    }
+    network.start_all();
+    let at = up(&mut network);
+    network.silent = true;
+    network.run(secs(10));
+    assert_eq!(
+        network.slot(0).words(at),
+        ["down: sent notification: 4/0 hold timer expired; keeps {Ipv4, Ipv6}"]
+    );
+    let long_lived = |network: &Network| {
+        let stale = network.slot(0).peer.snapshot(network.now).stale;
+        stale.iter().map(|s| s.long_lived).collect::<Vec<_>>()
+    };
+    assert_eq!(long_lived(&network), [false, false]);
+    let at = network.now;
+    network.run(secs(130));
+    assert_eq!(network.slot(0).words(at), ["long-lived {Ipv4, Ipv6}"]);
+    assert_eq!(long_lived(&network), [true, true]);
+    let at = network.now;
+    network.run(secs(280));
+    assert!(network.slot(0).words(at).is_empty());
+    network.run(secs(20));
+    assert_eq!(network.slot(0).words(at), ["drop {Ipv4, Ipv6}"]);
+    assert_eq!(long_lived(&network), []);
+}
+
 /// A node whose host does not answer either is dead, and what it carried is dead with it.
 #[test]
 fn in_one_as_a_host_that_does_not_answer_keeps_nothing() {
@@ -163,19 +203,13 @@ fn a_killed_peer_is_waited_for_and_its_routes_stay_until_end_of_rib() {
     assert!(restart.restarting && restart.notification);
     assert_eq!(restart.forwarding, FamilySet::ALL);
     assert_eq!(network.slot(0).words(at), ["up"]);
-    assert_eq!(
-        network.slot(0).peer.snapshot(network.now).stale,
-        FamilySet::ALL
-    );
+    assert_eq!(stale(&network), FamilySet::ALL);
     end_of_rib(&mut network, 1);
     assert_eq!(
         network.slot(0).words(at),
         ["up", "end of ipv4", "end of ipv6"]
     );
-    assert_eq!(
-        network.slot(0).peer.snapshot(network.now).stale,
-        FamilySet::NONE
-    );
+    assert_eq!(stale(&network), FamilySet::NONE);
 }
 
 #[test]
