@@ -5,25 +5,34 @@
 //! refuses a route over a device that is down. Both directions can be repeated.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use crate::batch::Batch;
 use crate::error::Result;
+use crate::link::{self, OperState};
 use crate::prefix::Prefix;
+use crate::route;
 use crate::route::{Hop, Route, Target};
 use crate::socket::{Report, Socket};
-use crate::{link, route};
 
 /// The maker of routes to local pods (`RTPROT_*`), no other program's number.
 pub const PROTOCOL_POD: u8 = 86;
+
+/// How long the kernel may take to note a carrier: it looks once a second.
+pub const CARRIER_WAIT: Duration = Duration::from_secs(2);
+
+/// Between the first two questions whether it has; doubled each time.
+const CARRIER_PAUSE: Duration = Duration::from_micros(500);
 
 /// Raises interface `index` and routes the pod's addresses over it (/32 and /128, table main,
 /// [`PROTOCOL_POD`]). A route to one of them over another interface is moved here. Repeating it
 /// changes nothing. The first refusal is the error: then close it again.
 ///
 /// Both ends can send when this returns: until the kernel has taken note of a carrier, for up to a second, it discards
-/// what is sent, and to ask for a link makes it take note (Linux 6.8).
+/// what is sent. Since Linux 6.8 to ask for a link makes it take note; before, the other end is asked until it has, at
+/// most [`CARRIER_WAIT`].
 pub fn open_interface(socket: &mut Socket, index: u32, addrs: &[IpAddr]) -> Result<()> {
     socket.apply(|batch| {
         link::set_up(batch, index, true);
@@ -32,12 +41,22 @@ pub fn open_interface(socket: &mut Socket, index: u32, addrs: &[IpAddr]) -> Resu
         }
     })?;
     let host = link::get(socket, index)?;
-    // Where the other end may not be asked for, its first packets are late.
-    let _ = match (host.link, host.link_netns) {
-        (Some(peer), Some(netns)) => link::get_in(socket, netns, peer),
-        (Some(peer), None) => link::get(socket, peer),
-        (None, _) => Ok(host),
+    let Some(peer) = host.link else {
+        return Ok(());
     };
+    let begin = Instant::now();
+    let mut pause = CARRIER_PAUSE;
+    // Where the other end may not be asked for, its first packets are late.
+    while let Ok(end) = match host.link_netns {
+        Some(netns) => link::get_in(socket, netns, peer),
+        None => link::get(socket, peer),
+    } {
+        if !end.is_up() || end.oper_state == OperState::Up || begin.elapsed() >= CARRIER_WAIT {
+            break;
+        }
+        std::thread::sleep(pause);
+        pause *= 2;
+    }
     Ok(())
 }
 

@@ -1,11 +1,14 @@
 //! Routes, and opening a pod's interface.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use selvage_netlink::addr::{self, Address};
+use selvage_netlink::neigh::{self, Neighbour};
 use selvage_netlink::route::{self, Filter, Hop, Kind, Route, Target};
-use selvage_netlink::{Prefix, Socket, close_interface, link, open, open_interface};
+use selvage_netlink::{Mac, Prefix, Socket, close_interface, link, netns, open, open_interface};
 
 use crate::space::Space;
 
@@ -198,4 +201,39 @@ fn opening_and_closing_an_interface_can_be_repeated() {
         assert!(!link::get(&mut socket, second).unwrap().is_up());
     }
     close_interface(&mut socket, 4_000_000, &addrs).unwrap();
+}
+
+/// Before Linux 6.8 the kernel takes note of a carrier when it gets to it, and discards what is sent until then.
+#[test]
+fn the_first_packet_of_a_pod_is_not_lost() {
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    let node: IpAddr = "192.0.2.1".parse().unwrap();
+    let address: IpAddr = "192.0.2.2".parse().unwrap();
+    for round in 0..20 {
+        let (host, pod) = (Space::new(), Space::new());
+        let (index, eth0) = host.veth("sv1", &pod, "eth0");
+        let mut socket = host.route();
+        let mac = link::get(&mut socket, index).unwrap().address;
+        pod.route()
+            .apply(|batch| {
+                link::set_up(batch, eth0, true);
+                addr::add(batch, &Address::new(eth0, Prefix::new(address, 24)));
+                neigh::replace(batch, &Neighbour::permanent(eth0, node, mac.unwrap_or(MAC)));
+            })
+            .unwrap();
+        socket
+            .apply(|batch| addr::add(batch, &Address::new(index, Prefix::host(node))))
+            .unwrap();
+        let bind = |space: &Space, to: IpAddr| {
+            netns::within(space.netns.as_fd(), || UdpSocket::bind((to, 9)).unwrap()).unwrap()
+        };
+        let (server, client) = (bind(&host, node), bind(&pod, address));
+        open_interface(&mut socket, index, &[address]).unwrap();
+        client.send_to(b"first", (node, 9)).unwrap();
+        server
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        let read = server.recv(&mut [0; 8]);
+        assert!(matches!(read, Ok(5)), "round {round}: {read:?}");
+    }
 }
