@@ -127,10 +127,21 @@ impl Plugin {
             programs.push(program);
         }
         let node = lab.netns(name)?;
+        node.forward()?;
         let directory = lab.subdirectory(name)?;
         let namespaces = (0..pods)
             .map(|i| lab.netns(&format!("{name}-{i}")))
             .collect::<Result<Vec<_>>>()?;
+        // As on a node, where the lab turns duplicate address detection off.
+        for netns in namespaces.iter().chain([&node]) {
+            for (key, value) in [
+                ("all/accept_dad", "1"),
+                ("default/accept_dad", "1"),
+                ("default/dad_transmits", "1"),
+            ] {
+                netns.set_sysctl(&format!("net/ipv6/conf/{key}"), value)?;
+            }
+        }
         let mut times = [Vec::new(), Vec::new()];
         let mut results = Vec::new();
         for (i, pod) in namespaces.iter().enumerate() {
