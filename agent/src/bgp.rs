@@ -1,23 +1,24 @@
-//! The two ends of the speaker: it is told what to be, and asked what it knows; what it decides goes to the route writer.
+//! The two ends of the speaker: it is told what to be, and asked for routes; what it decides goes to the route writer, and
+//! what becomes of its neighbours to the owner of the world.
 
 use std::{
-    collections::{HashMap, HashSet},
-    io,
+    collections::{BTreeSet, HashSet},
     net::IpAddr,
     path::PathBuf,
     str::FromStr,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
 use selvage_bgp::{
-    Clock, ConfigureError, Handle, PeerStatus, RouteEvent, RouteSink, Speaker, Start,
+    self as speaker, Clock, Handle, PeerChange, PeerSink, PeerStatus, RouteEvent, RouteSink,
+    Speaker, Start,
     core::{
         clock::Now,
         config::SpeakerConfig,
         ids::{Family, PeerIdx},
         prefix::Prefix,
-        rib::{self, Listing, PeerCounts, Rejection, RibInput, Row},
+        rib::{self, Listing, Rejection, RibInput, Row},
         session::{FaultKind, Faults, StaleView, State, Stop, SurvivedFault, Unused},
         wire::{
             self,
@@ -30,7 +31,10 @@ use selvage_netlink::{Prefix as KernelPrefix, Protocol, Socket, route};
 use crate::{
     api::{PathView, Refusal, RoutePage, RouteQuestion, RouteView},
     inbox::Sender,
-    kernel::{PROTOCOL_BGP, Shutdown, routes::RouteWork},
+    kernel::{
+        PROTOCOL_BGP, Shutdown,
+        routes::{Changes, Reply, RouteWork},
+    },
     neighbours::{self, Changed},
     store::{
         FaultCount, LastFault, PeerState, SessionState, StaleFamily, UnknownSources, UnusedFamily,
@@ -43,6 +47,24 @@ const PAGE: usize = 1000;
 /// Up to so many prefixes, a listing says of each whether the kernel has it: reading the kernel's table takes 2 ms then.
 const SMALL_TABLE: usize = 5000;
 
+/// The way to the speaker for those who do not go through the owner of the world: empty before the start.
+#[derive(Clone, Default)]
+pub struct Speaking(Arc<OnceLock<Handle>>);
+
+impl Speaking {
+    /// The running speaker; `None` before its first configuration.
+    pub fn get(&self) -> Option<&Handle> {
+        self.0.get()
+    }
+
+    /// Tells the RIB how a next hop is reached. Nobody asks for that before the start.
+    pub fn reachability(&self, next_hop: IpAddr, metric: Option<u32>) {
+        if let Some(speaker) = self.get() {
+            speaker.tell([RibInput::Reachability { next_hop, metric }]);
+        }
+    }
+}
+
 /// The speaker, which starts with its first configuration.
 pub struct Bgp {
     /// Whether an earlier run has left its routes in the kernel.
@@ -50,107 +72,86 @@ pub struct Bgp {
     state_dir: PathBuf,
     routes: Option<Sender<RouteWork>>,
     world: Sender<Work>,
+    speaking: Speaking,
     speaker: Option<Speaker>,
 }
 
 impl Bgp {
-    /// A speaker that has not started yet.
+    /// A speaker that has not started yet; `speaking` is filled when it has.
     pub fn new(
         restarting: bool,
         state_dir: PathBuf,
         routes: Option<Sender<RouteWork>>,
         world: Sender<Work>,
+        speaking: Speaking,
     ) -> Bgp {
         Bgp {
             restarting,
             state_dir,
             routes,
             world,
+            speaking,
             speaker: None,
         }
     }
 
-    /// Starts it, or tells it what to be from now on. Says what the operating system refused; all else is in force.
-    pub fn configure(&mut self, config: &SpeakerConfig) -> Vec<String> {
+    /// Starts it, or tells it what to be from now on. [`Work::Configured`] says what the operating system refused; all
+    /// else is in force.
+    pub fn configure(&mut self, config: &SpeakerConfig) {
         let config = Arc::new(config.clone());
-        let errors = match &self.speaker {
-            Some(speaker) => speaker
-                .handle()
-                .configure(config)
-                .map_err(|e| e.to_string()),
-            None => self
-                .start(config)
-                .map_err(|e| format!("BGP cannot start: {e}")),
-        };
-        match errors {
-            Ok(errors) => errors.iter().map(ToString::to_string).collect(),
-            Err(error) => vec![error],
+        let world = self.world.clone();
+        match &self.speaker {
+            Some(speaker) => {
+                let answer = move |errors: Vec<_>| {
+                    let errors = errors.iter().map(ToString::to_string).collect();
+                    world.send(Work::Configured(errors));
+                };
+                // A speaker that has stopped says so where it stops.
+                let _ = speaker.handle().configure_then(config, Box::new(answer));
+            }
+            None => world.send(Work::Configured(self.start(config))),
         }
     }
 
-    fn start(&mut self, config: Arc<SpeakerConfig>) -> io::Result<Vec<ConfigureError>> {
+    fn start(&mut self, config: Arc<SpeakerConfig>) -> Vec<String> {
         let seed = u64::from(std::process::id()) << 32 | u64::from(config.router_id.0);
         let before = neighbours::read(&self.state_dir).filter(|_| self.restarting);
         let restart_time = config.graceful_restart.restart_time;
         let (changed, remembered) =
             neighbours::new(&self.state_dir, before.as_deref(), restart_time);
-        let routes = sink(self.routes.clone(), self.world.clone(), changed);
-        let (speaker, errors) = Speaker::start(Start {
+        let started = Speaker::start(Start {
             config,
             restarting: self.restarting,
             before,
             seed,
-            routes,
-        })?;
-        remembered.watch(speaker.handle())?;
-        self.speaker = Some(speaker);
-        Ok(errors)
-    }
-
-    /// Tells the RIB how a next hop is reached.
-    pub fn reachability(&self, next_hop: IpAddr, metric: Option<u32>) {
-        if let Some(speaker) = &self.speaker {
-            speaker
-                .handle()
-                .tell([RibInput::Reachability { next_hop, metric }]);
+            routes: sink(self.routes.clone(), self.world.clone()),
+            peers: peer_sink(self.world.clone(), changed),
+        });
+        match started {
+            Ok((speaker, errors)) => {
+                let mut errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+                if let Err(error) = remembered.watch(speaker.handle()) {
+                    errors.push(format!("cannot remember the neighbours: {error}"));
+                }
+                // It starts once.
+                let _ = self.speaking.0.set(speaker.handle());
+                self.speaker = Some(speaker);
+                errors
+            }
+            Err(error) => vec![format!("BGP cannot start: {error}")],
         }
     }
 
-    /// All neighbours; none before the start.
-    pub fn peers(&self) -> Vec<PeerState> {
-        self.speaker
-            .as_ref()
-            .map(|speaker| peers(&speaker.handle()))
-            .unwrap_or_default()
+    /// The speaker's clock; `None` before the start.
+    pub fn clock(&self) -> Option<Clock> {
+        self.speaking.get().map(Handle::clock)
     }
 
-    /// Who connects without being configured.
-    pub fn unknown_sources(&self) -> UnknownSources {
-        let Some(speaker) = self.speaker.as_ref().map(Speaker::handle) else {
-            return UnknownSources::default();
-        };
-        let Ok(found) = speaker.unknown_sources() else {
-            return UnknownSources::default();
-        };
-        let now = speaker.clock().now();
-        let last = found.last.iter();
-        UnknownSources {
-            connections: found.connections,
-            last: last
-                .map(|s| (s.address, s.connections, moment(now.since(s.at))))
-                .collect(),
-        }
-    }
-
-    /// A page of routes.
-    pub fn routes(&self, question: &RouteQuestion) -> Result<RoutePage, Refusal> {
-        match &self.speaker {
-            Some(speaker) => routes(&speaker.handle(), question),
-            None => Err(Refusal::hinted(
-                "BGP has not started",
-                "it waits until the objects have been read",
-            )),
-        }
+    /// Has [`Work::RoutesDone`] sent when all that the speaker was told so far is decided, and the route writer has done
+    /// what follows from it. False: it does not run.
+    pub fn barrier(&self, number: u64) -> bool {
+        let speaker = self.speaking.get();
+        speaker.is_some_and(|speaker| speaker.barrier(number).is_ok())
     }
 
     /// Ends it. Where neighbours keep our routes over a restart, they are not told of a graceful end.
@@ -163,52 +164,84 @@ impl Bgp {
     }
 }
 
+/// Passes on which neighbours have changed. Those that have a session are remembered for the next run.
+fn peer_sink(world: Sender<Work>, remembered: Changed) -> PeerSink {
+    let mut up = BTreeSet::new();
+    Box::new(move |changes| {
+        let mut moved = false;
+        for change in &changes {
+            moved |= match change {
+                PeerChange::Gone(idx, _) => up.remove(idx),
+                PeerChange::Is(peer) if peer.session.state == State::Established => {
+                    up.insert(peer.idx)
+                }
+                PeerChange::Is(peer) => up.remove(&peer.idx),
+                PeerChange::Unknown(_) => false,
+            };
+        }
+        if moved {
+            remembered.tell();
+        }
+        world.send(Work::Peers(changes));
+    })
+}
+
 /// Passes on what the RIB decides: to the route writer, or, without one, only that a family is complete.
-fn sink(routes: Option<Sender<RouteWork>>, world: Sender<Work>, sessions: Changed) -> RouteSink {
+fn sink(routes: Option<Sender<RouteWork>>, world: Sender<Work>) -> RouteSink {
+    let waiting = Changes::default();
     Box::new(move |events| {
         for event in events {
-            match (event, &routes) {
-                (RouteEvent::Changes(changes), Some(routes)) => {
-                    routes.send(RouteWork::Changes(changes))
-                }
+            let begins = match (event, &routes) {
+                (RouteEvent::Changes(changes), Some(_)) => waiting.push(changes),
+                (RouteEvent::Watch(addr), Some(_)) => waiting.watch(addr, true),
+                (RouteEvent::Unwatch(addr), Some(_)) => waiting.watch(addr, false),
                 (RouteEvent::Synced(family), Some(routes)) => {
-                    routes.send(RouteWork::Synced(family))
+                    routes.send(RouteWork::Synced(family));
+                    false
                 }
-                (RouteEvent::Watch(addr), Some(routes)) => routes.send(RouteWork::Watch(addr)),
-                (RouteEvent::Unwatch(addr), Some(routes)) => routes.send(RouteWork::Unwatch(addr)),
-                (RouteEvent::Synced(family), None) => world.send(Work::RibSynced(family)),
-                (RouteEvent::Sessions, _) => {
-                    sessions.tell();
-                    world.send(Work::SessionsMoved);
+                (RouteEvent::Barrier(number), Some(routes)) => {
+                    let world = world.clone();
+                    let done = move |_: &_| world.send(Work::RoutesDone(number));
+                    routes.send(RouteWork::Query(Reply(Box::new(done))));
+                    false
                 }
-                (_, None) => {}
+                (RouteEvent::Synced(family), None) => {
+                    world.send(Work::RibSynced(family));
+                    false
+                }
+                (RouteEvent::Barrier(number), None) => {
+                    world.send(Work::RoutesDone(number));
+                    false
+                }
+                (RouteEvent::Peers(counts), _) => {
+                    world.send(Work::PeerCounts(counts));
+                    false
+                }
+                (RouteEvent::Changes(_) | RouteEvent::Watch(_) | RouteEvent::Unwatch(_), None) => {
+                    false
+                }
+            };
+            if let Some(routes) = routes.as_ref().filter(|_| begins) {
+                routes.send(RouteWork::Waiting(waiting.clone()));
             }
         }
     })
 }
 
-/// All neighbours as they are now; empty when the speaker has stopped.
-fn peers(speaker: &Handle) -> Vec<PeerState> {
-    let Ok(peers) = speaker.peers() else {
-        return Vec::new();
-    };
-    let counts: HashMap<PeerIdx, PeerCounts> = speaker
-        .query(rib::Query::Peers)
-        .map(|page| page.peers)
-        .unwrap_or_default()
-        .into_iter()
-        .collect();
-    peers
-        .iter()
-        .map(|peer| {
-            // Asked of two threads: meanwhile another peer may have the place.
-            let own = |counts: &&PeerCounts| counts.epoch == peer.session.epoch;
-            peer_state(speaker.clock(), peer, counts.get(&peer.idx).filter(own))
-        })
-        .collect()
+/// Who connects without being configured.
+pub fn unknown_sources(clock: Clock, found: &speaker::UnknownSources) -> UnknownSources {
+    let now = clock.now();
+    let last = found.last.iter();
+    UnknownSources {
+        connections: found.connections,
+        last: last
+            .map(|s| (s.address, s.connections, moment(now.since(s.at))))
+            .collect(),
+    }
 }
 
-fn peer_state(clock: Clock, peer: &PeerStatus, counts: Option<&PeerCounts>) -> PeerState {
+/// A neighbour as the I/O thread has told it. What the RIB counts is not in it.
+pub fn peer_state(clock: Clock, peer: &PeerStatus) -> PeerState {
     let session = &peer.session;
     let negotiated = session.negotiated.as_deref();
     let ago = |at: Now| clock.now().since(at);
@@ -216,7 +249,6 @@ fn peer_state(clock: Clock, peer: &PeerStatus, counts: Option<&PeerCounts>) -> P
         .uptime
         .or(session.last_down.as_ref().map(|(at, _)| ago(*at)))
         .unwrap_or(ago(Now(0)));
-    let counts = counts.copied().unwrap_or_default();
     let down = session.state != State::Established;
     let error = session.last_error.as_ref().filter(|_| down);
     let families = negotiated.map(|n| n.families).unwrap_or_default();
@@ -225,7 +257,7 @@ fn peer_state(clock: Clock, peer: &PeerStatus, counts: Option<&PeerCounts>) -> P
         state: session_state(session.state),
         since: moment(since),
         asn: negotiated.map(|n| n.peer_asn.0),
-        last_error: error.map(|(at, error)| format!("{error} ({} ago)", rounded(ago(*at)))),
+        last_error: error.map(|(at, error)| (moment(ago(*at)), error.to_string())),
         hint: error.map(|(_, error)| error.cause.hint()),
         faults: fault_counts(&session.faults),
         last_fault: session
@@ -233,9 +265,9 @@ fn peer_state(clock: Clock, peer: &PeerStatus, counts: Option<&PeerCounts>) -> P
             .last
             .as_ref()
             .map(|(at, fault)| last_fault(moment(ago(*at)), fault)),
-        received: counts.families.map(|f| f.accepted as u64),
-        advertised: counts.families.map(|f| f.advertised as u64),
-        end_of_rib: negotiated.is_some_and(|n| n.families.and(counts.end_of_rib) == n.families),
+        received: [0; 2],
+        advertised: [0; 2],
+        end_of_rib: false,
         stale: session.stale.iter().map(stale_family).collect(),
         flaps: session.established,
         families: Family::ALL.map(|f| families.contains(f)),
@@ -309,14 +341,6 @@ fn unused_family((family, unused): &(Family, Unused)) -> UnusedFamily {
     }
 }
 
-fn rounded(d: Duration) -> String {
-    match d.as_secs() {
-        s @ 0..=119 => format!("{s} s"),
-        s @ 120..=7199 => format!("{} min", s / 60),
-        s => format!("{} h", s / 3600),
-    }
-}
-
 fn session_state(state: State) -> SessionState {
     match state {
         State::Idle => SessionState::Idle,
@@ -328,14 +352,18 @@ fn session_state(state: State) -> SessionState {
     }
 }
 
-/// A page of routes.
-fn routes(speaker: &Handle, question: &RouteQuestion) -> Result<RoutePage, Refusal> {
+/// A page of routes. `kernel`: whether routes go into the kernel, so that the page says what it has. Waits for the RIB.
+pub fn routes(
+    speaker: &Handle,
+    question: &RouteQuestion,
+    kernel: bool,
+) -> Result<RoutePage, Refusal> {
     let peers = speaker.peers().map_err(Refusal::new)?;
     let names = Names { peers: &peers };
     if let Some(text) = &question.prefix {
         let rows = holding(speaker, text)?;
         let version = rows.1;
-        let mut socket = Socket::open(Protocol::Route).ok();
+        let mut socket = kernel.then(|| Socket::open(Protocol::Route).ok()).flatten();
         let rows = rows.0.into_iter().map(|row| {
             let kernel = socket.as_mut().and_then(|s| in_kernel(s, &row.prefix));
             RouteView {
@@ -374,7 +402,7 @@ fn routes(speaker: &Handle, question: &RouteQuestion) -> Result<RoutePage, Refus
         (None, Family::Ipv6) => None,
     };
     let kernel = match what {
-        Listing::All if page.totals.prefixes.iter().sum::<usize>() <= SMALL_TABLE => {
+        Listing::All if kernel && page.totals.prefixes.iter().sum::<usize>() <= SMALL_TABLE => {
             kernel_routes()
         }
         _ => None,

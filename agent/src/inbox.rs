@@ -15,11 +15,13 @@ use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     io::Errno,
 };
+use selvage_bgp::Pulse;
 
 /// The receiving end: one thread owns it.
 #[derive(Debug)]
 pub struct Inbox<T> {
     shared: Arc<Shared<T>>,
+    pulse: Option<Arc<Pulse>>,
 }
 
 /// A sending end. Clones send to the same inbox.
@@ -45,7 +47,19 @@ impl<T> Inbox<T> {
         let sender = Sender {
             shared: Arc::clone(&shared),
         };
-        Ok((sender, Inbox { shared }))
+        let inbox = Inbox {
+            shared,
+            pulse: None,
+        };
+        Ok((sender, inbox))
+    }
+
+    /// Has the owner's thread stamp `pulse`: it works except while it is in [`wait`](Self::wait).
+    pub fn with_pulse(self, pulse: Arc<Pulse>) -> Inbox<T> {
+        Inbox {
+            pulse: Some(pulse),
+            ..self
+        }
     }
 
     /// Takes everything that is queued, oldest first; empty when there is nothing. Never waits.
@@ -72,7 +86,14 @@ impl<T> Inbox<T> {
             tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: t.subsec_nanos().into(),
         });
-        match poll(&mut fds, timeout.as_ref()) {
+        if let Some(pulse) = &self.pulse {
+            pulse.rest();
+        }
+        let polled = poll(&mut fds, timeout.as_ref());
+        if let Some(pulse) = &self.pulse {
+            pulse.work();
+        }
+        match polled {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }

@@ -16,6 +16,7 @@ pub mod kernel;
 pub mod neighbours;
 pub mod objects;
 pub mod publish;
+pub mod pulses;
 pub mod run;
 pub mod source;
 pub mod store;

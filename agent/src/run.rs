@@ -1,11 +1,12 @@
 //! The daemon: every thread and channel, made here.
 //!
 //! ```text
-//!   source ──┐                        ┌──► bgp-io ◄──► bgp-rib ──► routes ──► kernel
+//!   source ──┐                        ┌──► bgp-io ◄──► bgp-rib ◄─► routes ──► kernel
 //!   watch ───┼──► Inbox<Work> ► world ┼──────────────────────────►   ▲
 //!   tokio ───┘    (control, cni,      ├──► nft ──► kernel
 //!                  web, signals)      └──► conntrack ──► kernel
 //! ```
+//! All of them report to the world. The control server asks the RIB for routes itself.
 //! What ends: `Work::Stop` makes the world's thread end; then the others are told to. Kernel state stays.
 
 use std::{
@@ -26,19 +27,21 @@ use tokio::{
     net::TcpListener,
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
-    sync::oneshot,
+    sync::{oneshot, watch},
 };
 use tracing::{info, warn};
 
 use crate::{
     api,
-    bgp::Bgp,
+    bgp::{Bgp, Speaking},
     config::{AgentConfig, Features, SourceConfig},
-    control::{self, Ask, lock::Lock},
+    control::{self, Ask, Asker, lock::Lock},
     desired::Local,
     inbox::{Inbox, Sender},
-    kernel::{Shutdown, conntrack, host_ports, nft, routes, watch},
-    publish, source,
+    kernel::{Shutdown, conntrack, host_ports, nft, routes, watch as links},
+    publish,
+    pulses::Pulses,
+    source,
     store::Observed,
     web,
     world::{Found, Outlets, Setup, Work, World},
@@ -61,12 +64,15 @@ pub fn agent(config: AgentConfig) -> Result<()> {
     );
     // The file outlives us, not a reboot: if it is there, the kernel still has what the run before has written.
     let restarting = config.run_dir.join(link::READY).exists();
+    let speaking = Speaking::default();
+    let pulses = Pulses::new(speaking.clone());
     let (world, inbox) = Inbox::new()?;
+    let inbox = inbox.with_pulse(pulses.thread("world"));
 
-    let mut threads = Threads::default();
+    let mut threads = Threads::new(pulses.clone());
     let routes = features
         .kernel
-        .then(|| threads.routes(&world))
+        .then(|| threads.routes(&world, &speaking))
         .transpose()?;
     let host_ports = features
         .cni
@@ -86,11 +92,12 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         to_world.send(Work::Objects(events));
         true
     });
-    let source = Source::start(&config, &world, sink)?;
+    let source = Source::start(&config, &world, &pulses, sink)?;
     if let Source::Api(api) = &source {
         local.secret_namespaces = vec![api.namespace().to_owned()];
     }
 
+    let (turns, turned) = watch::channel(0);
     let out = Outlets {
         bgp: features.bgp.then(|| {
             Bgp::new(
@@ -98,6 +105,7 @@ pub fn agent(config: AgentConfig) -> Result<()> {
                 config.state_dir.clone(),
                 routes.clone(),
                 world.clone(),
+                speaking.clone(),
             )
         }),
         routes,
@@ -106,6 +114,8 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         flows,
         publisher: source.publisher(&world),
         world: world.clone(),
+        pulses: pulses.clone(),
+        turns,
         reach: Box::new(move |mark| source.reach(mark)),
     };
     let setup = Setup {
@@ -119,7 +129,13 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         routable: config.routable.clone(),
         started,
     };
-    let servers = Servers::start(&config, &world)?;
+    let to_world = world.clone();
+    let ask: Ask<control::Query> = Arc::new(move |query| to_world.send(Work::Ask(query)));
+    let mut asker = Asker::new(ask).with_signs(turned, pulses);
+    if features.bgp {
+        asker = asker.with_speaker(speaking, features.kernel);
+    }
+    let servers = Servers::start(&config, &world, asker)?;
     // After the plugin can reach us: who could not has written what we read now, or has removed the interface.
     let attachments = if features.cni {
         attachments(&config.state_dir)?
@@ -147,11 +163,12 @@ impl Source {
     fn start(
         config: &AgentConfig,
         world: &Sender<Work>,
+        pulses: &Pulses,
         sink: source::watch::Sink,
     ) -> Result<Source> {
         let api = match &config.source {
             SourceConfig::Objects(path) => {
-                let watcher = source::watch::spawn(path, sink)
+                let watcher = source::watch::spawn(path, pulses.thread("source"), sink)
                     .with_context(|| format!("cannot watch {}", path.display()))?;
                 return Ok(Source::Directory(watcher));
             }
@@ -172,6 +189,7 @@ impl Source {
                 }
             })),
             patience: source::api::Patience::default(),
+            pulse: pulses.thread("kubernetes"),
         };
         let world = world.clone();
         let tell = Box::new(move |name, text: Option<String>| {
@@ -261,13 +279,21 @@ fn attachments(state_dir: &Path) -> Result<Vec<Found>> {
 }
 
 /// The threads that talk to the kernel, and how they are told to end.
-#[derive(Default)]
 struct Threads {
+    pulses: Pulses,
     ends: Vec<Box<dyn FnOnce(Shutdown)>>,
     handles: Vec<JoinHandle<()>>,
 }
 
 impl Threads {
+    fn new(pulses: Pulses) -> Threads {
+        Threads {
+            pulses,
+            ends: Vec::new(),
+            handles: Vec::new(),
+        }
+    }
+
     fn keep<T: Send + 'static>(
         &mut self,
         sender: &Sender<T>,
@@ -279,13 +305,23 @@ impl Threads {
         self.handles.push(handle);
     }
 
-    fn routes(&mut self, world: &Sender<Work>) -> Result<Sender<routes::RouteWork>> {
+    fn routes(
+        &mut self,
+        world: &Sender<Work>,
+        speaking: &Speaking,
+    ) -> Result<Sender<routes::RouteWork>> {
         let (sender, inbox) = Inbox::new()?;
-        let world = world.clone();
-        let handle = routes::spawn(routes::Settings::default(), inbox, move |event| {
-            world.send(Work::Routes(event))
-        })
-        .context("cannot read the kernel's routes")?;
+        let inbox = inbox.with_pulse(self.pulses.thread("routes"));
+        let (world, speaking) = (world.clone(), speaking.clone());
+        let output = move |event| match event {
+            // Straight to the RIB: it waits for this, and the world has nothing to add.
+            routes::RouteEvent::Reachability { next_hop, metric } => {
+                speaking.reachability(next_hop, metric)
+            }
+            event => world.send(Work::Routes(event)),
+        };
+        let handle = routes::spawn(routes::Settings::default(), inbox, output)
+            .context("cannot read the kernel's routes")?;
         self.keep(&sender, routes::RouteWork::Shutdown, handle);
         Ok(sender)
     }
@@ -297,6 +333,7 @@ impl Threads {
         host_ports: Option<Sender<host_ports::HostPortWork>>,
     ) -> Result<Sender<nft::NftWork>> {
         let (sender, inbox) = Inbox::new()?;
+        let inbox = inbox.with_pulse(self.pulses.thread("nft"));
         let world = world.clone();
         let settings = nft::Settings {
             shared: host_ports.iter().map(|_| host_ports::TABLE).collect(),
@@ -318,6 +355,7 @@ impl Threads {
         world: &Sender<Work>,
     ) -> Result<Sender<host_ports::HostPortWork>> {
         let (sender, inbox) = Inbox::new()?;
+        let inbox = inbox.with_pulse(self.pulses.thread("host-ports"));
         let world = world.clone();
         let tell = move |event| world.send(Work::HostPorts(event));
         let handle = host_ports::spawn(state_dir, inbox, tell)
@@ -328,6 +366,7 @@ impl Threads {
 
     fn flows(&mut self, world: &Sender<Work>) -> Result<Sender<conntrack::FlowWork>> {
         let (sender, inbox) = Inbox::new()?;
+        let inbox = inbox.with_pulse(self.pulses.thread("conntrack"));
         let world = world.clone();
         let handle = conntrack::spawn(conntrack::REVOKED, inbox, move |event| {
             world.send(Work::Flows(event))
@@ -339,8 +378,9 @@ impl Threads {
 
     fn watch(&mut self, world: &Sender<Work>, features: Features) -> Result<()> {
         let (sender, inbox) = Inbox::new()?;
+        let inbox = inbox.with_pulse(self.pulses.thread("watch"));
         let world = world.clone();
-        let handle = watch::spawn(inbox, features, move |observed| {
+        let handle = links::spawn(inbox, features, move |observed| {
             world.send(Work::Observed(observed))
         })
         .context("cannot read links and addresses")?;
@@ -366,11 +406,11 @@ struct Servers {
 }
 
 impl Servers {
-    fn start(config: &AgentConfig, world: &Sender<Work>) -> Result<Servers> {
+    fn start(config: &AgentConfig, world: &Sender<Work>, asker: Asker) -> Result<Servers> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        spawn_all(&runtime, config, world)?;
+        spawn_all(&runtime, config, world, asker)?;
         let (end, ended) = oneshot::channel();
         let thread = thread::Builder::new().name("tokio".into()).spawn(move || {
             // A sender that is gone is an end as well.
@@ -387,17 +427,20 @@ impl Servers {
     }
 }
 
-fn spawn_all(runtime: &Runtime, config: &AgentConfig, world: &Sender<Work>) -> Result<()> {
+fn spawn_all(
+    runtime: &Runtime,
+    config: &AgentConfig,
+    world: &Sender<Work>,
+    asker: Asker,
+) -> Result<()> {
     let _inside = runtime.enter();
-    let to_world = world.clone();
-    let ask: Ask<control::Query> = Arc::new(move |query| to_world.send(Work::Ask(query)));
     let path = config.run_dir.join(api::SOCKET);
     let listener = control::server::bind(&path)
         .with_context(|| format!("cannot listen on {}", path.display()))?;
     spawn(
         runtime,
         "control",
-        control::server::serve(listener, ask.clone()),
+        control::server::serve(listener, asker.clone()),
     );
     if config.features.cni {
         let to_world = world.clone();
@@ -417,8 +460,8 @@ fn spawn_all(runtime: &Runtime, config: &AgentConfig, world: &Sender<Work>) -> R
         .metrics_listen
         .filter(|_| config.metrics_listen != config.health_listen);
     for (addr, routes) in [
-        (config.health_listen, web::router(ask.clone())),
-        (metrics_only, web::metrics_router(ask)),
+        (config.health_listen, web::router(asker.clone())),
+        (metrics_only, web::metrics_router(asker)),
     ] {
         let Some(addr) = addr else { continue };
         match listen(addr) {

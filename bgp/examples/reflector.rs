@@ -71,6 +71,7 @@ fn main() -> Result<()> {
         before: None,
         seed: 1,
         routes: Box::new(drop),
+        peers: Box::new(drop),
     };
     let (speaker, refused) = Speaker::start(start)?;
     refused.iter().for_each(|error| eprintln!("{error}"));

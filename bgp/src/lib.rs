@@ -21,7 +21,9 @@ mod io_thread;
 mod listener;
 mod log_limit;
 mod peers;
+mod pulse;
 mod queue;
+mod rib_counts;
 mod rib_thread;
 mod sockopt;
 mod speaker;
@@ -29,7 +31,10 @@ mod stream;
 mod unknown_sources;
 
 pub use io_thread::ConfigureError;
+pub use pulse::Pulse;
 pub use rib_thread::{RouteEvent, RouteSink};
 pub use selvage_bgp_core as core;
-pub use speaker::{Clock, Handle, PeerStatus, Speaker, Start, Stopped};
+pub use speaker::{
+    Answer, Clock, Handle, PeerChange, PeerSink, PeerStatus, Speaker, Start, Stopped,
+};
 pub use unknown_sources::{UnknownSource, UnknownSources};

@@ -10,7 +10,7 @@ use selvage_bgp_core::{
     clock::Now,
     config::{PeerConfig, SpeakerConfig},
     ids::{Epoch, IfIndex, PeerIdx, PeerKey},
-    session::{ConnId, FaultKind, Peer, State},
+    session::{ConnId, FaultKind, Outline, Peer, State},
 };
 
 use crate::{log_limit::LogLimit, stream::Member};
@@ -32,6 +32,8 @@ pub(crate) struct Slot {
     pub(crate) deadline: Option<Now>,
     /// Keeps its faults from flooding the log, by kind.
     pub(crate) fault_log: [LogLimit; FaultKind::ALL.len()],
+    /// What of it was noted last for those who show it.
+    pub(crate) outline: Option<Outline>,
 }
 
 impl Slot {
@@ -91,6 +93,7 @@ impl Peers {
             member: None,
             deadline: None,
             fault_log: Default::default(),
+            outline: None,
         };
         let idx = match self.free.pop_front() {
             Some(idx) => {

@@ -1,30 +1,30 @@
 //! The thread that owns the RIB: takes batches, gives batches, and never waits for anybody who reads them.
 
-use std::{
-    ops::ControlFlow,
-    sync::{Arc, mpsc},
-    time::Duration,
-};
+use std::{net::IpAddr, ops::ControlFlow, sync::Arc, time::Duration};
 
 use selvage_bgp_core::{
+    clock::earlier,
     event::{FromPeer, PeerEvent},
-    ids::Family,
-    rib::{Page, Query, Rib, RibInput, RibOutput, RouteChange},
+    ids::{Family, PeerIdx},
+    rib::{Page, PeerCounts, Query, Rib, RibInput, RibOutput, RouteChange},
 };
-use std::net::IpAddr;
 
 use crate::{
     io_thread::IoWork,
+    pulse::Pulse,
     queue::{ToIo, ToRib},
-    speaker::Clock,
+    rib_counts::Counts,
+    speaker::{Answer, Clock},
 };
 
 /// What the RIB thread is told.
 pub(crate) enum RibWork {
     /// By the I/O thread or the owner of the kernel's routes.
     Input(RibInput),
-    /// By the control API: a page of the table, sent back at once.
-    Query(Query, mpsc::SyncSender<Page>),
+    /// By the control API: a page of the table.
+    Query(Query, Answer<Page>),
+    /// Say so when everything before it is decided; see [`RouteEvent::Barrier`].
+    Barrier(u64),
     /// The end.
     Stop,
 }
@@ -45,18 +45,19 @@ impl RibWork {
         }
     }
 
-    /// Whether a session is in another state by it.
-    fn is_transition(&self) -> bool {
+    /// The peer whose session is in another state by it.
+    fn transition(&self) -> Option<PeerIdx> {
         let RibWork::Input(input) = self else {
-            return false;
+            return None;
         };
         match input {
             RibInput::Event(from) => matches!(
                 from.event,
                 PeerEvent::Up(_) | PeerEvent::Down { .. } | PeerEvent::EndOfRib(_)
-            ),
-            RibInput::Peer(..) | RibInput::PeerGone(_) => true,
-            _ => false,
+            )
+            .then_some(from.peer),
+            RibInput::Peer(peer, _) | RibInput::PeerGone(peer) => Some(*peer),
+            _ => None,
         }
     }
 }
@@ -72,8 +73,12 @@ pub enum RouteEvent {
     Watch(IpAddr),
     /// Nobody needs this next hop any more.
     Unwatch(IpAddr),
-    /// Sessions have come up or gone down, or an End-of-RIB has come: whoever shows neighbours looks again.
-    Sessions,
+    /// The numbers of peers that have changed: at once where a session has come up or gone down or an End-of-RIB has come,
+    /// once a second at most for all else.
+    Peers(Vec<(PeerIdx, PeerCounts)>),
+    /// All that the speaker was told before [`Handle::barrier`](crate::Handle::barrier) was called with this number is
+    /// decided, and its changes came before this.
+    Barrier(u64),
 }
 
 /// Takes route events on the RIB thread; must not block.
@@ -90,6 +95,7 @@ pub(crate) struct RibThread {
     pub(crate) inbox: Arc<ToRib<RibWork>>,
     pub(crate) io: Arc<ToIo<IoWork>>,
     pub(crate) routes: RouteSink,
+    pub(crate) pulse: Arc<Pulse>,
 }
 
 /// However the thread ends, nobody waits for its answers.
@@ -105,16 +111,27 @@ impl RibThread {
         let mut outputs = Vec::new();
         let mut to_io = Vec::new();
         let mut more = false;
+        let mut counts = Counts::default();
+        let mut barriers = Vec::new();
         loop {
             let wait = if more {
                 Some(Duration::ZERO)
             } else {
-                self.rib.deadline().map(|at| at.since(self.clock.now()))
+                let due = earlier(self.rib.deadline(), counts.deadline());
+                due.map(|at| at.since(self.clock.now()))
             };
+            self.pulse.rest();
             self.inbox.receive(&mut work, BATCH, wait);
+            self.pulse.work();
             let octets = work.iter().map(RibWork::octets).sum();
-            let sessions = work.iter().any(RibWork::is_transition);
+            let moved: Vec<PeerIdx> = work.iter().filter_map(RibWork::transition).collect();
+            let mut worked = more;
             for item in work.drain(..) {
+                match &item {
+                    RibWork::Input(_) => worked = true,
+                    RibWork::Barrier(number) => barriers.push(*number),
+                    RibWork::Query(..) | RibWork::Stop => {}
+                }
                 if self.take(item).is_break() {
                     return;
                 }
@@ -122,7 +139,8 @@ impl RibThread {
             if self.inbox.done(octets) && self.io.wake().is_err() {
                 return;
             }
-            more = self.rib.poll(self.clock.now(), BUDGET, &mut outputs);
+            let now = self.clock.now();
+            more = self.rib.poll(now, BUDGET, &mut outputs);
             let mut events = Vec::new();
             for output in outputs.drain(..) {
                 match output {
@@ -137,8 +155,15 @@ impl RibThread {
             if self.io.send(&mut to_io).is_err() {
                 return;
             }
-            if sessions {
-                events.push(RouteEvent::Sessions);
+            if worked {
+                counts.touch(now);
+            }
+            let changed = counts.changes(now, &self.rib, &moved);
+            if !changed.is_empty() {
+                events.push(RouteEvent::Peers(changed));
+            }
+            if !more {
+                events.extend(barriers.drain(..).map(RouteEvent::Barrier));
             }
             if !events.is_empty() {
                 (self.routes)(events);
@@ -149,10 +174,8 @@ impl RibThread {
     fn take(&mut self, work: RibWork) -> ControlFlow<()> {
         match work {
             RibWork::Input(input) => self.rib.apply(self.clock.now(), input),
-            RibWork::Query(query, reply) => {
-                // Whoever asked may have gone away.
-                let _ = reply.send(self.rib.query(&query));
-            }
+            RibWork::Query(query, answer) => answer(self.rib.query(&query)),
+            RibWork::Barrier(_) => {}
             RibWork::Stop => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())

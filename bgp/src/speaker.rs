@@ -19,11 +19,30 @@ use selvage_bgp_core::{
 use crate::{
     io_thread::{ConfigureError, IoThread, IoWork, Life, WAKER},
     peers::Slot,
+    pulse::Pulse,
     queue::{ToIo, ToRib},
     rib_thread::{RibThread, RibWork, RouteSink},
     sockopt,
     unknown_sources::UnknownSources,
 };
+
+/// Takes an answer, on the thread that gives it: must not block. Dropped without a call when the speaker stops.
+pub type Answer<T> = Box<dyn FnOnce(T) + Send>;
+
+/// Takes neighbours that have changed, on the I/O thread: must not block.
+pub type PeerSink = Box<dyn FnMut(Vec<PeerChange>) + Send>;
+
+/// A neighbour that has changed.
+#[derive(Clone, Debug)]
+pub enum PeerChange {
+    /// It is new, or something that [`Outline`](selvage_bgp_core::session::Outline) has, or its configuration, is another.
+    /// Sessions that come up or go down are told at once, other changes once a second at most.
+    Is(Box<PeerStatus>),
+    /// It is not configured any more, or came by a range and has left. Its place may have another owner from now on.
+    Gone(PeerIdx, PeerKey),
+    /// Somebody has connected who is not configured.
+    Unknown(UnknownSources),
+}
 
 /// The clock of a speaker: nanoseconds since it started.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +69,8 @@ pub struct Start {
     pub seed: u64,
     /// Who programs routes.
     pub routes: RouteSink,
+    /// Who shows neighbours.
+    pub peers: PeerSink,
 }
 
 /// A neighbour, as it is at the moment.
@@ -88,6 +109,7 @@ pub struct Handle {
     clock: Clock,
     io: Arc<ToIo<IoWork>>,
     rib: Arc<ToRib<RibWork>>,
+    pulses: [Arc<Pulse>; 2],
 }
 
 /// The speaker's threads are gone.
@@ -111,12 +133,15 @@ impl Speaker {
                 restart_time: start.config.graceful_restart.restart_time,
             });
         }
+        let pulses = [Pulse::new("bgp-io"), Pulse::new("bgp-rib")];
+        let [io_pulse, rib_pulse] = pulses.clone();
         let rib_thread = RibThread {
             rib: table,
             clock,
             inbox: rib.clone(),
             io: io.clone(),
             routes: start.routes,
+            pulse: rib_pulse,
         };
         let io_thread = IoThread::new(
             poll,
@@ -129,6 +154,8 @@ impl Speaker {
                 before: before.unwrap_or_default(),
             },
             start.seed,
+            start.peers,
+            io_pulse,
         );
         let threads = vec![
             thread::Builder::new()
@@ -139,7 +166,12 @@ impl Speaker {
                 .spawn(|| io_thread.run())?,
         ];
         let speaker = Speaker {
-            handle: Handle { clock, io, rib },
+            handle: Handle {
+                clock,
+                io,
+                rib,
+                pulses,
+            },
             threads,
         };
         let errors = speaker.handle.configure(start.config).unwrap_or_default();
@@ -178,31 +210,55 @@ impl Handle {
 
     /// Be this from now on: sessions that need not end go on. What is refused comes back; all else is in force.
     pub fn configure(&self, config: Arc<SpeakerConfig>) -> Result<Vec<ConfigureError>, Stopped> {
-        self.ask_io(|reply| IoWork::Configure(config, reply))
+        let (answer, errors) = answer();
+        self.configure_then(config, answer)?;
+        errors.recv().map_err(|_| Stopped)
+    }
+
+    /// As [`Handle::configure`], without waiting: `answer` is called with what is refused.
+    pub fn configure_then(
+        &self,
+        config: Arc<SpeakerConfig>,
+        answer: Answer<Vec<ConfigureError>>,
+    ) -> Result<(), Stopped> {
+        self.tell_io(IoWork::Configure(config, answer))
     }
 
     /// All neighbours, in no order.
     pub fn peers(&self) -> Result<Vec<PeerStatus>, Stopped> {
-        self.ask_io(IoWork::Peers)
+        let (answer, peers) = answer();
+        self.tell_io(IoWork::Peers(answer))?;
+        peers.recv().map_err(|_| Stopped)
+    }
+
+    /// Has [`RouteEvent::Barrier`](crate::RouteEvent::Barrier) given out when everything is decided that the speaker has
+    /// been told so far.
+    pub fn barrier(&self, number: u64) -> Result<(), Stopped> {
+        self.tell_io(IoWork::Barrier(number))
+    }
+
+    /// The pulses of the speaker's threads.
+    pub fn pulses(&self) -> &[Arc<Pulse>] {
+        &self.pulses
     }
 
     /// Connections from addresses that are no neighbour's.
     pub fn unknown_sources(&self) -> Result<UnknownSources, Stopped> {
-        self.ask_io(IoWork::UnknownSources)
+        let (answer, sources) = answer();
+        self.tell_io(IoWork::UnknownSources(answer))?;
+        sources.recv().map_err(|_| Stopped)
     }
 
     /// Asks a neighbour for all its routes again (RFC 2918).
     pub fn refresh(&self, peer: PeerKey) -> Result<(), Stopped> {
-        self.io
-            .send(&mut vec![IoWork::Refresh(peer)])
-            .map_err(|_| Stopped)
+        self.tell_io(IoWork::Refresh(peer))
     }
 
-    /// A page of the table.
+    /// A page of the table. Waits until the RIB has done what it was told before.
     pub fn query(&self, query: Query) -> Result<Page, Stopped> {
-        let (reply, answer) = mpsc::sync_channel(1);
-        self.rib.send(&mut vec![RibWork::Query(query, reply)], 64);
-        answer.recv().map_err(|_| Stopped)
+        let (answer, page) = answer();
+        self.rib.send(&mut vec![RibWork::Query(query, answer)], 64);
+        page.recv().map_err(|_| Stopped)
     }
 
     /// Something for the RIB, such as [`RibInput::Reachability`].
@@ -212,9 +268,14 @@ impl Handle {
         self.rib.send(&mut work, octets);
     }
 
-    fn ask_io<T>(&self, work: impl FnOnce(mpsc::SyncSender<T>) -> IoWork) -> Result<T, Stopped> {
-        let (reply, answer) = mpsc::sync_channel(1);
-        self.io.send(&mut vec![work(reply)]).map_err(|_| Stopped)?;
-        answer.recv().map_err(|_| Stopped)
+    fn tell_io(&self, work: IoWork) -> Result<(), Stopped> {
+        self.io.send(&mut vec![work]).map_err(|_| Stopped)
     }
+}
+
+/// An answer that is waited for.
+fn answer<T: Send + 'static>() -> (Answer<T>, mpsc::Receiver<T>) {
+    let (reply, answer) = mpsc::sync_channel(1);
+    // Whoever asked may have gone away.
+    (Box::new(move |value| drop(reply.send(value))), answer)
 }

@@ -198,6 +198,12 @@ impl Compiler {
         })
     }
 
+    /// Whether the last delta holds a part only of what was told before: large sets are being filled, and more deltas follow.
+    #[must_use]
+    pub fn is_filling(&self) -> bool {
+        self.staging.is_filling()
+    }
+
     /// The whole plan, for a start or a repair: deltas go on from its generation.
     pub fn take_plan(&mut self) -> (Gen, &Plan) {
         self.settle_whole();

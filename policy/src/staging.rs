@@ -32,6 +32,11 @@ pub(crate) enum Element {
 }
 
 impl Staging {
+    /// Whether a set still lacks elements.
+    pub(crate) fn is_filling(&self) -> bool {
+        self.sets.values().any(|set| !set.left.is_empty())
+    }
+
     /// Whether there is such a set, full or not.
     pub(crate) fn contains(&self, name: &Name) -> bool {
         self.sets.contains_key(name)

@@ -10,6 +10,7 @@ mod enforcement;
 mod fib;
 mod fleet;
 mod report;
+mod scrape;
 mod storm;
 mod table;
 

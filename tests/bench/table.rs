@@ -13,6 +13,7 @@ use crate::{
     daemon::{self, ADDRESS, Daemon, Role},
     fleet::{self, Event, Fleet, Spec},
     report::Figures,
+    scrape::Scrapes,
 };
 
 const SENDER: (Ipv4Addr, u32) = (Ipv4Addr::new(10, 0, 1, 1), 65001);
@@ -23,13 +24,16 @@ pub(crate) fn run(lab: &Lab, daemon: Daemon, routes: usize, run: usize) -> Resul
     let netns = daemon::netns(lab, &name)?;
     let running = daemon.start(&netns, &name, Role::Transit(&[SENDER, RECEIVER]))?;
     let (announce, withdraw) = messages(routes);
+    let scrapes = (daemon == Daemon::Selvage).then(|| Scrapes::start(&netns));
     let (full, sent, gone) = netns.run(|| transfer(&announce, &withdraw, routes))?;
+    let scrapes = scrapes.map(Scrapes::stop).transpose()?;
     let mut figures = vec![
         ("full table, s", full.as_secs_f64()),
         ("sender done, s", sent.as_secs_f64()),
     ];
     figures.extend(running.usage()?);
     figures.push(("withdrawn, s", gone.as_secs_f64()));
+    figures.extend(scrapes.into_iter().flatten());
     Ok(figures)
 }
 

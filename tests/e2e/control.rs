@@ -73,20 +73,24 @@ fn answers(lab: &Lab) -> Result<()> {
         ensure!(status["routes"][family] == 1, "{}", status["routes"]);
     }
 
-    let peers = agent.json(&["peers", "192.0.2.2"])?;
-    let peer = &peers[0];
-    ensure!(
-        peer["state"] == "Established" && peer["up"] == true && peer["origin"] == "mesh",
-        "{peers}"
-    );
-    ensure!(
-        peer["received"] == json!([1, 1]) && peer["advertised"] == json!([1, 1]),
-        "{peers}"
-    );
-    ensure!(
-        peer["endOfRib"] == true && peer["stale"] == false,
-        "{peers}"
-    );
+    // Numbers are told once a second.
+    eventually_ok(SOON, "the neighbour with its numbers", || {
+        let peers = agent.json(&["peers", "192.0.2.2"])?;
+        let peer = &peers[0];
+        ensure!(
+            peer["state"] == "Established" && peer["up"] == true && peer["origin"] == "mesh",
+            "{peers}"
+        );
+        ensure!(
+            peer["received"] == json!([1, 1]) && peer["advertised"] == json!([1, 1]),
+            "{peers}"
+        );
+        ensure!(
+            peer["endOfRib"] == true && peer["stale"] == false,
+            "{peers}"
+        );
+        Ok(())
+    })?;
 
     for (pods, hop) in ["10.244.2.0/24", "fd00:10:244:2::/64"]
         .iter()

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use selvage_lab::process::Process;
-use selvage_lab::{Agent, Lab, Netns, Network, cluster, eventually, objects::Objects, programs};
+use selvage_lab::{
+    Agent, Lab, Netns, Network, cluster, eventually, eventually_ok, objects::Objects, programs,
+};
 use serde_json::json;
 
 use crate::fake_api::Fake;
@@ -106,6 +108,12 @@ struct Limit {
 const ASLEEP: Limit = Limit {
     milliseconds: 10,
     wakeups: 20,
+};
+
+/// The connection to the API server is pinged, and kinds that the server does not have are asked for ever less often.
+const ON_API: Limit = Limit {
+    milliseconds: 10,
+    wakeups: 40,
 };
 
 /// An agent that is watched.
@@ -223,7 +231,7 @@ impl Scene<'_> {
         let more = ["--features", features, "--cni-conf", &conf];
         let agent = Agent::start_on_api(&netns, name, &kubeconfig, &more)?;
         let what = format!("{name}: an API server, {features}");
-        Ok(self.keep(what, netns, agent, ASLEEP))
+        Ok(self.keep(what, netns, agent, ON_API))
     }
 
     fn conf(&self, name: &str) -> Result<String> {
@@ -360,6 +368,9 @@ fn idle(lab: &Lab) -> Result<()> {
             "{}: what it waits for has not come",
             watched.what
         );
+        if watched.agent.node() == "refused" {
+            forgets_its_neighbour(lab, &watched.agent)?;
+        }
         if watched.agent.node() == "robbed" {
             let log = watched.agent.process().log().to_owned();
             eventually(SOON, "the agent sees that its objects are back", || {
@@ -368,6 +379,19 @@ fn idle(lab: &Lab) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What it lacked when it became ready is not said of it for ever.
+fn forgets_its_neighbour(lab: &Lab, agent: &Agent) -> Result<()> {
+    let missing = || Ok::<_, anyhow::Error>(agent.json(&["status"])?["ready"]["missing"].clone());
+    let before = missing()?.to_string();
+    ensure!(before.contains("is not up"), "{before}");
+    fs::remove_file(lab.directory().join("refused-objects/peer.yaml"))?;
+    eventually_ok(SOON, "it lacks nothing", || {
+        let missing = missing()?;
+        ensure!(missing == json!([]), "{missing}");
+        Ok(())
+    })
 }
 
 /// Two nodes of a cluster with a pod each, on whatever source the trial has.

@@ -87,6 +87,7 @@ fn whole(pods: u32) -> Result<(), Failure> {
     let kubeconfig = folder.join("kubeconfig");
     fs::write(&kubeconfig, server.kubeconfig())?;
     let settings = Settings {
+        pulse: selvage_bgp::Pulse::new("kubernetes"),
         api: ApiConfig {
             kubeconfig: vec![kubeconfig],
             servers: Vec::new(),

@@ -248,7 +248,7 @@ pub struct PolicyView {
     pub planned: u64,
     /// Pods of this node that are attached.
     pub local_pods: usize,
-    /// Pods of this node that wait for their policy.
+    /// Pods of this node that are closed: their policy is not in the kernel, or no such Pod is known.
     pub waiting: usize,
     /// Policies in force in the cluster.
     pub policies: usize,

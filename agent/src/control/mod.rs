@@ -6,7 +6,8 @@
 //!   cni.sock ────── cni ─────┘                       └── waits (answered when they come true)
 //! ```
 //! The servers hold no state and take no lock: every request is a message to the thread that owns what is asked
-//! for, and carries where the answer goes.
+//! for, and carries where the answer goes. Routes are asked of the RIB, not of the owner of the world, who would have to wait
+//! for it; whether a thread hangs is read from its pulse, without asking anybody.
 
 pub mod client;
 pub mod cni;
@@ -15,14 +16,17 @@ pub mod server;
 pub mod views;
 pub mod waits;
 
+mod asker;
+
 use std::sync::Arc;
 
 use selvage_cni::link;
 use tokio::sync::oneshot;
 
+pub use self::asker::Asker;
+
 use crate::api::{
-    ConditionView, PeerQuestion, PeerView, Refusal, RoutePage, RouteQuestion, StatusView, WaitFor,
-    WhyQuestion, WhyView,
+    ConditionView, PeerQuestion, PeerView, Refusal, StatusView, WaitFor, WhyQuestion, WhyView,
 };
 
 /// Where an answer goes. A dropped one means that the daemon is stopping.
@@ -35,8 +39,6 @@ pub enum Query {
     Status(Reply<StatusView>),
     /// The neighbours.
     Peers(PeerQuestion, Reply<Vec<PeerView>>),
-    /// A page of routes.
-    Routes(RouteQuestion, Reply<RoutePage>),
     /// May this packet pass?
     Why(WhyQuestion, Reply<WhyView>),
     /// The conditions of the objects.

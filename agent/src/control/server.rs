@@ -30,14 +30,15 @@ use bytes::Bytes;
 use hyper::body::Frame;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use super::{Ask, Query, Reply};
+use super::Query;
+use super::asker::{Asker, stopping};
 use crate::api::{
     PeerQuestion, Refusal, RouteQuestion, StatusView, WaitFor, WaitView, WhyQuestion,
 };
 
-/// How often a followed view is looked at again.
+/// Between two looks at a view that is followed, at least. Without a change there is no look.
 const WATCH_PERIOD: Duration = Duration::from_millis(500);
 
 /// The longest that anybody may wait.
@@ -66,12 +67,12 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Serves until the runtime ends.
-pub async fn serve(listener: UnixListener, ask: Ask<Query>) -> io::Result<()> {
-    axum::serve(listener, router(ask)).await
+pub async fn serve(listener: UnixListener, asker: Asker) -> io::Result<()> {
+    axum::serve(listener, router(asker)).await
 }
 
 /// The routes of the control API.
-pub fn router(ask: Ask<Query>) -> Router {
+pub fn router(asker: Asker) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/status/watch", get(watch_status))
@@ -81,24 +82,7 @@ pub fn router(ask: Ask<Query>) -> Router {
         .route("/v1/objects", get(objects))
         .route("/v1/wait", post(wait))
         .fallback(unknown)
-        .with_state(Asker(ask))
-}
-
-/// Asks and waits for the answer.
-#[derive(Clone)]
-pub struct Asker(pub Ask<Query>);
-
-impl Asker {
-    /// Asks; a daemon that stops is a refusal.
-    pub async fn ask<T>(&self, query: impl FnOnce(Reply<T>) -> Query) -> Result<T, Refusal> {
-        let (reply, answer) = oneshot::channel();
-        (self.0)(query(reply));
-        answer.await.unwrap_or_else(|_| Err(stopping()))
-    }
-}
-
-fn stopping() -> Refusal {
-    Refusal::hinted("the daemon is stopping", "try again when it is back")
+        .with_state(asker)
 }
 
 async fn status(State(asker): State<Asker>) -> Response {
@@ -110,7 +94,7 @@ async fn peers(State(asker): State<Asker>, Json(question): Json<PeerQuestion>) -
 }
 
 async fn routes(State(asker): State<Asker>, Json(question): Json<RouteQuestion>) -> Response {
-    answer(asker.ask(|reply| Query::Routes(question, reply)).await)
+    answer(asker.routes(question).await)
 }
 
 async fn why(State(asker): State<Asker>, Json(question): Json<WhyQuestion>) -> Response {
@@ -174,10 +158,9 @@ async fn watch_status(State(asker): State<Asker>) -> Response {
     let (lines, receiver) = mpsc::channel(4);
     tokio::spawn(async move {
         let mut last = Vec::new();
-        while let Ok(mut status) = asker.ask(Query::Status).await {
-            let uptime = std::mem::take(&mut status.uptime);
-            let seen = serde_json::to_vec(&status).unwrap_or_default();
-            status.uptime = uptime;
+        let mut turns = asker.turns();
+        while let Ok(status) = asker.ask(Query::Status).await {
+            let seen = serde_json::to_vec(&timeless(&status)).unwrap_or_default();
             if seen != last {
                 let mut line = serde_json::to_vec(&status).unwrap_or_default();
                 line.push(b'\n');
@@ -186,14 +169,32 @@ async fn watch_status(State(asker): State<Asker>) -> Response {
                 }
                 last = seen;
             }
+            let next = async {
+                tokio::time::sleep(WATCH_PERIOD).await;
+                turns.changed().await
+            };
             tokio::select! {
-                () = tokio::time::sleep(WATCH_PERIOD) => {}
+                turned = next => {
+                    if turned.is_err() {
+                        return;
+                    }
+                }
                 () = lines.closed() => return,
             }
         }
     });
     let headers = [(header::CONTENT_TYPE, "application/x-ndjson")];
     (headers, Body::new(Lines(receiver))).into_response()
+}
+
+/// Without what changes by the clock alone.
+fn timeless(status: &StatusView) -> StatusView {
+    let mut status = status.clone();
+    status.uptime = 0;
+    for peer in status.bgp.iter_mut().flat_map(|bgp| &mut bgp.peers) {
+        peer.since = 0;
+    }
+    status
 }
 
 /// A body that ends when its sender does.

@@ -42,21 +42,46 @@ pub struct World<'a> {
     /// Whether routes go into the kernel.
     pub kernel: bool,
     /// How far policy is; absent without the feature.
-    pub policy: Option<PolicyProgress>,
+    pub policy: Option<PolicyProgress<'a>>,
     /// Whether the node can serve pods.
     pub ready: &'a ReadyView,
     /// What keeps packets of pods from passing.
     pub obstacles: &'a [Obstacle],
+    /// Threads that have been in one turn for long, and how long.
+    pub busy: &'a [(&'static str, Duration)],
 }
 
 /// How far policy is.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct PolicyProgress {
+pub struct PolicyProgress<'a> {
     /// The newest generation that there is.
     pub planned: u64,
-    /// Pods of this node that wait for their policy.
-    pub waiting: usize,
+    /// Pods of this node that are attached and closed.
+    pub closed: &'a [ClosedPod],
 }
+
+/// A pod that is attached and closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClosedPod {
+    /// `namespace/name`, or the container where the runtime named no pod.
+    pub name: String,
+    /// Why it is closed.
+    pub why: Closed,
+}
+
+/// Why a pod is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Closed {
+    /// Its policy is not in the kernel yet.
+    NotEnforced,
+    /// No Pod of this name and UID is known: it has not been heard of yet, or it is gone.
+    NoPod,
+    /// One of its addresses belongs to another attachment.
+    Shadowed,
+}
+
+/// So many pods are named in one finding.
+const MOST_PODS: usize = 5;
 
 /// Everything on one screen.
 pub fn status(world: &World<'_>) -> StatusView {
@@ -271,7 +296,9 @@ fn peer(
         end_of_rib: state.is_some_and(|state| state.end_of_rib),
         stale: state.is_some_and(|state| !state.stale.is_empty()),
         stale_families: state.map(stale_families).unwrap_or_default(),
-        last_error: state.and_then(|state| state.last_error.clone()),
+        last_error: state
+            .and_then(|state| state.last_error.as_ref())
+            .map(|(at, error)| format!("{error} ({} ago)", rounded(seconds_since(*at)))),
         hint: state.and_then(|state| state.hint).map(Into::into),
         faults: state.map(fault_counts).unwrap_or_default(),
         last_fault: state
@@ -341,6 +368,14 @@ fn families_without_next_hop(store: &Store, speaker: &Speaker) -> Vec<String> {
     found
 }
 
+fn rounded(seconds: u64) -> String {
+    match seconds {
+        s @ 0..=119 => format!("{s} s"),
+        s @ 120..=7199 => format!("{} min", s / 60),
+        s => format!("{} h", s / 3600),
+    }
+}
+
 fn seconds_since(time: SystemTime) -> u64 {
     SystemTime::now()
         .duration_since(time)
@@ -348,13 +383,13 @@ fn seconds_since(time: SystemTime) -> u64 {
         .as_secs()
 }
 
-fn policy(store: &Store, progress: PolicyProgress) -> PolicyView {
+fn policy(store: &Store, progress: PolicyProgress<'_>) -> PolicyView {
     let state = store.policy_state();
     PolicyView {
         enforced: state.enforced,
         planned: progress.planned,
         local_pods: store.attachments().count(),
-        waiting: progress.waiting,
+        waiting: progress.closed.len(),
         policies: store.count(Kind::NetworkPolicy),
         not_enforced: PolicyKind::ALL
             .into_iter()
@@ -426,6 +461,16 @@ fn wrong(
             todo: todo.map(Into::into),
         })
     };
+    for (name, turn) in world.busy {
+        let todo = "if it goes on, the kernel or the disk may be slow; `/livez` fails after a minute, and what watches it starts the agent again";
+        say(
+            format!(
+                "the thread {name} has been busy with one piece of work for {} s",
+                turn.as_secs()
+            ),
+            Some(todo),
+        );
+    }
     if let Some(failure) = policy.and_then(|policy| policy.failure.as_ref()) {
         let todo = "the last plan that the kernel took stays in force; the log has the details";
         say(
@@ -439,19 +484,45 @@ fn wrong(
         let what = not_enforced::summary(&of_kind.kind, of_kind.count, names);
         say(what, Some(WHAT_TO_DO));
     }
-    if let Some(waiting) = policy
-        .map(|policy| policy.waiting)
-        .filter(|waiting| *waiting > 0)
-    {
-        let todo =
-            "a pod opens when its object and its policy are known; `selvage why` tells for one";
-        say(
-            format!(
-                "{} waiting for policy, closed until then",
-                counted(waiting, "pod")
-            ),
-            Some(todo),
-        );
+    for (why, text, todo) in [
+        (
+            Closed::NotEnforced,
+            "closed until the policy is in the kernel",
+            "`selvage why` tells what the policy will be",
+        ),
+        (
+            Closed::NoPod,
+            "attached, but no such Pod is known: closed",
+            "if the Pod is gone, the runtime removes the container; if it is there, is the source of objects up to date?",
+        ),
+        (
+            Closed::Shadowed,
+            "closed, for another attachment has one of the addresses",
+            "which of the containers is a leftover? `crictl rmp` removes it",
+        ),
+    ] {
+        let closed = world.policy.iter().flat_map(|policy| policy.closed);
+        let names: Vec<&str> = closed
+            .filter(|pod| pod.why == why)
+            .map(|pod| &*pod.name)
+            .collect();
+        if let Some(named) = names
+            .get(..names.len().min(MOST_PODS))
+            .filter(|n| !n.is_empty())
+        {
+            let more = match names.len() - named.len() {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            say(
+                format!(
+                    "{} {}{more}: {text}",
+                    noun(names.len(), "pod"),
+                    named.join(", ")
+                ),
+                Some(todo),
+            );
+        }
     }
     // A reflector has none; who serves pods gets its addresses and pod CIDRs from there.
     if serves_pods(world) && world.store.synced() && world.store.node(world.node).is_none() {
@@ -547,9 +618,12 @@ fn serves_pods(world: &World<'_>) -> bool {
         .any(|feature| ["cni", "policy"].contains(feature))
 }
 
-/// `1 pod`, `2 pods`.
-fn counted(number: usize, noun: &str) -> String {
-    counted_u64(number as u64, noun)
+/// `pod`, `pods`.
+fn noun(number: usize, noun: &str) -> String {
+    match number {
+        1 => noun.to_owned(),
+        _ => format!("{noun}s"),
+    }
 }
 
 fn counted_u64(number: u64, noun: &str) -> String {

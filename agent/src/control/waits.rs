@@ -8,10 +8,18 @@ use crate::api::WaitFor;
 pub struct Progress {
     /// The newest mark that the source has passed ([`crate::source::ObjectEvent::Reached`]).
     pub reached: u64,
-    /// Everything known is planned, and the plan is in the kernel.
-    pub policy_settled: bool,
-    /// Every route decided so far was answered by the kernel.
-    pub routes_settled: bool,
+    /// Counts what the policy compiler was told.
+    pub policy_told: u64,
+    /// How much of that the kernel has; `None`: its rules are in doubt.
+    pub policy_done: Option<u64>,
+    /// Counts the changes of policy after which established flows have to be looked at.
+    pub flows_due: u64,
+    /// How many of these were looked at, and what is denied was cut.
+    pub flows_done: u64,
+    /// The number that has to come back before the routes decided by now are in the kernel.
+    pub routes_due: u64,
+    /// The newest number that came back.
+    pub routes_done: u64,
     /// The node can serve pods.
     pub ready: bool,
     /// Every configured neighbour is Established and has sent its End-of-RIB.
@@ -25,11 +33,32 @@ pub struct Waits {
     mark: u64,
 }
 
+/// A wait comes true in steps. At each step the goal of the next one is set, so that what comes later holds up nobody.
 #[derive(Debug)]
 struct Wait {
     what: WaitFor,
     mark: u64,
+    /// When the source had reached the mark: what has to be in the kernel, rules and routes.
+    goal: Option<(u64, u64)>,
+    /// When the rules were in the kernel: the change after which flows have to have been looked at.
+    flows: Option<u64>,
     reply: Reply<()>,
+}
+
+impl Wait {
+    /// All that the source held when it was asked is in the kernel, and the flows that it denies are cut.
+    fn is_synced(&mut self, progress: &Progress) -> bool {
+        if progress.reached < self.mark {
+            return false;
+        }
+        let goal = (progress.policy_told, progress.routes_due);
+        let (policy, routes) = *self.goal.get_or_insert(goal);
+        if progress.policy_done.is_none_or(|done| done < policy) {
+            return false;
+        }
+        let flows = *self.flows.get_or_insert(progress.flows_due);
+        progress.flows_done >= flows && progress.routes_done >= routes
+    }
 }
 
 impl Waits {
@@ -39,6 +68,8 @@ impl Waits {
         self.pending.push(Wait {
             what,
             mark: self.mark,
+            goal: None,
+            flows: None,
             reply,
         });
         self.mark
@@ -47,12 +78,11 @@ impl Waits {
     /// Answers what has come true, and forgets whose asker has gone.
     pub fn settle(&mut self, progress: &Progress) {
         let pending = std::mem::take(&mut self.pending);
-        for wait in pending {
+        for mut wait in pending {
             if wait.reply.is_closed() {
                 continue;
             }
-            let synced =
-                progress.reached >= wait.mark && progress.policy_settled && progress.routes_settled;
+            let synced = wait.is_synced(progress);
             let done = match wait.what {
                 WaitFor::Synced => synced,
                 WaitFor::Ready => progress.ready,
@@ -86,13 +116,25 @@ mod tests {
         let (reply, mut ready) = oneshot::channel();
         waits.add(WaitFor::Ready, reply);
         let mut progress = Progress {
-            policy_settled: true,
-            routes_settled: true,
+            policy_done: Some(0),
             ..Progress::default()
         };
         waits.settle(&progress);
         assert!(synced.try_recv().is_err() && ready.try_recv().is_err());
-        progress.reached = mark;
+        // What the source held goes into the kernel, while more comes.
+        (progress.reached, progress.policy_told, progress.routes_due) = (mark, 5, 2);
+        for step in [
+            |p: &mut Progress| (p.policy_told, p.policy_done) = (9, Some(4)),
+            |p: &mut Progress| p.policy_done = None,
+            |p: &mut Progress| (p.policy_done, p.flows_due) = (Some(5), 3),
+            |p: &mut Progress| (p.flows_done, p.flows_due) = (2, 7),
+            |p: &mut Progress| (p.flows_done, p.routes_done) = (3, 1),
+        ] {
+            waits.settle(&progress);
+            assert!(synced.try_recv().is_err(), "{progress:?}");
+            step(&mut progress);
+        }
+        progress.routes_done = 2;
         waits.settle(&progress);
         assert_eq!(synced.try_recv(), Ok(Ok(())));
         assert!(ready.try_recv().is_err());

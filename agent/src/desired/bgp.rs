@@ -443,7 +443,7 @@ fn links(store: &Store) -> Vec<LinkAddresses> {
     let links = store
         .links()
         .iter()
-        .filter(|(_, link)| link.group != super::POD_LINK_GROUP && link.name != "lo");
+        .filter(|(_, link)| !link.is_pods() && link.name != "lo");
     links
         .map(|(index, link)| LinkAddresses {
             index: IfIndex(*index),
@@ -467,7 +467,7 @@ fn next_hop(store: &Store, node: Option<&Node>, family: Family) -> Option<IpAddr
     let links = store
         .links()
         .values()
-        .filter(|link| link.up && link.group != super::POD_LINK_GROUP);
+        .filter(|link| link.up && !link.is_pods());
     links
         .flat_map(|link| link.addresses.iter().map(IpNet::addr))
         .find(|address| address.is_ipv6() == v6 && is_global(*address))

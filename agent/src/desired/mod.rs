@@ -42,15 +42,9 @@ impl Local {
     }
 }
 
-/// The group of pod interfaces, whose addresses are not ours.
-const POD_LINK_GROUP: u32 = 0x5e1;
-
 /// Addresses of this machine that others may reach it by, with the prefixes of their links.
 fn own_addresses(store: &crate::store::Store) -> BTreeSet<ipnet::IpNet> {
-    let links = store
-        .links()
-        .values()
-        .filter(|link| link.group != POD_LINK_GROUP);
+    let links = store.links().values().filter(|link| !link.is_pods());
     links
         .flat_map(|link| link.addresses.iter().copied())
         .filter(|net| is_global(net.addr()))

@@ -26,12 +26,12 @@ pub mod routes;
 pub mod sysctl;
 pub mod watch;
 
+pub use crate::store::POD_LINK_GROUP;
+
 /// The routing protocol number of what BGP taught us, and of the blackholes under our prefixes.
 pub const PROTOCOL_BGP: u8 = 85;
 /// The routing protocol number of the routes to local pods, which are written when an interface is opened.
 pub const PROTOCOL_POD: u8 = 86;
-/// The link group of pod interfaces.
-pub const POD_LINK_GROUP: u32 = 0x5e1;
 /// The metric of learned routes unless told otherwise.
 pub const ROUTE_METRIC: u32 = 1085;
 /// The metric of the blackholes: behind everything that anybody else may have for the same prefix.

@@ -9,9 +9,11 @@ use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags};
+use selvage_bgp::Pulse;
 
 use super::ObjectEvent;
 use super::directory::Directory;
@@ -40,10 +42,11 @@ enum Command {
     Stop,
 }
 
-/// Starts to watch `path`, a file or a directory. Fails if it is not there.
-pub fn spawn(path: &Path, sink: Sink) -> io::Result<Watcher> {
+/// Starts to watch `path`, a file or a directory. Fails if it is not there. The thread stamps `pulse`.
+pub fn spawn(path: &Path, pulse: Arc<Pulse>, sink: Sink) -> io::Result<Watcher> {
     let mut source = Source::open(path, sink)?;
     let (commands, inbox) = Inbox::new()?;
+    let inbox = inbox.with_pulse(pulse);
     let thread = std::thread::Builder::new()
         .name("source".into())
         .spawn(move || source.run(&inbox))?;

@@ -16,8 +16,8 @@ use selvage_cni::link::Attachment;
 use selvage_policy::model::{NamedPort, NamespaceFact, Phase, PodFact, PodKey, PolicyKey, Proto};
 
 pub use observed::{
-    FaultCount, LastFault, Link, Observed, PeerState, PolicyState, RouteCounts, SessionState,
-    StaleFamily, UnknownSources, UnusedFamily,
+    FaultCount, LastFault, Link, Observed, POD_LINK_GROUP, PeerState, PolicyState, RouteCounts,
+    SessionState, StaleFamily, UnknownSources, UnusedFamily,
 };
 
 use crate::kernel::sysctl::Setting;
@@ -82,7 +82,8 @@ impl AttachmentId {
 /// What a batch of facts touched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
-    /// Nodes, peers, configuration, secrets, links: the speaker's configuration may differ now.
+    /// Nodes, peers, configuration, secrets, links that are not of pods: the configuration of the speaker or of the plugin
+    /// may differ now.
     pub bgp: bool,
     /// Nodes that are new, changed or gone.
     pub nodes: BTreeSet<String>,
@@ -198,14 +199,22 @@ impl Store {
         };
         match observed {
             Observed::Links(links) => {
-                dirty.bgp = addressing_differs(&self.links, &links);
+                let counts = |links: &BTreeMap<u32, Link>| -> Vec<_> {
+                    let own = links.iter().filter(|(_, link)| !link.is_pods());
+                    own.map(|(index, link)| (*index, link.clone())).collect()
+                };
+                dirty.bgp = counts(&self.links) != counts(&links);
                 self.links = links;
             }
             Observed::Link(index, link) => {
-                let before = self.links.insert(index, link.clone());
-                dirty.bgp = before.is_none_or(|before| before.addresses != link.addresses);
+                let now = Some(&link).filter(|link| !link.is_pods()).cloned();
+                let before = self.links.insert(index, link);
+                dirty.bgp = before.filter(|link| !link.is_pods()) != now;
             }
-            Observed::LinkGone(index) => dirty.bgp = self.links.remove(&index).is_some(),
+            Observed::LinkGone(index) => {
+                let gone = self.links.remove(&index);
+                dirty.bgp = gone.is_some_and(|link| !link.is_pods());
+            }
             Observed::Forwarding { ipv4, ipv6 } => self.forwarding = [ipv4, ipv6],
             Observed::Droppers(chains) => self.droppers = chains,
             Observed::Routes(counts) => self.routes = counts,
@@ -563,16 +572,6 @@ fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, value: A
     }
     map.insert(key, value);
     true
-}
-
-fn addressing_differs(before: &BTreeMap<u32, Link>, now: &BTreeMap<u32, Link>) -> bool {
-    let addresses = |links: &BTreeMap<u32, Link>| -> Vec<(u32, Vec<ipnet::IpNet>)> {
-        links
-            .iter()
-            .map(|(index, link)| (*index, link.addresses.clone()))
-            .collect()
-    };
-    addresses(before) != addresses(now)
 }
 
 /// The one form in which a pod is kept.

@@ -61,6 +61,16 @@ pub struct Link {
     pub addresses: Vec<IpNet>,
 }
 
+/// The group of the host's ends of pods (interfaces: 0x5e1).
+pub const POD_LINK_GROUP: u32 = 0x5e1;
+
+impl Link {
+    /// Whether it leads to a pod: its addresses are not ours.
+    pub fn is_pods(&self) -> bool {
+        self.group == POD_LINK_GROUP
+    }
+}
+
 /// The kernel's side of the routes learned by BGP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RouteCounts {
@@ -96,8 +106,8 @@ pub struct PeerState {
     pub since: SystemTime,
     /// Its autonomous system, once known.
     pub asn: Option<u32>,
-    /// Why it is down, or went down last.
-    pub last_error: Option<String>,
+    /// Why it is down, or went down last, and when that was; `None` while it is Established.
+    pub last_error: Option<(SystemTime, String)>,
     /// What to do about that.
     pub hint: Option<&'static str>,
     /// Faults of the neighbour that its sessions have survived, by kind.
@@ -186,6 +196,40 @@ pub struct UnusedFamily {
 }
 
 impl PeerState {
+    /// A neighbour that nothing is known of.
+    pub fn new(address: IpAddr) -> PeerState {
+        PeerState {
+            address,
+            state: SessionState::Idle,
+            since: SystemTime::UNIX_EPOCH,
+            asn: None,
+            last_error: None,
+            hint: None,
+            faults: Vec::new(),
+            last_fault: None,
+            received: [0; 2],
+            advertised: [0; 2],
+            end_of_rib: false,
+            stale: Vec::new(),
+            flaps: 0,
+            families: [false; 2],
+            router_id: None,
+            unused_families: Vec::new(),
+            hold: 0,
+            dynamic: false,
+        }
+    }
+
+    /// Established.
+    pub fn is_up(&self) -> bool {
+        self.state == SessionState::Established
+    }
+
+    /// Established, and the End-of-RIB has come.
+    pub fn is_complete(&self) -> bool {
+        self.is_up() && self.end_of_rib
+    }
+
     /// Names of the families in use.
     pub fn family_names(&self) -> Vec<String> {
         let named = ["ipv4", "ipv6"].into_iter().zip(self.families);

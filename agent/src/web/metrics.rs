@@ -1,5 +1,7 @@
 //! Metrics, made from a view at every scrape: nothing is counted twice, nothing is kept here.
 
+use std::time::Duration;
+
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::api::StatusView;
@@ -7,9 +9,23 @@ use crate::api::StatusView;
 /// The text format of Prometheus.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 
-/// The metrics of one moment.
-pub(super) fn text(status: &StatusView) -> prometheus::Result<String> {
+/// The metrics of one moment. `threads`: how long the present turn of each has lasted; `None`: it waits for work.
+pub(super) fn text(
+    status: &StatusView,
+    threads: &[(&'static str, Option<Duration>)],
+) -> prometheus::Result<String> {
     let sheet = Sheet(Registry::new());
+    sheet.labelled(
+        "selvage_thread_busy_seconds",
+        "How long the thread has been at its present piece of work; 0 while it waits for more",
+        &["thread"],
+        |gauge| {
+            for (name, turn) in threads {
+                let seconds = turn.unwrap_or_default().as_secs();
+                gauge.with_label_values(&[name]).set(number(seconds));
+            }
+        },
+    )?;
     sheet.labelled(
         "selvage_build_info",
         "Version of the daemon",
@@ -95,7 +111,7 @@ pub(super) fn text(status: &StatusView) -> prometheus::Result<String> {
         )?;
         sheet.gauge(
             "selvage_local_pods_waiting",
-            "Pods that wait for their policy",
+            "Pods that are closed: their policy is not in the kernel, or no such Pod is known",
             count(policy.waiting),
         )?;
         sheet.labelled(

@@ -5,11 +5,12 @@
 //!  speaker, routes, nft  ──►                      │   └───► routes  (settings, blackholes)
 //!  control (questions)   ──►                      └───────► Compiler ──► nft (deltas, one at a time)
 //! ```
-//! Nothing here blocks but the short question to the speaker's I/O thread. A delta is taken only when the kernel has
-//! answered the one before, so that many changes become one transaction.
+//! Nothing here waits for another thread: facts come, and nobody is asked for them. A delta is taken only when the kernel
+//! has answered the one before, so that many changes become one transaction.
 
 mod lives;
 mod nat;
+mod neighbours;
 mod pods;
 mod policy;
 mod progress;
@@ -29,9 +30,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use selvage_bgp::core::{
-    ids::{Family, FamilySet},
-    prefix::Prefix,
+use selvage_bgp::{
+    PeerChange,
+    core::{
+        ids::{Family, FamilySet, PeerIdx},
+        prefix::Prefix,
+        rib::PeerCounts,
+    },
 };
 use selvage_cni::link;
 use selvage_policy::{
@@ -39,7 +44,7 @@ use selvage_policy::{
     model::{PodFact, PodKey},
     plan::Gen,
 };
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tracing::error;
 
 use crate::{
@@ -57,6 +62,7 @@ use crate::{
         routes::{RouteEvent, RouteWork},
     },
     publish::Publisher,
+    pulses::Pulses,
     source::ObjectEvent,
     store::{AttachmentId, Dirty, Observed, Store},
 };
@@ -71,9 +77,13 @@ pub enum Work {
     Routes(RouteEvent),
     /// By the RIB, where no routes are written.
     RibSynced(Family),
-    /// By the speaker: sessions have come up or gone down.
-    SessionsMoved,
-    /// The route writer has done everything up to this number.
+    /// By the speaker: what the operating system refused of the configuration that it was told last.
+    Configured(Vec<String>),
+    /// By the speaker: neighbours that have changed, or are gone.
+    Peers(Vec<PeerChange>),
+    /// By the RIB: numbers of neighbours that have changed.
+    PeerCounts(Vec<(PeerIdx, PeerCounts)>),
+    /// All that the speaker was told before this number is decided, and the route writer has done what follows.
     RoutesDone(u64),
     /// By the nft writer.
     Nft(NftEvent),
@@ -99,6 +109,8 @@ const READY_LIMIT: Duration = Duration::from_secs(20);
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long the kernel's table of flows is left alone after a pass; what is denied is cut within a second.
 const FLOWS_REST: Duration = Duration::from_millis(200);
+/// How long a part of the speaker's configuration that the operating system has refused is left alone.
+const CONFIGURE_AGAIN: Duration = Duration::from_secs(5);
 /// How long a plan that the kernel has refused is left alone.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -140,6 +152,10 @@ pub struct Outlets {
     pub world: Sender<Work>,
     /// Who writes to the API server, where there is one.
     pub publisher: Option<Publisher>,
+    /// The pulses of all threads.
+    pub pulses: Pulses,
+    /// Counts the turns in which something may have changed, for those who follow a view.
+    pub turns: watch::Sender<u64>,
     /// Asks the source to pass a mark.
     pub reach: Box<dyn Fn(u64) + Send>,
 }
@@ -165,6 +181,9 @@ pub struct World {
     store: Store,
     compiler: Compiler,
     speaker: Option<Speaker>,
+    neighbours: neighbours::Neighbours,
+    /// When the speaker is told its configuration again, because the operating system has refused a part of it.
+    configure_at: Option<Instant>,
     route_policy: Option<RoutePolicy>,
     blackholes: Option<Vec<Prefix>>,
     policy: PolicyOut,
@@ -199,6 +218,12 @@ struct PolicyOut {
     whole_at: Option<Instant>,
     failure: Option<String>,
     repaired: u64,
+    /// Counts what the compiler was told.
+    told: u64,
+    /// How much of that is in the generation in flight.
+    flying: u64,
+    /// How much of that is in the newest generation in the kernel.
+    done: u64,
 }
 
 impl PolicyOut {
@@ -218,6 +243,12 @@ struct Flows {
     in_pass: bool,
     /// The end of the last pass.
     last: Option<Instant>,
+    /// Counts what was added to `due`.
+    number: u64,
+    /// The count when the pass under way began.
+    passing: u64,
+    /// The count when the last complete pass began: what is denied since then is cut.
+    done: u64,
 }
 
 impl Flows {
@@ -262,6 +293,8 @@ impl World {
             store: Store::default(),
             compiler,
             speaker: None,
+            neighbours: neighbours::Neighbours::default(),
+            configure_at: None,
             route_policy: None,
             blackholes: None,
             policy: PolicyOut {
@@ -270,6 +303,9 @@ impl World {
                 whole_at: Some(now),
                 failure: None,
                 repaired: 0,
+                told: 0,
+                flying: 0,
+                done: 0,
             },
             flows: Flows::default(),
             waiting: Vec::new(),
@@ -319,7 +355,9 @@ impl World {
     ) -> ControlFlow<Shutdown> {
         self.now = now;
         let mut dirty = Dirty::default();
+        let mut only_questions = true;
         for work in works {
+            only_questions &= matches!(work, Work::Ask(_));
             if let Work::Stop(how) = work {
                 return ControlFlow::Break(how);
             }
@@ -328,6 +366,9 @@ impl World {
         self.think(&dirty);
         self.look();
         self.publish(&dirty);
+        if !only_questions {
+            self.out.turns.send_modify(|turns| *turns += 1);
+        }
         ControlFlow::Continue(())
     }
 
@@ -343,6 +384,7 @@ impl World {
             policy,
             flows,
             open,
+            self.configure_at.filter(|_| writing),
             self.readiness_wakeup(),
             self.publishing.next_wakeup(self.now),
         ]
@@ -379,10 +421,9 @@ impl World {
                 self.synced.insert(family);
                 Dirty::default()
             }
-            Work::SessionsMoved => {
-                self.publishing.sessions_moved = true;
-                Dirty::default()
-            }
+            Work::Configured(refused) => self.configured(&refused),
+            Work::Peers(changes) => self.peers_changed(changes),
+            Work::PeerCounts(counts) => self.peers_counted(counts),
             Work::RoutesDone(number) => {
                 self.barrier.done = self.barrier.done.max(number);
                 Dirty::default()
@@ -428,6 +469,7 @@ impl World {
         if dirty.bgp || dirty.synced || self.route_policy.is_none() {
             self.configure();
         }
+        self.configure_again();
         if dirty.policy() {
             self.tell_compiler(dirty);
         }

@@ -185,7 +185,8 @@ impl World {
     }
 }
 
-fn pod_name(attachment: &link::Attachment) -> String {
+/// The pod, or the container where the runtime named none.
+pub(super) fn pod_name(attachment: &link::Attachment) -> String {
     match &attachment.pod {
         Some(pod) => format!("{}/{}", pod.namespace, pod.name),
         None => attachment.container_id.clone(),

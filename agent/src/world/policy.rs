@@ -20,6 +20,7 @@ impl World {
         if self.setup.features.policy {
             for change in desired::policy(&self.store, dirty) {
                 self.compiler.apply(change);
+                self.policy.told += 1;
             }
         }
     }
@@ -36,6 +37,11 @@ impl World {
             }
         } else if let Some(delta) = self.compiler.take_delta() {
             self.policy.in_flight = Some(delta.to);
+            // A part of a large set does not count.
+            self.policy.flying = match self.compiler.is_filling() {
+                true => self.policy.done,
+                false => self.policy.told,
+            };
             if delta.may_revoke() || delta.may_allow() {
                 let none = self.without_flows();
                 let affected = delta.affected().into_iter();
@@ -44,6 +50,9 @@ impl World {
                     .extend(affected.filter(|addr| !none.contains(addr)));
             }
             self.tell_nft(NftWork::Delta(delta));
+        } else {
+            // What was told has changed nothing in the plan that the kernel has.
+            self.policy.done = self.policy.told;
         }
     }
 
@@ -51,6 +60,7 @@ impl World {
         let (generation, plan) = self.compiler.take_plan();
         let plan = Arc::new(plan.clone());
         self.policy.in_flight = Some(generation);
+        self.policy.flying = self.policy.told;
         self.policy.whole_at = None;
         self.flows.coming = self.compiler.local_addresses();
         self.tell_nft(NftWork::Plan(generation, plan));
@@ -70,12 +80,16 @@ impl World {
             } => {
                 self.policy.in_flight = None;
                 self.policy.applied = Some(generation);
+                self.policy.done = self.policy.flying;
                 self.policy.failure = None;
                 self.policy.repaired += u64::from(repaired);
                 if repaired {
                     self.flows.due = self.compiler.local_addresses();
                 }
                 self.flows.due.append(&mut self.flows.coming);
+                if !self.flows.due.is_empty() {
+                    self.flows.number += 1;
+                }
             }
             NftEvent::Failed {
                 generation,
@@ -134,9 +148,13 @@ impl World {
             return;
         }
         let due = std::mem::take(&mut self.flows.due);
-        if let Some(flows) = &self.out.flows {
-            self.flows.in_pass = true;
-            flows.send(FlowWork::Check(Arc::new(due)));
+        self.flows.passing = self.flows.number;
+        match &self.out.flows {
+            Some(flows) => {
+                self.flows.in_pass = true;
+                flows.send(FlowWork::Check(Arc::new(due)));
+            }
+            None => self.flows.done = self.flows.number,
         }
     }
 
@@ -162,6 +180,7 @@ impl World {
             } => self.lives.seen(prefixes, addresses),
             FlowEvent::Passed(passed) => {
                 self.flows.in_pass = false;
+                self.flows.done = self.flows.passing;
                 self.flows.last = Some(self.now);
                 if passed.revoked + passed.restored > 0 {
                     info!(

@@ -11,7 +11,7 @@ use crate::{
     api::ReadyView,
     control::waits::Progress,
     kernel::routes::{Reply as RouteReply, RouteWork},
-    store::SessionState,
+    store::PeerState,
 };
 
 impl World {
@@ -22,24 +22,25 @@ impl World {
         }
         self.push_policy();
         self.check_ready();
-        if !self.waits.is_empty() {
-            self.look_at_peers();
-        }
         self.pass_barrier();
-        let settled = self.policy_is_settled();
         let mut waits = std::mem::take(&mut self.waits);
         waits.settle(&Progress {
             reached: self.store.reached(),
-            policy_settled: settled,
-            routes_settled: self.barrier.done >= self.barrier.wanted,
+            policy_told: self.policy.told,
+            policy_done: self.policy_done(),
+            flows_due: self.flows.number,
+            flows_done: self.flows.done,
+            routes_due: self.barrier.wanted,
+            routes_done: self.barrier.done,
             ready: self.ready.ready,
             peers: self.peers_are_up(),
         });
         self.waits = waits;
     }
 
-    /// What the source held at a mark has reached the kernel when two numbers have come back since. Before each the RIB was
-    /// asked for its peers, in the order of its work: by the second it has decided, and what it decided is written.
+    /// What the source held at a mark has reached the kernel when two numbers have come back since. Each passes through the
+    /// speaker and the route writer, behind all that they were told before: after the first the RIB knows how the next hops
+    /// are reached that it asked for, and after the second what it decided by them is written.
     pub(super) fn pass_barrier(&mut self) {
         let barrier = &mut self.barrier;
         if self.store.reached() > barrier.mark {
@@ -49,23 +50,30 @@ impl World {
         if barrier.asked > barrier.done || barrier.done >= barrier.wanted {
             return;
         }
-        let Some(routes) = &self.out.routes else {
-            barrier.asked = barrier.wanted;
-            barrier.done = barrier.wanted;
-            return;
+        let number = barrier.asked + 1;
+        let passes = match (&self.out.bgp, &self.out.routes) {
+            (Some(bgp), _) if bgp.barrier(number) => true,
+            (_, Some(routes)) => {
+                let world = self.out.world.clone();
+                let done = move |_: &_| world.send(Work::RoutesDone(number));
+                routes.send(RouteWork::Query(RouteReply(Box::new(done))));
+                true
+            }
+            (_, None) => false,
         };
-        barrier.asked += 1;
-        let number = barrier.asked;
-        let world = self.out.world.clone();
-        let done = move |_: &_| world.send(Work::RoutesDone(number));
-        routes.send(RouteWork::Query(RouteReply(Box::new(done))));
+        self.barrier.asked = number;
+        if !passes {
+            self.barrier.asked = self.barrier.wanted;
+            self.barrier.done = self.barrier.wanted;
+        }
     }
 
-    pub(super) fn policy_is_settled(&self) -> bool {
-        !self.setup.features.policy
-            || (self.policy.applied.is_some()
-                && self.policy.in_flight.is_none()
-                && self.policy.whole_at.is_none())
+    /// How much of what the compiler was told the kernel has.
+    fn policy_done(&self) -> Option<u64> {
+        if !self.setup.features.policy {
+            return Some(self.policy.told);
+        }
+        self.policy.applied.map(|_| self.policy.done)
     }
 
     pub(super) fn peers_are_up(&self) -> bool {
@@ -74,7 +82,7 @@ impl World {
         };
         speaker.config.peers.iter().all(|peer| {
             let session = self.store.session(&peer.key.addr);
-            session.is_some_and(|s| s.state == SessionState::Established && s.end_of_rib)
+            session.is_some_and(PeerState::is_complete)
         })
     }
 
@@ -114,27 +122,28 @@ impl World {
             }
             return;
         }
-        self.look_at_peers();
-        let down = self
-            .speaker
-            .iter()
-            .flat_map(|s| &s.config.peers)
-            .map(|p| p.key.addr);
-        let down = down.filter(|a| {
-            self.store
-                .session(a)
-                .is_none_or(|s| s.state != SessionState::Established)
-        });
         self.ready = ReadyView {
             ready: true,
-            missing: down.map(|a| format!("neighbour {a} is not up")).collect(),
+            missing: Vec::new(),
         };
         self.publish_soon();
         match std::fs::write(self.setup.run_dir.join(link::READY), "") {
-            Ok(()) => info!(without = ?self.ready.missing, "ready"),
+            Ok(()) => info!(without = ?self.shortcomings(), "ready"),
             Err(error) => {
                 error!(%error, "cannot write the ready file: the plugin will refuse pods")
             }
         }
+    }
+
+    /// What a node that is ready does without at the moment.
+    pub(super) fn shortcomings(&self) -> Vec<String> {
+        let mut missing: Vec<String> = self.missing_cidrs().into_iter().collect();
+        let configured = self.speaker.iter().flat_map(|s| &s.config.peers);
+        let down = configured.map(|peer| peer.key.addr).filter(|address| {
+            let session = self.store.session(address);
+            !session.is_some_and(PeerState::is_up)
+        });
+        missing.extend(down.map(|address| format!("neighbour {address} is not up")));
+        missing
     }
 }

@@ -31,8 +31,6 @@ const NETWORK: &str = "selvage";
 /// How far the outside has been told.
 #[derive(Debug, Default)]
 pub(super) struct Publishing {
-    /// Sessions have come up or gone down since the last look.
-    pub(super) sessions_moved: bool,
     /// When the outside is told, because something may differ. Always `None` where nobody is told.
     at: Option<Instant>,
     /// The condition of the node in the turn before.
@@ -41,6 +39,8 @@ pub(super) struct Publishing {
     unwritten: Option<(Instant, String)>,
     /// It is as it should be.
     written: bool,
+    /// What stands there by our hand.
+    ours: Option<Conflist>,
     /// When we wrote it last.
     wrote: Option<Instant>,
     /// Somebody's hand was there; not put right before this time, should that hand not rest.
@@ -81,17 +81,13 @@ impl World {
         }
         let network = self.network();
         let moved = std::mem::replace(&mut self.publishing.network, network.clone()) != network;
-        let sessions = self.publishing.sessions_moved;
-        if moved || sessions || dirty.bgp || dirty.views || dirty.synced {
+        if moved || dirty.bgp || dirty.views || dirty.synced {
             self.publish_soon();
         }
         if self.publishing.at.is_none_or(|at| at > self.now) {
             return;
         }
         self.publishing.at = None;
-        if std::mem::take(&mut self.publishing.sessions_moved) {
-            self.look_at_peers();
-        }
         let wanted = self.wanted();
         if let Some(publisher) = &self.out.publisher {
             publisher.tell(wanted);
@@ -259,6 +255,10 @@ impl World {
                 ready: false,
                 missing: vec![message],
             },
+            None if self.ready.ready => ReadyView {
+                ready: true,
+                missing: self.shortcomings(),
+            },
             None => self.ready.clone(),
         }
     }
@@ -308,6 +308,7 @@ impl World {
                 }
                 self.publishing.written = true;
                 self.publishing.unwritten = None;
+                self.publishing.ours = Some(conflist);
             }
             Err(error) => {
                 let why = format!("{error}");
@@ -336,7 +337,8 @@ impl World {
             ),
             None => Observed::NotLacking("cni-configuration"),
         });
-        if self.publishing.written && self.conflist().is_some_and(|ours| !ours.is_at(path)) {
+        let ours = self.publishing.ours.as_ref();
+        if self.publishing.written && ours.is_some_and(|ours| !ours.is_at(path)) {
             warn!(path = %path.display(), "somebody has removed or changed the CNI configuration; it is written again");
             self.publishing.written = false;
             self.publishing.put_right = self.publishing.wrote.map(|at| at + PUT_RIGHT);

@@ -1,13 +1,18 @@
 //! Questions of people and programs, answered from what is known.
 
-use super::World;
+use std::sync::Arc;
+
+use selvage_policy::LocalStatus;
+
+use super::{World, pods::pod_name};
 use crate::{
     api::{Refusal, StatusView},
     control::{
         Query,
-        views::{self, PolicyProgress},
+        views::{self, Closed, ClosedPod, PolicyProgress},
     },
     kernel::sysctl,
+    pulses::LONG_TURN,
     store::Observed,
 };
 
@@ -16,22 +21,10 @@ impl World {
         // Whoever asked may be gone; that is no error.
         match query {
             Query::Status(reply) => {
-                self.look_at_peers();
                 let _ = reply.send(Ok(self.status()));
             }
             Query::Peers(question, reply) => {
-                self.look_at_peers();
                 let _ = reply.send(views::peers(&self.store, self.speaker.as_ref(), &question));
-            }
-            Query::Routes(question, reply) => {
-                let page = match &self.out.bgp {
-                    Some(bgp) => bgp.routes(&question),
-                    None => Err(Refusal::hinted(
-                        "this agent runs without BGP",
-                        "it was left out of --features",
-                    )),
-                };
-                let _ = reply.send(page);
             }
             Query::Why(question, reply) => {
                 let answer = if self.setup.features.policy {
@@ -56,22 +49,12 @@ impl World {
 
     pub(super) fn status(&mut self) -> StatusView {
         self.verify_sysctls();
-        let waiting: Vec<String> = self
-            .store
-            .attachments()
-            .map(|(_, a)| a.host_if.clone())
-            .collect();
-        let waiting = match self.setup.features.policy {
-            true => waiting
-                .iter()
-                .filter(|host_if| self.is_enforced(host_if).is_none())
-                .count(),
-            false => 0,
-        };
+        let closed = self.closed_pods();
         let planned = self.compiler.generation().0;
         let features = self.setup.features.names();
         let ready = self.ready_view();
         let obstacles = self.obstacles();
+        let busy = self.out.pulses.busy_for(LONG_TURN);
         views::status(&views::World {
             store: &self.store,
             node: &self.setup.local.node,
@@ -80,13 +63,13 @@ impl World {
             started: self.setup.started,
             speaker: self.speaker.as_ref(),
             kernel: self.setup.features.kernel,
-            policy: self
-                .setup
-                .features
-                .policy
-                .then_some(PolicyProgress { planned, waiting }),
+            policy: self.setup.features.policy.then_some(PolicyProgress {
+                planned,
+                closed: &closed,
+            }),
             ready: &ready,
             obstacles: &obstacles,
+            busy: &busy,
         })
     }
 
@@ -104,22 +87,36 @@ impl World {
         }
     }
 
-    pub(super) fn look_at_peers(&mut self) {
-        let Some(bgp) = &self.out.bgp else { return };
-        let peers = bgp.peers();
-        let gone: Vec<_> = self
+    /// The pods of this node that are attached and closed, and why. One that has finished is no longer of interest.
+    fn closed_pods(&mut self) -> Vec<ClosedPod> {
+        if !self.setup.features.policy {
+            return Vec::new();
+        }
+        let attached: Vec<_> = self
             .store
-            .sessions()
-            .map(|s| s.address)
-            .filter(|a| !peers.iter().any(|p| p.address == *a))
+            .attachments()
+            .map(|(_, a)| Arc::clone(a))
             .collect();
-        for address in gone {
-            self.store.observe(Observed::PeerGone(address));
-        }
-        let unknown = bgp.unknown_sources();
-        for peer in peers {
-            self.store.observe(Observed::Peer(Box::new(peer)));
-        }
-        self.store.observe(Observed::UnknownSources(unknown));
+        let applied = self.policy.applied;
+        let closed = attached.into_iter().filter_map(|attachment| {
+            let status = match attachment.host_if.parse() {
+                Ok(ifname) => self.compiler.status(&ifname),
+                Err(_) => LocalStatus::Unknown,
+            };
+            let why = match status {
+                LocalStatus::Planned(planned) if applied.is_some_and(|done| planned <= done) => {
+                    return None;
+                }
+                LocalStatus::Finished => return None,
+                LocalStatus::Planned(_) | LocalStatus::Staged | LocalStatus::Unknown => {
+                    Closed::NotEnforced
+                }
+                LocalStatus::Waiting => Closed::NoPod,
+                LocalStatus::Shadowed => Closed::Shadowed,
+            };
+            let name = pod_name(&attachment);
+            Some(ClosedPod { name, why })
+        });
+        closed.collect()
     }
 }

@@ -136,6 +136,8 @@ impl Scene {
             flows: policy.then_some(flow_sender),
             publisher: None,
             world,
+            pulses: Default::default(),
+            turns: watch::Sender::new(0),
             reach: Box::new(|_| {}),
         };
         Scene {
@@ -643,4 +645,185 @@ fn only_an_address_that_has_had_a_life_is_looked_at() {
     )));
     let _again = scene.attach(attachment("a", 8, "10.0.1.1"));
     assert_eq!(scene.forgets().0, ["10.0.1.1"], "they could not be deleted");
+}
+
+/// What a node that is ready lacks is what it lacks now, not what it lacked when it became ready.
+#[test]
+fn shortcomings_are_those_of_the_moment() {
+    let dir = std::env::temp_dir().join(format!("selvage-now-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let mut scene = Scene::new(Vec::new());
+    scene.world.setup.run_dir = dir.clone();
+    scene.world.setup.features.bgp = true;
+    let peer = object(
+        json!({"apiVersion": "selvage.io/v1alpha1", "kind": "BGPPeer",
+        "metadata": {"name": "tor", "uid": "t"}, "spec": {"address": "192.0.2.1", "asn": 65001}}),
+    );
+    scene.turn_after(READY_LIMIT, vec![Work::Objects(vec![peer])]);
+    let missing = |scene: &Scene| scene.world.ready_view().missing;
+    assert!(scene.world.ready.ready);
+    assert_eq!(missing(&scene), ["neighbour 192.0.2.1 is not up"]);
+    let session = |state| {
+        let address = "192.0.2.1".parse().unwrap();
+        Work::Observed(Observed::Peer(Box::new(store::PeerState {
+            state,
+            ..store::PeerState::new(address)
+        })))
+    };
+    for (state, expected) in [
+        (store::SessionState::Established, 0),
+        (store::SessionState::Active, 1),
+    ] {
+        scene.turn_after(Duration::ZERO, vec![session(state)]);
+        assert_eq!(missing(&scene).len(), expected, "{state:?}");
+    }
+    let gone = ObjectEvent::Deleted(Kind::BgpPeer, objects::Key::new("", "tor"));
+    scene.turn_after(Duration::ZERO, vec![Work::Objects(vec![gone])]);
+    assert_eq!(missing(&scene), [""; 0]);
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// A pod's interface does not concern the speaker; the uplink's MTU concerns the pods to come.
+#[test]
+fn links_of_pods_do_not_concern_the_speaker() {
+    let mut store = Store::default();
+    let link = |group, mtu| store::Link {
+        name: "x".into(),
+        group,
+        mtu,
+        addresses: vec!["192.0.2.7/24".parse().unwrap()],
+        ..store::Link::default()
+    };
+    let pods = store::POD_LINK_GROUP;
+    let all: BTreeMap<_, _> = [(2, link(0, 1500)), (7, link(pods, 1500))].into();
+    let without: BTreeMap<_, _> = [(2, link(0, 1500))].into();
+    for (observed, concerns) in [
+        (Observed::Link(2, link(0, 1500)), true),
+        (Observed::Link(7, link(pods, 1500)), false),
+        (Observed::Link(7, link(pods, 1400)), false),
+        (Observed::Links(all), false),
+        (Observed::Link(2, link(0, 9000)), true),
+        (Observed::LinkGone(7), false),
+        (Observed::Link(8, link(0, 1500)), true),
+        (Observed::Link(8, link(pods, 1500)), true),
+        (Observed::Links(without), true),
+        (Observed::LinkGone(2), true),
+    ] {
+        let text = format!("{observed:?}");
+        assert_eq!(store.observe(observed).bgp, concerns, "{text}");
+    }
+}
+
+/// Who waits until all is in the kernel waits for the flows, too, that a change denies.
+#[test]
+fn a_wait_ends_after_the_flows_that_a_change_denies_are_cut() {
+    let dir = std::env::temp_dir().join(format!("selvage-cut-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let mut scene = Scene::new(Vec::new());
+    scene.world.setup.run_dir = dir.clone();
+    scene.turn_after(Duration::ZERO, vec![Work::Objects(vec![pod("a", "u")])]);
+    let _plugin = scene.attach(attachment("a", 5, "10.0.1.1"));
+    let number = scene.forgets().1;
+    scene.forgot(number);
+    let open = object(
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "x", "name": "open"}, "spec": {"podSelector": {}, "ingress": [{}]}}),
+    );
+    let shut = ObjectEvent::Deleted(Kind::NetworkPolicy, objects::Key::new("x", "open"));
+    let mut waits = Vec::new();
+    for (mark, change) in (1..).zip([open, shut]) {
+        // The kernel is idle before each change.
+        while let Some(delta) = scene.delta() {
+            scene.apply(delta.to, false);
+        }
+        if scene.world.flows.in_pass {
+            let passed = FlowEvent::Passed(Default::default());
+            scene.turn_after(Duration::ZERO, vec![Work::Flows(passed)]);
+        }
+        scene.turn_after(FLOWS_REST, Vec::new());
+        scene.flows.recv_all();
+        assert!(!scene.world.flows.in_pass);
+        let (reply, mut answer) = oneshot::channel();
+        scene.turn_after(
+            Duration::ZERO,
+            vec![
+                Work::Ask(Query::Wait(crate::api::WaitFor::Synced, reply)),
+                Work::Objects(vec![change, ObjectEvent::Reached(mark)]),
+            ],
+        );
+        let delta = scene.delta().expect("a change of the rules");
+        assert!(
+            answer.try_recv().is_err(),
+            "the rules are not in the kernel"
+        );
+        let repaired = false;
+        let generation = delta.to;
+        let applied = NftEvent::Applied {
+            generation,
+            repaired,
+        };
+        scene.turn_after(FLOWS_REST, vec![Work::Nft(applied)]);
+        let checks = scene.flows.recv_all();
+        assert!(
+            matches!(checks.front(), Some(FlowWork::Check(_))),
+            "{checks:?}"
+        );
+        assert!(answer.try_recv().is_err(), "the flows live");
+        let passed = FlowEvent::Passed(Default::default());
+        scene.turn_after(Duration::ZERO, vec![Work::Flows(passed)]);
+        assert_eq!(answer.try_recv(), Ok(Ok(())));
+        waits.push(answer);
+    }
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// A long list goes into the kernel in portions: who waits until all is there waits for the last one.
+#[test]
+fn a_wait_ends_after_the_last_portion_of_a_long_list() {
+    let dir = std::env::temp_dir().join(format!("selvage-long-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let mut scene = Scene::new(Vec::new());
+    scene.world.setup.run_dir = dir.clone();
+    scene.turn_after(Duration::ZERO, vec![Work::Objects(vec![pod("a", "u")])]);
+    let _plugin = scene.attach(attachment("a", 5, "10.0.1.1"));
+    let number = scene.forgets().1;
+    scene.forgot(number);
+    let blocks: Vec<_> = (0..6000)
+        .map(|n| json!({"ipBlock": {"cidr": format!("172.16.{}.{}/32", n / 100, 2 * (n % 100))}}))
+        .collect();
+    let long = object(
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "x", "name": "long"},
+        "spec": {"podSelector": {}, "ingress": [{"from": blocks}]}}),
+    );
+    let (reply, mut answer) = oneshot::channel();
+    scene.turn_after(
+        Duration::ZERO,
+        vec![
+            Work::Ask(Query::Wait(crate::api::WaitFor::Synced, reply)),
+            Work::Objects(vec![long, ObjectEvent::Reached(1)]),
+        ],
+    );
+    let mut deltas = 0;
+    while let Some(delta) = scene.delta() {
+        assert!(answer.try_recv().is_err(), "after {deltas} portions");
+        deltas += 1;
+        let applied = NftEvent::Applied {
+            generation: delta.to,
+            repaired: false,
+        };
+        scene.turn_after(FLOWS_REST, vec![Work::Nft(applied)]);
+        if scene.world.flows.in_pass {
+            let passed = FlowEvent::Passed(Default::default());
+            scene.turn_after(FLOWS_REST, vec![Work::Flows(passed)]);
+            scene.flows.recv_all();
+        }
+    }
+    assert!(deltas > 2, "{deltas}");
+    if scene.world.flows.in_pass {
+        let passed = FlowEvent::Passed(Default::default());
+        scene.turn_after(FLOWS_REST, vec![Work::Flows(passed)]);
+    }
+    assert_eq!(answer.try_recv(), Ok(Ok(())));
+    std::fs::remove_dir_all(dir).unwrap();
 }

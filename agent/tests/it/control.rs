@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use selvage::api::{PeerQuestion, PeerView, Refusal, SOCKET, WaitFor, WaitView};
 use selvage::control::client::{Client, ClientError};
 use selvage::control::server::WaitQuestion;
-use selvage::control::{Ask, LinkQuery, Query, cni, server};
+use selvage::control::{Ask, Asker, LinkQuery, Query, cni, server};
 use selvage_cni::link;
 
 fn folder() -> PathBuf {
@@ -36,7 +36,7 @@ fn world() -> Ask<Query> {
 async fn questions_are_answered_refused_or_lost() {
     let path = folder();
     let listener = server::bind(&path.join(SOCKET)).unwrap();
-    tokio::spawn(server::serve(listener, world()));
+    tokio::spawn(server::serve(listener, Asker::new(world())));
     let client = Client::new(&path);
     let peers: Vec<PeerView> = client
         .post("/v1/peers", &PeerQuestion::default())

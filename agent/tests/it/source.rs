@@ -10,6 +10,7 @@ use std::time::Duration;
 use selvage::source::ObjectEvent;
 use selvage::source::watch::{self, Watcher};
 use selvage::store::Store;
+use selvage_bgp::Pulse;
 
 /// A directory, its watcher, and the store behind them.
 struct Bench {
@@ -28,8 +29,12 @@ impl Bench {
             std::env::temp_dir().join(format!("selvage-source-{}-{number}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
         let (sender, events) = channel();
-        let watcher =
-            watch::spawn(&path, Box::new(move |batch| sender.send(batch).is_ok())).unwrap();
+        let watcher = watch::spawn(
+            &path,
+            Pulse::new("source"),
+            Box::new(move |batch| sender.send(batch).is_ok()),
+        )
+        .unwrap();
         let mut bench = Bench {
             path,
             watcher: Some(watcher),

@@ -43,6 +43,8 @@ impl IoThread {
         let Some(slot) = self.peers.remove(idx) else {
             return;
         };
+        self.changed
+            .note_gone(self.clock.now(), idx, slot.config.key);
         if let Some(at) = slot.deadline {
             self.timers.remove(&(at, idx));
         }
@@ -93,6 +95,8 @@ impl IoThread {
                             .push(RibWork::Input(RibInput::Peer(idx, new.clone())));
                     }
                     if changed || old != config {
+                        // Which families it carries, and why not others, depends on both.
+                        self.changed.note(self.clock.now(), idx, changed);
                         self.handle(idx, Input::Configure(config.clone(), new), &mut None);
                     }
                 }

@@ -7,6 +7,7 @@ mod configuration;
 mod connections;
 mod sending;
 mod sessions;
+mod statuses;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -27,12 +28,14 @@ use selvage_bgp_core::{
 };
 use tracing::warn;
 
+use self::statuses::Changed;
 use crate::{
     conn::Conn,
     peers::Peers,
+    pulse::Pulse,
     queue::{ToIo, ToRib},
     rib_thread::RibWork,
-    speaker::{Clock, PeerStatus},
+    speaker::{Answer, Clock, PeerSink, PeerStatus},
     stream::Streams,
     unknown_sources::{self, UnknownSources},
 };
@@ -42,11 +45,13 @@ pub(crate) enum IoWork {
     /// By the RIB.
     Rib(RibOutput),
     /// Be this from now on.
-    Configure(Arc<SpeakerConfig>, mpsc::SyncSender<Vec<ConfigureError>>),
+    Configure(Arc<SpeakerConfig>, Answer<Vec<ConfigureError>>),
     /// How are the peers?
-    Peers(mpsc::SyncSender<Vec<PeerStatus>>),
+    Peers(Answer<Vec<PeerStatus>>),
     /// Who has connected without being configured?
-    UnknownSources(mpsc::SyncSender<UnknownSources>),
+    UnknownSources(Answer<UnknownSources>),
+    /// For the RIB, behind everything that it is told on behalf of what came before.
+    Barrier(u64),
     /// Ask a peer for its routes again.
     Refresh(PeerKey),
     /// End every session in this way, then the thread.
@@ -145,6 +150,8 @@ pub(crate) struct IoThread {
     to_rib: Vec<RibWork>,
     buffer: Box<[u8]>,
     seed: u64,
+    changed: Changed,
+    pulse: Arc<Pulse>,
 }
 
 /// However the thread ends, nobody waits for its answers.
@@ -163,6 +170,8 @@ impl IoThread {
         config: Arc<SpeakerConfig>,
         life: Life,
         seed: u64,
+        peers: PeerSink,
+        pulse: Arc<Pulse>,
     ) -> IoThread {
         IoThread {
             poll,
@@ -194,6 +203,8 @@ impl IoThread {
             to_rib: Vec::new(),
             buffer: vec![0; READ_BUFFER].into(),
             seed,
+            changed: Changed::new(peers),
+            pulse,
         }
     }
 
@@ -207,7 +218,10 @@ impl IoThread {
                 self.next_deadline().map(|at| at.since(now))
             };
             self.busy = false;
-            match self.poll.poll(&mut events, wait) {
+            self.pulse.rest();
+            let polled = self.poll.poll(&mut events, wait);
+            self.pulse.work();
+            match polled {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
@@ -241,13 +255,15 @@ impl IoThread {
             self.flush();
             let octets = self.to_rib.iter().map(RibWork::octets).sum();
             self.rib.send(&mut self.to_rib, octets);
+            self.tell_changed();
         }
     }
 
     fn next_deadline(&self) -> Option<Now> {
         let linger = self.lingering.iter().map(|(at, _)| *at).min();
         let timer = self.timers.first().map(|(at, _)| *at);
-        earlier(earlier(timer, linger), self.accept_at)
+        let own = earlier(earlier(timer, linger), self.accept_at);
+        earlier(own, self.changed.deadline())
     }
 
     /// Whether there is something to do without waiting for an event.
@@ -286,7 +302,7 @@ impl IoThread {
                 IoWork::Rib(output) => self.rib_output(output),
                 IoWork::Configure(config, reply) => {
                     let errors = self.configure(config);
-                    let _ = reply.send(errors);
+                    reply(errors);
                 }
                 IoWork::Peers(reply) => {
                     let now = self.clock.now();
@@ -295,11 +311,10 @@ impl IoThread {
                         .iter()
                         .map(|(idx, slot)| PeerStatus::of(now, idx, slot))
                         .collect();
-                    let _ = reply.send(list);
+                    reply(list);
                 }
-                IoWork::UnknownSources(reply) => {
-                    let _ = reply.send(self.unknown.sources.clone());
-                }
+                IoWork::UnknownSources(reply) => reply(self.unknown.sources.clone()),
+                IoWork::Barrier(number) => self.to_rib.push(RibWork::Barrier(number)),
                 IoWork::Refresh(key) => {
                     if let Some(idx) = self.peers.find(&key) {
                         self.handle(idx, Input::RequestRefresh, &mut None);

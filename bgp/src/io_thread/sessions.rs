@@ -2,10 +2,11 @@
 
 use mio::net::TcpStream;
 use selvage_bgp_core::{
+    clock::Now,
     event::{FromPeer, PeerEvent},
     ids::{Epoch, PeerIdx},
     rib::RibInput,
-    session::{FaultKind, FaultReport, Input, Output, SurvivedFault},
+    session::{FaultKind, FaultReport, Input, Outline, Output, State, SurvivedFault},
 };
 use tracing::{debug, info, warn};
 
@@ -33,8 +34,25 @@ impl IoThread {
             self.act(idx, output, pending);
         }
         self.outputs = outputs;
+        self.compare_outline(now, idx);
         self.update_timer(idx);
         self.retire_dynamic(idx);
+    }
+
+    /// Has the peer told to others if something of it that they see has changed.
+    fn compare_outline(&mut self, now: Now, idx: PeerIdx) {
+        let Some(slot) = self.peers.get_mut(idx) else {
+            return;
+        };
+        let outline = slot.peer.outline();
+        let told = slot.outline.replace(outline);
+        if told == Some(outline) {
+            return;
+        }
+        let is_up = |outline: Outline| outline.state == State::Established;
+        let at_once =
+            told.is_none_or(|told| is_up(told) != is_up(outline) || told.epoch != outline.epoch);
+        self.changed.note(now, idx, at_once);
     }
 
     pub(super) fn act(&mut self, idx: PeerIdx, output: Output, pending: &mut Option<TcpStream>) {
@@ -105,6 +123,7 @@ impl IoThread {
         for output in outputs {
             self.act(idx, output, &mut None);
         }
+        self.compare_outline(now, idx);
     }
 
     /// Logs a fault that the session survives, with the prefixes and the whole message (RFC 7606 section 6): one of a

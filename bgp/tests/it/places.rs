@@ -7,7 +7,7 @@ use std::{
 };
 
 use selvage_bgp::{
-    Handle, PeerStatus,
+    Handle, PeerChange, PeerStatus, RouteEvent,
     core::{
         ids::{Epoch, PeerIdx, PeerKey},
         prefix::Prefix,
@@ -18,7 +18,7 @@ use selvage_bgp::{
 
 use crate::{
     neighbour::{LIMIT, Neighbour, open},
-    space::{in_space, reflector, start},
+    space::{in_space, reflector, start, start_told},
 };
 
 fn address(n: u8) -> Ipv4Addr {
@@ -85,6 +85,57 @@ fn whoever_comes_into_the_place_of_another_is_heard_and_told() {
             wait(&handle, n, |peer| peer.is_none());
         }
         assert!(epochs.is_sorted_by(|a, b| a < b), "{epochs:?}");
+        speaker.stop(Stop::Restart);
+    });
+}
+
+/// Nobody has to ask: sessions and numbers are told when they change, each with the number of its session.
+#[test]
+fn neighbours_and_their_numbers_are_told_as_they_change() {
+    in_space(|| {
+        let (speaker, _, events, changes) = start_told(reflector());
+        let is_up = |change: &PeerChange| match change {
+            PeerChange::Is(peer) => peer.session.state == State::Established,
+            _ => false,
+        };
+        let (mut place, mut last) = (None, None);
+        for n in 2..5 {
+            let comes = client(n);
+            let up = std::iter::from_fn(|| changes.recv_timeout(LIMIT).ok()).find(is_up);
+            let Some(PeerChange::Is(peer)) = up else {
+                panic!("neighbour {n} is not told");
+            };
+            assert_eq!(
+                peer.config.key,
+                PeerKey::from(std::net::IpAddr::from(address(n)))
+            );
+            assert_eq!(*place.get_or_insert(peer.idx), peer.idx);
+            assert_ne!(last.replace(peer.session.epoch), Some(peer.session.epoch));
+            let counted = std::iter::from_fn(|| events.recv_timeout(LIMIT).ok())
+                .filter_map(|event| match event {
+                    RouteEvent::Peers(counts) => Some(counts),
+                    _ => None,
+                })
+                .flatten()
+                .find(|(idx, counts)| {
+                    let this = *idx == peer.idx && counts.epoch == peer.session.epoch;
+                    this && counts.families[0].received == 1
+                });
+            assert!(
+                counted.is_some(),
+                "the routes of neighbour {n} are not counted"
+            );
+            drop(comes);
+            let gone = std::iter::from_fn(|| changes.recv_timeout(LIMIT).ok())
+                .find(|change| matches!(change, PeerChange::Gone(idx, _) if *idx == peer.idx));
+            assert!(gone.is_some(), "the end of neighbour {n} is not told");
+        }
+        // What is told after a barrier was decided after it.
+        speaker.handle().barrier(7).unwrap();
+        let passed = std::iter::from_fn(|| events.recv_timeout(LIMIT).ok())
+            .any(|event| event == RouteEvent::Barrier(7));
+        assert!(passed);
+        assert!(speaker.handle().pulses().len() == 2);
         speaker.stop(Stop::Restart);
     });
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use selvage_bgp::{
-    ConfigureError, RouteEvent, Speaker, Start,
+    ConfigureError, PeerChange, RouteEvent, Speaker, Start,
     core::{
         config::{PeerAsn, PeerConfig, RangeConfig, SpeakerConfig},
         ids::{Asn, PeerKey, RouterId},
@@ -50,7 +50,21 @@ pub fn reflector() -> SpeakerConfig {
 
 /// Starts a speaker; what it tells the kernel comes out of the channel.
 pub fn start(config: SpeakerConfig) -> (Speaker, Vec<ConfigureError>, mpsc::Receiver<RouteEvent>) {
+    let (speaker, refused, events, _) = start_told(config);
+    (speaker, refused, events)
+}
+
+/// As [`start`]; what it tells of its neighbours comes out of the second channel.
+pub fn start_told(
+    config: SpeakerConfig,
+) -> (
+    Speaker,
+    Vec<ConfigureError>,
+    mpsc::Receiver<RouteEvent>,
+    mpsc::Receiver<PeerChange>,
+) {
     let (sender, events) = mpsc::channel();
+    let (teller, changes) = mpsc::channel();
     let (speaker, refused) = Speaker::start(Start {
         config: Arc::new(config),
         restarting: false,
@@ -60,7 +74,10 @@ pub fn start(config: SpeakerConfig) -> (Speaker, Vec<ConfigureError>, mpsc::Rece
             // The test may not be interested any more.
             batch.into_iter().for_each(|e| drop(sender.send(e)));
         }),
+        peers: Box::new(move |batch| {
+            batch.into_iter().for_each(|c| drop(teller.send(c)));
+        }),
     })
     .unwrap();
-    (speaker, refused, events)
+    (speaker, refused, events, changes)
 }

@@ -292,7 +292,10 @@ impl<F: FnMut(NftEvent)> Writer<F> {
         });
     }
 
+    /// Asks for the whole plan. Until it comes, no delta is applied: its success would say that the table holds what the
+    /// pods that wait were promised.
     fn want(&mut self, why: Want) {
+        self.applied = None;
         self.wanting = true;
         (self.output)(NftEvent::WantPlan(why));
     }

@@ -4,6 +4,7 @@
 //! [`spawn`] makes the thread that drains its inbox, then the kernel's notifications, then
 //! commits once for all of it.
 
+mod changes;
 mod facts;
 pub mod fib;
 mod groups;
@@ -14,6 +15,7 @@ mod thread;
 #[cfg(test)]
 mod tests;
 
+pub use changes::Changes;
 pub use facts::{FailedRoute, RouteEvent, RouteFacts, Unresolved};
 pub use kernel::Kernel;
 pub use table::RouteTable;

@@ -17,6 +17,7 @@ use selvage_bgp_core::{
 use selvage_netlink::Error;
 
 use super::{
+    changes::Changes,
     facts::{RouteEvent, RouteFacts},
     kernel::Kernel,
     table::RouteTable,
@@ -37,6 +38,8 @@ pub const LINGER: Duration = Duration::from_secs(12);
 /// What the route writer is told. Messages are batches, never single routes.
 #[derive(Debug)]
 pub enum RouteWork {
+    /// Something waits in this queue. All of it is taken, what came after this message included.
+    Waiting(Changes),
     /// Best paths changed.
     Changes(Vec<RouteChange>),
     /// The RIB has said all it knows of the family: leftovers go, a while later (`LINGER`).
@@ -182,6 +185,19 @@ impl<F: FnMut(RouteEvent)> Writer<F> {
 
 fn apply(table: &mut RouteTable, work: RouteWork) {
     match work {
+        RouteWork::Waiting(changes) => {
+            let waiting = changes.take();
+            let folded: Vec<RouteChange> = waiting.folded.into_values().collect();
+            for batch in std::iter::once(folded).chain(waiting.batches) {
+                table.change(&batch);
+            }
+            for (next_hop, wanted) in waiting.watched {
+                match wanted {
+                    true => table.watch(next_hop),
+                    false => table.unwatch(next_hop),
+                }
+            }
+        }
         RouteWork::Changes(changes) => table.change(&changes),
         RouteWork::Blackholes(prefixes) => table.blackholes(prefixes),
         RouteWork::Policy(policy) => table.set_policy(policy),

@@ -30,6 +30,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kube::Client;
+use selvage_bgp::Pulse;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 
@@ -65,6 +66,8 @@ pub struct Settings {
     pub pods: Option<PodsAfter>,
     /// When things are given up.
     pub patience: Patience,
+    /// Stamped by the thread.
+    pub pulse: Arc<Pulse>,
 }
 
 /// What the source keeps in the state directory, half-written files included.
@@ -134,7 +137,12 @@ pub enum NoSource {
 
 /// Starts to follow all kinds. That the API server cannot be reached is no error: it is tried again, and told.
 pub fn spawn(settings: &Settings, sink: Sink, tell: Tell) -> Result<Api, NoSource> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let (parked, woken) = (Arc::clone(&settings.pulse), Arc::clone(&settings.pulse));
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .on_thread_park(move || parked.rest())
+        .on_thread_unpark(move || woken.work())
+        .build()?;
     let connection = runtime.block_on(connection::open(
         &settings.api,
         &settings.account,

@@ -85,6 +85,7 @@ impl Bench {
             state_dir: folder.0.clone(),
             all_pods: true,
             pods: None,
+            pulse: selvage_bgp::Pulse::new("kubernetes"),
             patience: api::Patience {
                 discovery: Duration::from_millis(200),
                 objects: Duration::from_millis(50),

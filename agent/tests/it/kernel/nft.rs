@@ -384,6 +384,13 @@ fn the_thread_asks_for_the_plan_when_others_touch_the_table() {
                 panic!()
             };
             assert_eq!(by, "nft");
+            // A delta that was under way meanwhile says nothing about a table that is damaged.
+            let late = Delta {
+                from: generation,
+                to: Gen(generation.0 + 1),
+                ops: vec![],
+            };
+            thread.work.send(NftWork::Delta(late));
             let (generation, plan) = compiler.take_plan();
             thread.plan(generation, plan);
             assert_eq!(thread.event(), applied(generation, true));

@@ -150,11 +150,11 @@ impl Rib {
                     .extend(found.and_then(|idx| self.row(Listing::All, family, idx)));
             }
             Query::Peers => {
-                let peers = (0..).map(PeerIdx).zip(&self.peers);
-                page.peers = peers
-                    .filter(|(_, p)| p.config.is_some())
-                    .map(|(idx, _)| (idx, self.peer_counts(idx)))
-                    .collect();
+                let peers = self.peer_indices().filter(|idx| {
+                    let peer = self.peers.get(usize::from(idx.0));
+                    peer.is_some_and(|peer| peer.config.is_some())
+                });
+                page.peers = peers.map(|idx| (idx, self.peer_counts(idx))).collect();
             }
         }
         page
@@ -248,6 +248,12 @@ impl Rib {
     fn group_of(&self, peer: PeerIdx) -> Option<&Group> {
         let at = self.peers.get(usize::from(peer.0))?.group?;
         self.groups.get(at)?.as_deref()
+    }
+
+    /// All places of peers, those that are free included.
+    pub fn peer_indices(&self) -> impl Iterator<Item = PeerIdx> + use<> {
+        let count = u16::try_from(self.peers.len()).unwrap_or(u16::MAX);
+        (0..count).map(PeerIdx)
     }
 
     /// The numbers of one peer; zeroes for one that is not there.

@@ -55,6 +55,28 @@ pub enum Unused {
     NotOffered,
 }
 
+/// What of a [`Snapshot`] changes by events, in a form that is cheap to compare: whoever shows peers looks again when it
+/// differs. Timers and counters of messages are not in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Outline {
+    /// The state.
+    pub state: State,
+    /// Whether the operator lets it run.
+    pub running: bool,
+    /// The number of the present session, or of the last one.
+    pub epoch: Epoch,
+    /// How often a session was Established.
+    pub established: u64,
+    /// When the last session ended.
+    pub last_down: Option<Now>,
+    /// When something went wrong last.
+    pub last_error: Option<Now>,
+    /// Faults that the session has survived (RFC 7606).
+    pub faults: u64,
+    /// Whether the stale routes of each family that has some (RFC 4724) are a last resort (RFC 9494).
+    pub stale: [Option<bool>; 2],
+}
+
 /// A peer as it is at a moment, for people and metrics.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Snapshot {

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{
-    ConnId, FaultReport, Faults, Input, Output, SessionError, Snapshot, StaleView, State, Stop,
-    Unused,
+    ConnId, FaultReport, Faults, Input, Outline, Output, SessionError, Snapshot, StaleView, State,
+    Stop, Unused,
     end::End,
     jitter::Jitter,
     negotiate::{RestartBits, families_left_out},
@@ -255,6 +255,24 @@ impl Peer {
         } else if !session.negotiated.hold.is_zero() {
             let wait = SEND_HOLD.max(session.negotiated.hold * 2);
             session.send_hold.get_or_insert(now + wait);
+        }
+    }
+
+    /// What of the peer changes by events, to be compared.
+    pub fn outline(&self) -> Outline {
+        let stats = &self.stats;
+        Outline {
+            state: self.state(),
+            running: self.running,
+            epoch: self.epoch,
+            established: stats.established,
+            last_down: stats.last_down.as_ref().map(|(at, _)| *at),
+            last_error: stats.last_error.as_ref().map(|(at, _)| *at),
+            faults: stats.faults.counts.iter().map(|c| c.messages).sum(),
+            stale: Family::ALL.map(|family| {
+                let kept = self.stale.and_then(|stale| stale.get(family));
+                kept.map(|kept| kept.long_lived)
+            }),
         }
     }
 
