@@ -54,7 +54,7 @@ fn main() -> Result<(), Failure> {
         let mut deltas = Vec::new();
         for n in 0..CHANGES {
             compiler.apply(change(n));
-            deltas.extend(compiler.take_delta());
+            deltas.extend(std::iter::from_fn(|| compiler.take_delta()));
         }
         timed(what, deltas.len(), |n| match deltas.get(n) {
             Some(delta) => Ok(table.apply(&delta.ops)?),

@@ -109,7 +109,12 @@ pub struct Compiler {
     groups: BTreeMap<Name, Group>,
     sets: BTreeMap<Name, Shared>,
     staging: Staging,
+    /// Attachments whose rules are not in force yet, with the chains that they wait for.
+    waiting: BTreeMap<IfName, Vec<Name>>,
 }
+
+/// So many chains that nobody uses any more go although there is other work.
+const MANY_UNUSED: usize = 256;
 
 /// What an attachment has in the plan.
 #[derive(Debug, Default)]
@@ -123,6 +128,11 @@ struct Dispatched {
 struct Group {
     users: usize,
     sets: Vec<Name>,
+    /// The delta that adds its chain. Only a later one may send packets there: a packet that is on its way through the
+    /// rules while a transaction is committed reads the maps as they are now and the chains as they were.
+    since: Gen,
+    /// The delta since which nobody uses it.
+    unused: Gen,
 }
 
 #[derive(Debug)]
@@ -147,6 +157,7 @@ impl Compiler {
             groups: BTreeMap::new(),
             sets: BTreeMap::new(),
             staging: Staging::default(),
+            waiting: BTreeMap::new(),
         }
     }
 
@@ -179,13 +190,18 @@ impl Compiler {
         &self.plan
     }
 
-    /// What changed since the last delta, in one transaction; `None` if nothing did. While large sets are filled, each
-    /// delta has a portion of them, and there is another one after it.
+    /// What changed since the last delta, in one transaction; `None` if nothing did. A change may take several: large sets
+    /// are filled in portions, a chain is added before packets are sent there, and goes when nothing else is to be done.
     pub fn take_delta(&mut self) -> Option<Delta> {
         let portion = self.config.portion.max(1);
+        self.dirty.locals.extend(self.waiting.keys().copied());
         self.settle(portion);
         // Elements may have vanished meanwhile: a portion without any is no reason to stop.
         while self.fill(portion) && self.pending.is_empty() {}
+        let unused = self.groups.values().filter(|group| group.users == 0);
+        if self.pending.is_empty() && self.waiting.is_empty() || unused.count() > MANY_UNUSED {
+            self.collect(self.taken);
+        }
         if self.pending.is_empty() {
             return None;
         }
@@ -269,8 +285,38 @@ impl Compiler {
 
     /// Brings the plan up to date, with no set left to be filled.
     fn settle_whole(&mut self) {
+        self.dirty.locals.extend(self.waiting.keys().copied());
         self.settle(usize::MAX);
         self.fill(usize::MAX);
+        self.collect(Gen(u64::MAX));
+    }
+
+    /// Takes out what nobody uses or waits for since this delta, or an earlier one.
+    fn collect(&mut self, since: Gen) {
+        let wanted: BTreeSet<&Name> = self.waiting.values().flatten().collect();
+        let groups = self.groups.iter();
+        let gone: Vec<Name> = groups
+            .filter(|(name, group)| {
+                group.users == 0 && group.unused <= since && !wanted.contains(name)
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        let mut tx = Transaction::new(&mut self.plan);
+        for name in gone {
+            let group = self.groups.remove(&name);
+            tx.del_chain(name);
+            for set in group.map(|group| group.sets).unwrap_or_default() {
+                let Some(shared) = self.sets.get_mut(&set) else {
+                    continue;
+                };
+                shared.users -= 1;
+                if shared.users == 0 && !self.staging.contains(&set) {
+                    self.sets.remove(&set);
+                    tx.del_set(set);
+                }
+            }
+        }
+        self.pending.extend(tx.finish());
     }
 
     /// Puts at most so many elements into large sets that no rule names yet. Attachments that waited for them only get
@@ -312,6 +358,7 @@ impl Compiler {
             sets: &mut self.sets,
             staging: &mut self.staging,
             largest,
+            taken: self.taken,
             rules: BTreeMap::new(),
             tx: &mut tx,
         };
@@ -322,14 +369,23 @@ impl Compiler {
         let mut released = Vec::new();
         for ifname in dirty.locals {
             work.staging.unwant(&ifname);
-            let new = match work.dispatch(ifname, next, self.locals.get(&ifname)) {
+            self.waiting.remove(&ifname);
+            let new = match work.dispatch(ifname, next) {
                 Outcome::Final(new) => new,
-                Outcome::Staged => {
-                    let closed = self.locals.entry(ifname).or_default();
-                    if closed.elements.is_empty() {
-                        closed.status = LocalStatus::Staged;
+                Outcome::Staged { chains, addresses } => {
+                    self.waiting.insert(ifname, chains);
+                    let old = self.locals.entry(ifname).or_default();
+                    if old.elements.is_empty() {
+                        old.status = LocalStatus::Staged;
                     }
-                    continue;
+                    if old.is_closed_or_of(&addresses) {
+                        continue;
+                    }
+                    // Its addresses have changed: closed until its rules are there.
+                    Some(Dispatched {
+                        status: LocalStatus::Staged,
+                        ..Dispatched::default()
+                    })
                 }
             };
             come.extend(
@@ -359,7 +415,7 @@ impl Compiler {
         for ((name, key), verdict) in come {
             work.tx.put(&name, key, verdict);
         }
-        work.release(released);
+        work.release(released, next);
         work.drop_unwanted();
         self.pending.extend(tx.finish());
         if self.pending.is_empty() {
@@ -377,8 +433,11 @@ impl Compiler {
 enum Outcome {
     /// What it should have in the plan; `None` if it is gone.
     Final(Option<Dispatched>),
-    /// It waits for large sets, with what it has.
-    Staged,
+    /// It waits for large sets or for its chains, with what it has if these are still its addresses.
+    Staged {
+        chains: Vec<Name>,
+        addresses: BTreeSet<IpAddr>,
+    },
 }
 
 impl Dispatched {
@@ -409,6 +468,8 @@ struct Work<'a, 'p> {
     staging: &'a mut Staging,
     /// Elements of the largest new set that is filled at once.
     largest: usize,
+    /// The delta that was taken last.
+    taken: Gen,
     /// Rules that were put together in this settling already: many pods are selected by the same policies.
     rules: BTreeMap<RulesKey<'a>, Option<Rc<Rules>>>,
     tx: &'a mut Transaction<'p>,
@@ -453,7 +514,7 @@ impl Rules {
 
 impl<'a> Work<'a, '_> {
     /// What an attachment should have in the plan; its groups are there afterwards.
-    fn dispatch(&mut self, ifname: IfName, next: Gen, old: Option<&Dispatched>) -> Outcome {
+    fn dispatch(&mut self, ifname: IfName, next: Gen) -> Outcome {
         let Some(local) = self.facts.local(&ifname) else {
             return Outcome::Final(None);
         };
@@ -484,20 +545,20 @@ impl<'a> Work<'a, '_> {
         if !foreign.is_empty() {
             dispatched.status = LocalStatus::Shadowed;
         }
-        // Who may keep what it has until large sets are full: only the rules differ then, not whose the addresses are.
-        if old.is_none_or(|old| old.is_closed_or_of(&own)) {
-            let families = Family::ALL
-                .into_iter()
-                .filter(|family| own.iter().any(|addr| Family::of(*addr) == *family));
-            let needed: Vec<(&Rules, Family)> = families
-                .flat_map(|family| {
-                    let both = [ingress.as_deref(), egress.as_deref()];
-                    both.into_iter().flatten().map(move |rules| (rules, family))
-                })
-                .collect();
-            if self.is_staged(ifname, &needed) {
-                return Outcome::Staged;
-            }
+        let families = Family::ALL
+            .into_iter()
+            .filter(|family| own.iter().any(|addr| Family::of(*addr) == *family));
+        let needed: Vec<(&Rules, Family)> = families
+            .flat_map(|family| {
+                let both = [ingress.as_deref(), egress.as_deref()];
+                both.into_iter().flatten().map(move |rules| (rules, family))
+            })
+            .collect();
+        if let Some(chains) = self.missing(ifname, &needed, next) {
+            return Outcome::Staged {
+                chains,
+                addresses: own,
+            };
         }
         for family in Family::ALL {
             let addresses: Vec<_> = own.iter().filter(|a| Family::of(**a) == family).collect();
@@ -544,19 +605,56 @@ impl<'a> Work<'a, '_> {
         self.rules.entry(key).or_insert_with(make).clone()
     }
 
-    fn acquire(&mut self, rules: &Rules, family: Family) -> Name {
+    /// The chains that the attachment has to wait for, none of them if it is for large sets; `None`: it need not wait.
+    fn missing(
+        &mut self,
+        ifname: IfName,
+        needed: &[(&Rules, Family)],
+        next: Gen,
+    ) -> Option<Vec<Name>> {
+        // All at once is asked for.
+        let whole = self.largest == usize::MAX;
+        if self.is_staged(ifname, needed) {
+            return Some(Vec::new());
+        }
+        let mut chains = Vec::new();
+        for (rules, family) in needed {
+            chains.push(self.prepare(rules, *family, next));
+        }
+        let is_new = |name: &Name| {
+            let group = self.groups.get(name);
+            group.is_some_and(|group| group.since > self.taken)
+        };
+        (!whole && chains.iter().any(is_new)).then_some(chains)
+    }
+
+    /// Adds the chain and its sets, if they are not there.
+    fn prepare(&mut self, rules: &Rules, family: Family, next: Gen) -> Name {
         let name = rules.chain(family).clone();
-        if let Some(group) = self.groups.get_mut(&name) {
-            group.users += 1;
+        if self.groups.contains_key(&name) {
             return name;
         }
         let layout = rules.layout(family);
         for (name, spec) in &layout.sets {
             self.acquire_set(name, spec);
         }
-        let sets = layout.sets.keys().cloned().collect();
-        self.groups.insert(name.clone(), Group { users: 1, sets });
+        let group = Group {
+            users: 0,
+            sets: layout.sets.keys().cloned().collect(),
+            since: next,
+            unused: next,
+        };
+        self.groups.insert(name.clone(), group);
         self.tx.add_chain(name.clone(), layout.chain.clone());
+        name
+    }
+
+    /// One more user of a chain that was prepared.
+    fn acquire(&mut self, rules: &Rules, family: Family) -> Name {
+        let name = rules.chain(family).clone();
+        if let Some(group) = self.groups.get_mut(&name) {
+            group.users += 1;
+        }
         name
     }
 
@@ -673,30 +771,12 @@ impl<'a> Work<'a, '_> {
         }
     }
 
-    fn release(&mut self, chains: Vec<Name>) {
+    /// Chains that have one user less; those without any go later.
+    fn release(&mut self, chains: Vec<Name>, next: Gen) {
         for name in chains {
-            let Some(group) = self.groups.get_mut(&name) else {
-                continue;
-            };
-            group.users -= 1;
-            if group.users > 0 {
-                continue;
-            }
-            let sets = self
-                .groups
-                .remove(&name)
-                .map(|group| group.sets)
-                .unwrap_or_default();
-            self.tx.del_chain(name);
-            for set in sets {
-                let Some(shared) = self.sets.get_mut(&set) else {
-                    continue;
-                };
-                shared.users -= 1;
-                if shared.users == 0 && !self.staging.contains(&set) {
-                    self.sets.remove(&set);
-                    self.tx.del_set(set);
-                }
+            if let Some(group) = self.groups.get_mut(&name) {
+                group.users -= 1;
+                group.unused = next;
             }
         }
     }

@@ -5,7 +5,7 @@ use crate::interpreter::{Interface, Packet, passes};
 use crate::world::{NODE, addresses};
 use selvage_policy::api::NetworkPolicySpec;
 use selvage_policy::model::{LocalPod, PodKey, PolicyKey};
-use selvage_policy::plan::{Gen, Hook, IfaceMatch, Key, Plan, text};
+use selvage_policy::plan::{Hook, IfaceMatch, Key, Plan, text};
 use selvage_policy::revoke::Flow;
 use selvage_policy::verdict::{Decision, End, Query};
 use selvage_policy::{Change, Compiler, Config, LocalStatus, lower};
@@ -371,7 +371,7 @@ fn attachments_without_a_pod() {
 #[test]
 fn a_tightened_policy_revokes_flows() {
     let mut compiler = compiler(config());
-    compiler.take_delta();
+    while compiler.take_delta().is_some() {}
     let flow = |source: &str, destination: &str| Flow {
         source: source.parse().expect("an address"),
         destination: destination.parse().expect("an address"),
@@ -381,8 +381,9 @@ fn a_tightened_policy_revokes_flows() {
     let (into_b, out_of_b) = (flow("192.0.2.1", "10.0.1.2"), flow("10.0.1.2", "192.0.2.1"));
     assert!(compiler.allowed(&into_b) && compiler.allowed(&out_of_b));
     compiler.apply(policy(r#"{"podSelector":{}}"#));
-    let delta = compiler.take_delta().expect("a change");
-    assert!(delta.may_revoke());
+    let mut deltas = std::iter::from_fn(|| compiler.take_delta());
+    assert!(deltas.any(|delta| delta.may_revoke()));
+    assert_eq!(deltas.filter(|delta| delta.may_revoke()).count(), 0);
     assert!(!compiler.allowed(&into_b) && compiler.allowed(&out_of_b));
     // Flows of other nodes are for their agents.
     assert!(compiler.allowed(&flow("10.0.7.1", "10.0.8.1")));
@@ -395,7 +396,6 @@ fn a_tightened_policy_revokes_flows() {
         pod: None,
     }));
     assert!(!compiler.take_delta().expect("a change").may_revoke());
-    assert_eq!(compiler.generation(), Gen(3));
     assert!(
         compiler
             .local_addresses()
@@ -426,7 +426,8 @@ fn addresses_of_closed_attachments_are_ours_too() {
 #[test]
 fn what_needs_nothing_in_the_plan_is_planned_already() {
     let mut compiler = compiler(config());
-    compiler.take_delta();
+    while compiler.take_delta().is_some() {}
+    let before = compiler.generation();
     let ifname = "sv99".parse().expect("an interface name");
     compiler.apply(Change::Local(LocalPod {
         ifname,
@@ -434,7 +435,7 @@ fn what_needs_nothing_in_the_plan_is_planned_already() {
         addresses: Vec::new(),
         pod: None,
     }));
-    assert_eq!(compiler.status(&ifname), LocalStatus::Planned(Gen(1)));
+    assert_eq!(compiler.status(&ifname), LocalStatus::Planned(before));
     assert!(compiler.take_delta().is_none());
 }
 

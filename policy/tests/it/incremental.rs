@@ -9,10 +9,11 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use selvage_policy::model::{IfName, LocalPod, PodKey, PolicyKey};
-use selvage_policy::plan::{Delta, Gen, Op, Plan, diff};
+use selvage_policy::plan::{Delta, Gen, Op, Plan, Verdict, diff};
 use selvage_policy::revoke::Flow;
 use selvage_policy::verdict::{Decision, End, Query};
 use selvage_policy::{Change, Compiler, Config, LocalStatus};
+use std::collections::BTreeSet;
 
 fn ifname(number: usize) -> IfName {
     format!("sv{number}").parse().expect("an interface name")
@@ -55,7 +56,11 @@ proptest! {
         let mut at = Gen::default();
         for step in std::iter::once(Vec::new()).chain(steps) {
             step.into_iter().for_each(|change| compiler.apply(change));
-            if let Some(delta) = compiler.take_delta() {
+            while let Some(delta) = compiler.take_delta() {
+                // The first one makes the table: no packet is on its way through its rules.
+                if at > Gen::default() {
+                    assert_phases(&delta);
+                }
                 prop_assert_eq!(delta.from, at);
                 at = delta.to;
                 mirror.apply(&delta.ops).expect("a delta that fits");
@@ -84,6 +89,7 @@ proptest! {
             let full = compiler.full();
             for _ in 0..deltas {
                 let Some(delta) = compiler.take_delta() else { break };
+                assert_phases(&delta);
                 mirror.apply(&delta.ops).expect("a delta that fits");
                 // A chain has its name from its content, so the full build knows what its sets should hold.
                 for (name, _) in mirror.chains.iter().filter(|(name, _)| full.chains.contains_key(*name)) {
@@ -154,9 +160,10 @@ proptest! {
         let mut before = judge(&compiler);
         for step in steps {
             step.into_iter().for_each(|change| compiler.apply(change));
-            let delta = compiler.take_delta();
-            let affected = delta.as_ref().map(Delta::affected).unwrap_or_default();
-            let (closes, opens) = delta.map_or((false, false), |d| (d.may_revoke(), d.may_allow()));
+            let deltas: Vec<_> = std::iter::from_fn(|| compiler.take_delta()).collect();
+            let affected: BTreeSet<_> = deltas.iter().flat_map(Delta::affected).collect();
+            let closes = deltas.iter().any(Delta::may_revoke);
+            let opens = deltas.iter().any(Delta::may_allow);
             let now = judge(&compiler);
             for (flow, (old, new)) in flows.iter().zip(before.iter().zip(&now)) {
                 if old.0 == new.0 || old.1 || new.1 {
@@ -197,6 +204,30 @@ proptest! {
         let ops = compiler.take_delta().map(|delta| delta.ops).unwrap_or_default();
         prop_assert!(ops.iter().all(Op::is_element), "{:?}", ops);
     }
+}
+
+/// A packet on its way sees the maps of after a commit and the chains of before it: so no delta sends packets to a chain
+/// that it adds, or takes a chain away while it changes where packets are sent.
+fn assert_phases(delta: &Delta) {
+    let added: BTreeSet<_> = delta
+        .ops
+        .iter()
+        .filter_map(|op| match op {
+            Op::AddChain(name, _) => Some(name),
+            _ => None,
+        })
+        .collect();
+    let jumps = |op: &Op| match op {
+        Op::AddElem(_, _, Some(Verdict::Jump(name))) => Some(name.clone()),
+        _ => None,
+    };
+    let targets: Vec<_> = delta.ops.iter().filter_map(jumps).collect();
+    assert!(
+        targets.iter().all(|name| !added.contains(name)),
+        "{delta:?}"
+    );
+    let removes = delta.ops.iter().any(|op| matches!(op, Op::DelChain(_)));
+    assert!(!removes || targets.is_empty(), "{delta:?}");
 }
 
 fn undo_all(compiler: &mut Compiler) {
