@@ -2,6 +2,7 @@
 //! full, people who flush rulesets.
 
 pub mod agent;
+mod edits;
 mod flows;
 mod objects;
 mod obstacles;
@@ -16,6 +17,7 @@ use crate::harness::Case;
 pub fn cases() -> Vec<Case> {
     [
         agent::cases(),
+        edits::cases(),
         flows::cases(),
         routes::cases(),
         objects::cases(),

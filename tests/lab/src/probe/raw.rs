@@ -2,11 +2,14 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::net::ipproto::{RAW, TCP};
-use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with};
+use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with, sockopt};
 
 use crate::netns::Netns;
 
@@ -146,5 +149,118 @@ impl SynEar {
                 return Ok((from, u16::from_be_bytes([c, d])));
             }
         }
+    }
+}
+
+/// New flows at a fixed rate: SYNs of ever other source ports, each one accounted for at the end.
+#[derive(Debug)]
+pub struct NewFlows {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    heard: Arc<AtomicU64>,
+    sender: JoinHandle<Result<()>>,
+    listener: JoinHandle<Result<()>>,
+}
+
+impl NewFlows {
+    /// Starts sending `rate` SYNs a second from the address `from` of `source` to `to`, an address of `destination`.
+    /// One such stream at a time may go to a port of a namespace.
+    ///
+    /// # Errors
+    /// When there is no raw socket.
+    pub fn start(
+        source: &Netns,
+        from: IpAddr,
+        destination: &Netns,
+        to: SocketAddr,
+        rate: u32,
+    ) -> Result<NewFlows> {
+        let ear = SynEar::open(destination, to.is_ipv6())?;
+        sockopt::set_socket_recv_buffer_size_force(&ear.socket, 8 << 20)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (sent, heard) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let listener = {
+            let (stop, heard) = (Arc::clone(&stop), Arc::clone(&heard));
+            thread::spawn(move || {
+                // Ends when told to, and nothing has come for a while after that.
+                loop {
+                    let last = stop.load(Ordering::Acquire);
+                    match ear.hear(Duration::from_millis(300)) {
+                        Ok((_, port)) if port == to.port() => {
+                            heard.fetch_add(1, Ordering::AcqRel);
+                        }
+                        Ok(_) => {}
+                        Err(_) if last => return Ok(()),
+                        Err(_) => {}
+                    }
+                }
+            })
+        };
+        let sender = {
+            let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
+            let interval = Duration::from_secs(1) / rate.max(1);
+            source.thread(move || {
+                let family = if to.is_ipv6() {
+                    AddressFamily::INET6
+                } else {
+                    AddressFamily::INET
+                };
+                let socket = raw(family, RAW)?;
+                // Ports below the ones that a kernel gives out, so that nothing else has them.
+                for port in (1025..32_000).cycle() {
+                    if stop.load(Ordering::Acquire) {
+                        break;
+                    }
+                    let packet = match (from, to.ip()) {
+                        (IpAddr::V4(a), IpAddr::V4(b)) => {
+                            ipv4(a, b, SocketAddr::new(from, port), to)
+                        }
+                        (IpAddr::V6(a), IpAddr::V6(b)) => {
+                            ipv6(a, b, SocketAddr::new(from, port), to)
+                        }
+                        _ => bail!("{from} and {to} are of different families"),
+                    };
+                    // One that cannot be sent is a lost one.
+                    let _ = socket.send_to(&packet, (to.ip(), 0));
+                    sent.fetch_add(1, Ordering::AcqRel);
+                    thread::sleep(interval);
+                }
+                Ok(())
+            })
+        };
+        Ok(NewFlows {
+            stop,
+            sent,
+            heard,
+            sender,
+            listener,
+        })
+    }
+
+    /// How many have been sent so far.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Acquire)
+    }
+
+    /// How many have come so far.
+    #[must_use]
+    pub fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Acquire)
+    }
+
+    /// Ends the stream; how many were sent, and how many came.
+    ///
+    /// # Errors
+    /// When one of the two ends failed.
+    pub fn stop(self) -> Result<(u64, u64)> {
+        self.stop.store(true, Ordering::Release);
+        let panicked = |_| anyhow!("a thread panicked");
+        self.sender.join().map_err(panicked)??;
+        self.listener.join().map_err(panicked)??;
+        Ok((
+            self.sent.load(Ordering::Acquire),
+            self.heard.load(Ordering::Acquire),
+        ))
     }
 }
