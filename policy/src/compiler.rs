@@ -164,6 +164,8 @@ impl Compiler {
     /// Takes note of a change. A fact that is told again unchanged costs a comparison.
     pub fn apply(&mut self, change: Change) {
         let (facts, dirty) = (&mut self.facts, &mut self.dirty);
+        // A set that comes later is filled from the facts as they are then.
+        dirty.without_sets = self.sets.is_empty();
         match change {
             Change::Pod(fact) => facts.set_pod(fact, dirty),
             Change::PodGone(key) => facts.remove_pod(&key, dirty),

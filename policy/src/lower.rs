@@ -145,10 +145,9 @@ fn policy_types(at: At<'_>, spec: &NetworkPolicySpec) -> Result<(bool, bool), Re
 }
 
 fn selector(at: At<'_>, spec: &LabelSelector) -> Result<Selector, Refused> {
-    let labels = spec
-        .match_labels
-        .iter()
-        .map(|(key, value)| Requirement::In(key.as_str().into(), [value.as_str().into()].into()));
+    let labels = spec.match_labels.iter().map(|(key, value)| {
+        Requirement::In(key.as_str().into(), [value.as_str()].into_iter().collect())
+    });
     let mut requirements: Vec<_> = labels.collect();
     for (i, expression) in spec.match_expressions.iter().enumerate() {
         requirements.push(requirement(at.item("matchExpressions", i), expression)?);
@@ -182,7 +181,7 @@ fn requirement(at: At<'_>, spec: &LabelSelectorRequirement) -> Result<Requiremen
             .field("values")
             .refuse(format!("{} takes no values", spec.operator)));
     }
-    let values = spec.values.iter().map(|v| v.as_str().into()).collect();
+    let values = spec.values.iter().map(String::as_str).collect();
     Ok(make(spec.key.as_str().into(), values))
 }
 

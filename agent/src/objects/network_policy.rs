@@ -192,17 +192,13 @@ pub(super) fn selector(path: &str, raw: &LabelSelector, faults: &mut Faults) -> 
         }
         requirements.push(Requirement::In(
             name.as_str().into(),
-            [value.as_str().into()].into(),
+            [value.as_str()].into_iter().collect(),
         ));
     }
     for (i, raw) in raw.match_expressions.iter().enumerate() {
         let path = format!("{path}.matchExpressions[{i}]");
         let key = raw.key.as_str().into();
-        let values = raw
-            .values
-            .iter()
-            .map(|value| value.as_str().into())
-            .collect();
+        let values = raw.values.iter().map(String::as_str).collect();
         if let Err(reason) = valid_label(&raw.key, "") {
             faults.add(format!("{path}.key"), reason);
         }

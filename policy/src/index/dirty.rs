@@ -9,4 +9,15 @@ use std::net::IpAddr;
 pub(crate) struct Dirty {
     pub(crate) addresses: BTreeSet<IpAddr>,
     pub(crate) locals: BTreeSet<IfName>,
+    /// There is no set that an address could be in: addresses are not taken note of.
+    pub(crate) without_sets: bool,
+}
+
+impl Dirty {
+    /// The owner of the address, or what is known about it, may differ.
+    pub(crate) fn touch(&mut self, addr: IpAddr) {
+        if !self.without_sets {
+            self.addresses.insert(addr);
+        }
+    }
 }

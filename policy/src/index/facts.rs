@@ -5,7 +5,7 @@ use crate::model::{
     IfName, Labels, LocalPod, NamespaceFact, Phase, PodFact, PodKey, Policy, PolicyKey,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 /// A pod by number; numbers are reused and never show in a plan.
@@ -28,6 +28,10 @@ pub(crate) struct Facts {
     ids: BTreeMap<PodKey, PodId>,
     locals: BTreeMap<IfName, LocalPod>,
     attached: BTreeMap<PodKey, BTreeSet<IfName>>,
+    /// Addresses that one pod claims and nobody else: nearly all that there are.
+    sole4: BTreeMap<Ipv4Addr, PodId>,
+    sole6: BTreeMap<Ipv6Addr, PodId>,
+    /// All the others; no address is in both.
     claims: BTreeMap<IpAddr, Vec<Claim>>,
     nodes: BTreeMap<Arc<str>, Vec<IpAddr>>,
 }
@@ -70,11 +74,13 @@ impl Facts {
             .filter_map(|name| self.locals.get(name))
     }
 
-    pub(crate) fn claims(&self, addr: IpAddr) -> &[Claim] {
-        self.claims
-            .get(&addr)
-            .map(Vec::as_slice)
-            .unwrap_or_default()
+    pub(crate) fn claims(&self, addr: IpAddr) -> impl Iterator<Item = Claim> {
+        let sole = match addr {
+            IpAddr::V4(addr) => self.sole4.get(&addr),
+            IpAddr::V6(addr) => self.sole6.get(&addr),
+        };
+        let several = self.claims.get(&addr).into_iter().flatten().copied();
+        sole.copied().map(Claim::Pod).into_iter().chain(several)
     }
 
     pub(crate) fn namespaces(&self) -> impl Iterator<Item = (&Arc<str>, Option<&Labels>)> {
@@ -261,20 +267,51 @@ impl Facts {
     }
 
     fn claim(&mut self, addr: IpAddr, claim: Claim) {
+        let sole = self.take_sole(addr);
+        if let Claim::Pod(id) = claim
+            && sole.is_none_or(|sole| sole == id)
+            && !self.claims.contains_key(&addr)
+        {
+            return self.put_sole(addr, id);
+        }
         let claims = self.claims.entry(addr).or_default();
+        claims.extend(sole.map(Claim::Pod));
         if !claims.contains(&claim) {
-            // Nearly every address has one claim only.
-            claims.reserve_exact(1);
             claims.push(claim);
         }
     }
 
     fn unclaim(&mut self, addr: IpAddr, claim: Claim) {
-        if let Some(claims) = self.claims.get_mut(&addr) {
-            claims.retain(|c| *c != claim);
-            if claims.is_empty() {
+        match (self.take_sole(addr), claim) {
+            (Some(sole), Claim::Pod(id)) if sole == id => return,
+            (Some(sole), _) => return self.put_sole(addr, sole),
+            (None, _) => {}
+        }
+        let Some(claims) = self.claims.get_mut(&addr) else {
+            return;
+        };
+        claims.retain(|c| *c != claim);
+        match *claims.as_slice() {
+            [] => drop(self.claims.remove(&addr)),
+            [Claim::Pod(id)] => {
                 self.claims.remove(&addr);
+                self.put_sole(addr, id);
             }
+            _ => {}
+        }
+    }
+
+    fn put_sole(&mut self, addr: IpAddr, id: PodId) {
+        match addr {
+            IpAddr::V4(addr) => drop(self.sole4.insert(addr, id)),
+            IpAddr::V6(addr) => drop(self.sole6.insert(addr, id)),
+        }
+    }
+
+    fn take_sole(&mut self, addr: IpAddr) -> Option<PodId> {
+        match addr {
+            IpAddr::V4(addr) => self.sole4.remove(&addr),
+            IpAddr::V6(addr) => self.sole6.remove(&addr),
         }
     }
 
@@ -296,10 +333,10 @@ impl Facts {
     }
 
     fn touch_addr(&self, addr: IpAddr, dirty: &mut Dirty) {
-        dirty.addresses.insert(addr);
+        dirty.touch(addr);
         for claim in self.claims(addr) {
             if let Claim::Local(ifname) = claim {
-                dirty.locals.insert(*ifname);
+                dirty.locals.insert(ifname);
             }
         }
     }
@@ -335,7 +372,8 @@ impl Facts {
 
     fn touch_namespace(&self, name: &str, dirty: &mut Dirty) {
         for id in self.pods_of(name) {
-            dirty.addresses.extend(self.addresses_of(id));
+            let addresses = self.addresses_of(id);
+            addresses.into_iter().for_each(|addr| dirty.touch(addr));
         }
     }
 

@@ -53,8 +53,8 @@ impl Facts {
     /// Who has the address.
     pub(crate) fn owner(&self, addr: IpAddr) -> Option<Owner> {
         let claims = self.claims(addr);
-        let locals = claims.iter().filter_map(|claim| match claim {
-            Claim::Local(ifname) => self.local(ifname),
+        let locals = claims.filter_map(|claim| match claim {
+            Claim::Local(ifname) => self.local(&ifname),
             Claim::Pod(_) => None,
         });
         let standing = locals.map(|local| (local.ifname, self.standing(local)));
@@ -70,8 +70,8 @@ impl Facts {
                 pod,
             });
         }
-        let pods = claims.iter().filter_map(|claim| match claim {
-            Claim::Pod(id) => self.pod(*id).map(|fact| (*id, fact)),
+        let pods = self.claims(addr).filter_map(|claim| match claim {
+            Claim::Pod(id) => self.pod(id).map(|fact| (id, fact)),
             Claim::Local(_) => None,
         });
         let elsewhere = pods.filter(|(id, _)| !self.is_attached(*id));

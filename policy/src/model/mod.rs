@@ -14,4 +14,4 @@ pub use labels::Labels;
 pub use policy::{
     Direction, NamespaceMatch, PeerSelector, Peers, Policy, PolicyKey, PortAtom, Ports, Rule,
 };
-pub use selector::{Requirement, Selector};
+pub use selector::{Requirement, Selector, Values};
