@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::net::ipproto::{RAW, TCP};
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with, sockopt};
 
@@ -130,9 +130,13 @@ impl SynEar {
     /// # Errors
     /// When none comes within the limit.
     pub fn hear(&self, limit: Duration) -> Result<(SocketAddr, u16)> {
-        self.socket.set_read_timeout(Some(limit))?;
+        let until = Instant::now() + limit;
         let mut buffer = [0; 256];
         loop {
+            // Other segments may come without end.
+            let left = until.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "no SYN came");
+            self.socket.set_read_timeout(Some(left))?;
             let (length, sender) = self.socket.recv_from(&mut buffer).context("no SYN came")?;
             let packet = &buffer[..length];
             // The kernel gives the header of IPv4 only.
