@@ -6,6 +6,7 @@
 # make test-kernels      the trials and the tests that touch the kernel, on Debian's kernels 6.1 and 6.12 in virtual machines: hours
 #                        where they are emulated (KERNELS=6.1 and PARTS="netlink faults" choose)
 # make bench  figures beside those of other daemons, in the same run
+# make soak   a day of a cluster in fast motion against a naive model: an hour, or ARGS="--minutes 5 --seed 7"
 # make image  the container image, as an archive (no container engine needed)
 # make lint   formatting, lints, licences
 
@@ -20,7 +21,7 @@ export K8S
 # The kernels of `make test-kernels`.
 export KERNELS ?= 6.1 6.12
 
-.PHONY: all install build lint test shim image test-image unit cluster-programs system test-kernels demo demo-kubernetes conformance bench crds
+.PHONY: all install build lint test shim image test-image unit cluster-programs system test-kernels demo demo-kubernetes conformance bench soak crds
 all: build
 
 install:
@@ -96,6 +97,12 @@ bench: install
 	shim=$$(tests/shim.sh) && cp "$$shim" $(BIN)/release/
 	$(BIN)/release/selvage-bench $(or $(ARGS),all)
 	$(BIN)/release/selvage-lab run -- $(BIN)/release/examples/policy
+
+# As it is shipped, with the programs beside it.
+soak:
+	@tests/install.sh
+	$(CARGO) build --release --locked -p selvage -p selvage-cni -p selvage-lab -p selvage-tests --bins
+	$(BIN)/release/selvage-soak $(ARGS)
 
 # The definitions of our objects, from the Rust types; a test says when they are not current.
 crds: build

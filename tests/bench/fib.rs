@@ -22,10 +22,10 @@ use selvage_netlink::{
     monitor::Group,
     nexthop, route,
 };
+use selvage_tests::fleet::{self, Event, Fleet, Spec};
 
 use crate::{
     daemon::{self, ADDRESS, Daemon, Role},
-    fleet::{self, Event, Fleet, Spec},
     report::Figures,
 };
 
@@ -115,6 +115,7 @@ fn run_phases(routes: usize, added: &AtomicUsize, deleted: &AtomicUsize) -> Resu
         address: NEIGHBOUR,
         asn: daemon::ASN,
         announce: Vec::new(),
+        restart: None,
     };
     let mut fleet = Fleet::connect(SocketAddrV4::new(ADDRESS, 179), vec![spec])?;
     fleet.drive(Duration::from_secs(30), "the session is up", |_, e| {

@@ -8,7 +8,6 @@ mod cni;
 mod daemon;
 mod enforcement;
 mod fib;
-mod fleet;
 mod report;
 mod scrape;
 mod storm;
@@ -25,6 +24,7 @@ use selvage_lab::{
 
 use daemon::Daemon;
 use report::Report;
+use selvage_tests::fleet;
 
 /// Measures Selvage beside other daemons.
 #[derive(Parser)]

@@ -7,10 +7,10 @@ use std::{
 
 use anyhow::Result;
 use selvage_lab::Lab;
+use selvage_tests::fleet::{self, Event, Fleet, Spec};
 
 use crate::{
     daemon::{self, ADDRESS, Daemon, Role},
-    fleet::{self, Event, Fleet, Spec},
     report::Figures,
 };
 
@@ -43,6 +43,7 @@ pub(crate) fn run(lab: &Lab, daemon: Daemon, clients: usize, run: usize) -> Resu
                 address: client(i),
                 asn: daemon::ASN,
                 announce,
+                restart: None,
             }
         })
         .collect();
@@ -68,6 +69,7 @@ fn storm(specs: Vec<Spec>) -> Result<(Duration, Duration, usize)> {
             if let Event::Update {
                 withdrawn,
                 announced,
+                ..
             } = event
             {
                 for j in fleet::prefixes(announced)

@@ -8,10 +8,10 @@ use std::{
 use anyhow::Result;
 use bytes::Bytes;
 use selvage_lab::Lab;
+use selvage_tests::fleet::{self, Event, Fleet, Spec};
 
 use crate::{
     daemon::{self, ADDRESS, Daemon, Role},
-    fleet::{self, Event, Fleet, Spec},
     report::Figures,
     scrape::Scrapes,
 };
@@ -46,6 +46,7 @@ fn transfer(
         address,
         asn,
         announce: Vec::new(),
+        restart: None,
     });
     let mut fleet = Fleet::connect(SocketAddrV4::new(ADDRESS, 179), specs.into())?;
     let mut up = 0;

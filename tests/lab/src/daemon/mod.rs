@@ -411,6 +411,18 @@ impl Router {
         }
     }
 
+    /// Changes who it talks to; sessions with those that keep their place in the list stay up.
+    ///
+    /// # Errors
+    /// When the daemon refuses, or is one that this is not written for.
+    pub fn set_neighbours(&mut self, neighbours: Vec<Neighbour>) -> Result<()> {
+        self.speaker.neighbours = neighbours;
+        match self.kind {
+            Kind::Bird => bird::reconfigure(self),
+            kind => bail!("{kind} cannot be given other neighbours"),
+        }
+    }
+
     /// Waits until the session with `peer` is established.
     ///
     /// # Errors

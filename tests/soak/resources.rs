@@ -1,0 +1,112 @@
+//! What a process uses of the machine, before and after.
+
+use std::fmt;
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+/// How long a quiet process is watched.
+const WINDOW: Duration = Duration::from_secs(10);
+/// A quiet agent with its sessions may use so much of a core: keepalives, and a status that somebody asks for.
+const MOST_CPU: f64 = 0.05;
+/// Anonymous memory may be so many KiB above that of the start: what an allocator keeps of a load that is over.
+const MOST_MORE_KIB: u64 = 12 << 10;
+/// Descriptors may be so many more.
+const MOST_MORE_FDS: usize = 4;
+
+/// A process that is left alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// Resident memory in KiB, mapped files included.
+    pub rss: u64,
+    /// Anonymous memory in KiB.
+    pub anonymous: u64,
+    /// Open descriptors.
+    pub descriptors: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Share of a core over the window.
+    pub cpu: f64,
+    /// Voluntary context switches a second: how often its threads were woken.
+    pub wakeups: f64,
+}
+
+impl Usage {
+    /// Watches a process for ten seconds.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn of(pid: u32) -> Result<Usage> {
+        let before = counters(pid)?;
+        thread::sleep(WINDOW);
+        let after = counters(pid)?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).context("it has ended")?;
+        let kib = |name: &str| number(&status, name);
+        let seconds = WINDOW.as_secs_f64();
+        Ok(Usage {
+            rss: kib("VmRSS:"),
+            anonymous: kib("RssAnon:"),
+            descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
+            threads: usize::try_from(kib("Threads:"))?,
+            cpu: after.0.saturating_sub(before.0) as f64 / 1e9 / seconds,
+            wakeups: after.1.saturating_sub(before.1) as f64 / seconds,
+        })
+    }
+
+    /// Whether a process that is quiet again is as it was.
+    ///
+    /// # Errors
+    /// With what it keeps.
+    pub fn is_as_before(&self, before: &Usage) -> Result<()> {
+        let both = format!("before: {before}; after: {self}");
+        let more = self.anonymous.saturating_sub(before.anonymous);
+        ensure!(more <= MOST_MORE_KIB, "memory has grown; {both}");
+        let more = self.descriptors.saturating_sub(before.descriptors);
+        ensure!(more <= MOST_MORE_FDS, "descriptors are left open; {both}");
+        ensure!(self.threads <= before.threads, "threads are left; {both}");
+        ensure!(self.cpu <= MOST_CPU, "it is not idle; {both}");
+        Ok(())
+    }
+}
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "RSS {:.1} MiB, anonymous {:.1} MiB, {} descriptors, {} threads, {:.2} % of a core, {:.0} wake-ups/s",
+            self.rss as f64 / 1024.0,
+            self.anonymous as f64 / 1024.0,
+            self.descriptors,
+            self.threads,
+            self.cpu * 100.0,
+            self.wakeups
+        )
+    }
+}
+
+fn number(text: &str, name: &str) -> u64 {
+    let mut values = text.lines().filter_map(|line| line.strip_prefix(name));
+    let value = values
+        .next()
+        .and_then(|rest| rest.split_whitespace().next());
+    value.and_then(|text| text.parse().ok()).unwrap_or_default()
+}
+
+/// Nanoseconds on a core and voluntary context switches, of all threads.
+fn counters(pid: u32) -> Result<(u64, u64)> {
+    let (mut cpu, mut switches) = (0, 0);
+    for task in fs::read_dir(format!("/proc/{pid}/task")).context("it has ended")? {
+        let path = task?.path();
+        // A thread may end meanwhile.
+        let read = |name| fs::read_to_string(path.join(name)).unwrap_or_default();
+        let schedule = read("schedstat");
+        let first = schedule.split_whitespace().next();
+        cpu += first
+            .and_then(|text| text.parse::<u64>().ok())
+            .unwrap_or_default();
+        switches += number(&read("status"), "voluntary_ctxt_switches:");
+    }
+    Ok((cpu, switches))
+}
