@@ -221,7 +221,11 @@ impl Locked<'_> {
         let path = self.dir.join(BOOT);
         write_file(&path, boot_id.as_bytes())
             .map(drop)
-            .map_err(|e| CniError::file("write", &path, &e))
+            .map_err(|e| {
+                // On a full disk the file is there, and empty: an ADD that fails leaves nothing.
+                let _ = fs::remove_file(&path);
+                CniError::file("write", &path, &e)
+            })
     }
 
     /// Removes the lease of `addr`, whosever it is.
