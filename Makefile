@@ -3,8 +3,8 @@
 # make demo-kubernetes   the same on a real Kubernetes cluster, in namespaces, and a KUBECONFIG to play with
 # make conformance       upstream's NetworkPolicy suite on such a cluster, over IPv4 and over IPv6: half an hour
 #                        (both take another Kubernetes by K8S=1.36.3, or K8S=1.38 for the newest of a minor version, betas too)
-# make test-kernels      the trials and the tests that touch the kernel, on Debian's kernels 6.1 and 6.12 in virtual machines: hours
-#                        where they are emulated (KERNELS=6.1 and PARTS="netlink faults" choose)
+# make test-kernels      the trials and the tests that touch the kernel, on Debian's kernels 6.1 and 6.12 in virtual machines: an hour
+#                        or two where they are emulated (KERNELS=6.1 and PARTS="netlink faults" choose)
 # make bench  figures beside those of other daemons, in the same run
 # make soak   a day of a cluster in fast motion against a naive model: an hour, or ARGS="--minutes 5 --seed 7"
 # make image  the container image, as an archive (no container engine needed)

@@ -8,7 +8,7 @@
 #       lab e2e faults interop conformance  the system trials, without those that need Kubernetes' programs
 #       e2e::NAME …                        one trial
 #
-# Where KVM does not work the machines are emulated, and everything takes ten to fifty times as long. Deadlines are longer there
+# Where KVM does not work the machines are emulated, and everything takes ten times as long. Deadlines are longer there
 # (SELVAGE_DEADLINE_FACTOR, 10 without), and measured times mean nothing. SELVAGE_MACHINE_LIMIT is how many seconds one
 # part may take (14400).
 set -euo pipefail
