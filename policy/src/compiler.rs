@@ -216,10 +216,11 @@ impl Compiler {
         })
     }
 
-    /// Whether the last delta holds a part only of what was told before: large sets are being filled, and more deltas follow.
+    /// Whether the last delta holds a part only of what was told before: large sets are being filled, or attachments wait
+    /// for chains that this delta adds. More deltas follow.
     #[must_use]
     pub fn is_filling(&self) -> bool {
-        self.staging.is_filling()
+        self.staging.is_filling() || !self.waiting.is_empty()
     }
 
     /// The whole plan, for a start or a repair: deltas go on from its generation.

@@ -37,7 +37,7 @@ impl World {
             }
         } else if let Some(delta) = self.compiler.take_delta() {
             self.policy.in_flight = Some(delta.to);
-            // A part of a large set does not count.
+            // A part of a change does not count.
             self.policy.flying = match self.compiler.is_filling() {
                 true => self.policy.done,
                 false => self.policy.told,
