@@ -19,7 +19,7 @@ use selvage_bgp::{
         ids::{Family, PeerIdx},
         prefix::Prefix,
         rib::{self, Listing, Rejection, RibInput, Row},
-        session::{FaultKind, Faults, StaleView, State, Stop, SurvivedFault, Unused},
+        session::{FaultKind, Faults, OpenSettings, StaleView, State, Stop, SurvivedFault, Unused},
         wire::{
             self,
             attr::{Origin, PathAttributes},
@@ -274,8 +274,26 @@ pub fn peer_state(clock: Clock, peer: &PeerStatus) -> PeerState {
         unused_families: session.unused_families.iter().map(unused_family).collect(),
         router_id: negotiated.map(|n| n.peer_id.to_string()),
         hold: negotiated.map_or(0, |n| u16::try_from(n.hold.as_secs()).unwrap_or(u16::MAX)),
+        next_session: session
+            .next_open
+            .as_ref()
+            .map(next_session)
+            .unwrap_or_default(),
         dynamic: peer.dynamic,
     }
+}
+
+/// What an OPEN says, in words.
+fn next_session(open: &OpenSettings) -> Vec<String> {
+    let time = |name: &str, time: Option<Duration>| match time {
+        Some(time) => format!("{name} {}s", time.as_secs()),
+        None => format!("no {name}"),
+    };
+    vec![
+        time("hold time", Some(open.hold)),
+        time("graceful restart", open.restart_time),
+        time("long-lived graceful restart", open.long_lived),
+    ]
 }
 
 /// The time that was `ago` before now.

@@ -170,6 +170,9 @@ pub struct PeerView {
     pub router_id: Option<String>,
     /// Hold time in seconds.
     pub hold: u16,
+    /// Settings that apply from the next session on, in words; empty if the present session has all of them.
+    #[serde(default)]
+    pub next_session: Vec<String>,
 }
 
 /// The routes of an earlier session that are kept, of one family.

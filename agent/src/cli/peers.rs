@@ -128,6 +128,15 @@ pub fn detail(screen: &Screen, peer: &PeerView) -> String {
             },
         ),
     ];
+    if !peer.next_session.is_empty() {
+        lines.push((
+            "next session",
+            screen.warn(&format!(
+                "{}: changed since this session began",
+                peer.next_session.join(", ")
+            )),
+        ));
+    }
     for unused in &peer.unused_families {
         lines.push((
             "not in use",

@@ -307,6 +307,9 @@ fn peer(
         established: state.map(|state| state.flaps).unwrap_or_default(),
         router_id: state.and_then(|state| state.router_id.clone()),
         hold: state.map(|state| state.hold).unwrap_or_default(),
+        next_session: state
+            .map(|state| state.next_session.clone())
+            .unwrap_or_default(),
     }
 }
 

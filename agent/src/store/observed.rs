@@ -132,6 +132,8 @@ pub struct PeerState {
     pub unused_families: Vec<UnusedFamily>,
     /// Negotiated hold time in seconds; 0: none.
     pub hold: u16,
+    /// Settings that the next session will have and the present one has not, in words; empty unless Established.
+    pub next_session: Vec<String>,
     /// It connected from inside a range.
     pub dynamic: bool,
 }
@@ -216,6 +218,7 @@ impl PeerState {
             router_id: None,
             unused_families: Vec::new(),
             hold: 0,
+            next_session: Vec::new(),
             dynamic: false,
         }
     }

@@ -47,6 +47,11 @@ fn peers() -> Vec<PeerView> {
         established: 1,
         router_id: Some("10.0.0.2".into()),
         hold: 9,
+        next_session: vec![
+            "hold time 30s".into(),
+            "graceful restart 120s".into(),
+            "no long-lived graceful restart".into(),
+        ],
     };
     let down = PeerView {
         address: "192.0.2.1".parse().unwrap(),

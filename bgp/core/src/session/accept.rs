@@ -38,6 +38,7 @@ impl Peer {
             since: now,
             beside_session,
             offered: FamilySet::NONE,
+            open: None,
             stream: BytesMut::new(),
             // Its OPEN is sent at once; until then nothing is awaited.
             phase: Phase::Connecting { until: now },
@@ -66,6 +67,7 @@ impl Peer {
         let until = now + self.patience();
         if let Some(conn) = self.conn_mut(id) {
             conn.offered = offer.families;
+            conn.open = Some(offer.settings);
             conn.phase = Phase::OpenSent(OpenSent { ends, offer, until });
         }
         self.send(id, crate::wire::header::MessageType::Open, open, out);

@@ -49,6 +49,7 @@ impl Peer {
             since: now,
             beside_session: false,
             offered: FamilySet::NONE,
+            open: None,
             stream: BytesMut::new(),
             phase: Phase::Connecting {
                 until: now + ATTEMPT.max(self.config.timers.connect_retry),

@@ -31,6 +31,7 @@ mod state;
 pub use cause::{Cause, SessionError};
 pub use faults::{FaultCount, FaultKind, FaultReport, Faults, SurvivedFault};
 pub use input::{Input, SocketError, Stop};
+pub use negotiate::OpenSettings;
 pub use output::{Outline, Output, Snapshot, StaleView, Unused};
 pub use peer::Peer;
 pub use state::{ConnId, State};

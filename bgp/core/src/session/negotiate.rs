@@ -21,17 +21,39 @@ use crate::{
 pub(crate) struct Offer {
     pub asn: Asn,
     pub router_id: RouterId,
-    pub hold: Duration,
+    pub settings: OpenSettings,
     pub keepalive: Duration,
     pub families: FamilySet,
-    /// Graceful restart, with these bits.
-    pub restart: Option<RestartBits>,
-    /// How long our restart takes.
-    pub restart_time: Duration,
-    /// Long-lived graceful restart, with this time.
-    pub long_lived: Option<Duration>,
+    /// What graceful restart is offered with, if it is.
+    pub restart: RestartBits,
     /// Without capabilities, for those who refuse them (RFC 5492 section 3).
     pub plain: bool,
+}
+
+/// What a session keeps as its OPEN said it, though the configuration may have changed since (RFC 4271 has no way to
+/// negotiate anew).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct OpenSettings {
+    /// The hold time; zero: never.
+    pub hold: Duration,
+    /// The restart time of graceful restart (RFC 4724); `None`: it is not offered.
+    pub restart_time: Option<Duration>,
+    /// The stale time of long-lived graceful restart (RFC 9494); `None`: it is not offered.
+    pub long_lived: Option<Duration>,
+}
+
+impl OpenSettings {
+    /// What an OPEN would say now. `plain`: it has no capabilities.
+    pub(crate) fn new(speaker: &SpeakerConfig, peer: &PeerConfig, plain: bool) -> OpenSettings {
+        let speaker = &speaker.graceful_restart;
+        let restart = speaker.enabled && peer.graceful_restart && !plain;
+        let long_lived = restart && peer.long_lived_restart;
+        OpenSettings {
+            hold: peer.timers.hold,
+            restart_time: restart.then_some(speaker.restart_time),
+            long_lived: speaker.long_lived.filter(|_| long_lived),
+        }
+    }
 }
 
 /// What we say of our own restart.
@@ -76,23 +98,17 @@ impl Offer {
         bits: RestartBits,
         plain: bool,
     ) -> Offer {
-        let restart = speaker.graceful_restart.enabled && peer.graceful_restart && !plain;
         let families = families(speaker, peer, local);
         Offer {
             asn: local_asn(speaker, peer),
             router_id: speaker.router_id,
-            hold: peer.timers.hold,
+            settings: OpenSettings::new(speaker, peer, plain),
             keepalive: peer.timers.keepalive,
             families: match plain {
                 true => families.and(FamilySet::from_iter([Family::Ipv4])),
                 false => families,
             },
-            restart: restart.then_some(bits),
-            restart_time: speaker.graceful_restart.restart_time,
-            long_lived: speaker
-                .graceful_restart
-                .long_lived
-                .filter(|_| restart && peer.long_lived_restart),
+            restart: bits,
             plain,
         }
     }
@@ -103,11 +119,12 @@ impl Offer {
             self.families.iter().map(Capability::family).collect();
         capabilities.push(Capability::RouteRefresh);
         capabilities.push(Capability::ExtendedMessage);
-        if let Some(bits) = self.restart {
+        let bits = self.restart;
+        if let Some(time) = self.settings.restart_time {
             capabilities.push(Capability::GracefulRestart(Restart {
                 restarting: bits.restarting,
                 notification: true,
-                time: self.restart_time.as_secs().min(4095) as u16,
+                time: time.as_secs().min(4095) as u16,
                 families: self
                     .families
                     .iter()
@@ -119,7 +136,7 @@ impl Offer {
                     .collect(),
             }));
         }
-        if let (Some(bits), Some(time)) = (self.restart, self.long_lived) {
+        if let Some(time) = self.settings.long_lived {
             let families = self.families.iter().map(|f| LongLivedFamily {
                 afi: f.afi(),
                 safi: f.safi(),
@@ -135,7 +152,7 @@ impl Offer {
         }
         Open {
             my_as: self.asn.two_octet(),
-            hold_time: self.hold.as_secs().min(65535) as u16,
+            hold_time: self.settings.hold.as_secs().min(65535) as u16,
             router_id: self.router_id,
             capabilities,
         }
@@ -181,7 +198,10 @@ impl Offer {
             return Err(self.no_common_family(offered_families(open)));
         }
         let both = |code| open.has(code) && !self.plain;
-        let hold = self.hold.min(Duration::from_secs(open.hold_time.into()));
+        let hold = self
+            .settings
+            .hold
+            .min(Duration::from_secs(open.hold_time.into()));
         Ok(Negotiated {
             local_asn: self.asn,
             peer_asn,
@@ -199,8 +219,9 @@ impl Offer {
             hold,
             keepalive: keepalive(self.keepalive, hold),
             graceful_restart: self
-                .restart
-                .and_then(|_| peer_restart(open, families, self.long_lived)),
+                .settings
+                .restart_time
+                .and_then(|_| peer_restart(open, families, self.settings.long_lived)),
             local_addr: ends.local.ip(),
             peer_addr: ends.remote.ip(),
             interface: ends.interface,

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use super::{ConnId, FaultReport, Faults, SessionError, State};
+use super::{ConnId, FaultReport, Faults, OpenSettings, SessionError, State};
 use crate::{
     clock::Now,
     event::{DownReason, Negotiated, PeerEvent},
@@ -65,6 +65,8 @@ pub struct Outline {
     pub running: bool,
     /// The number of the present session, or of the last one.
     pub epoch: Epoch,
+    /// How often new settings have changed what is shown of the present session.
+    pub shown_changes: u32,
     /// How often a session was Established.
     pub established: u64,
     /// When the last session ended.
@@ -90,6 +92,8 @@ pub struct Snapshot {
     pub negotiated: Option<Arc<Negotiated>>,
     /// The configured families that the present session does not carry, or in which we have nothing to announce, and why.
     pub unused_families: Vec<(Family, Unused)>,
+    /// What our next OPEN will say, where the present session's OPEN said something else; `None`: the same, or no session.
+    pub next_open: Option<OpenSettings>,
     /// How long the present session has been Established.
     pub uptime: Option<Duration>,
     /// How often a session was Established.

@@ -10,7 +10,7 @@ use super::{
     Stop, Unused,
     end::End,
     jitter::Jitter,
-    negotiate::{RestartBits, families_left_out},
+    negotiate::{OpenSettings, RestartBits, families_left_out},
     reconfigure::{Effect, Present, effect},
     restart::Stale,
     state::{Connection, Established, Phase},
@@ -44,6 +44,8 @@ pub struct Peer {
     /// The speaker's counter of sessions.
     epochs: Epochs,
     pub(super) epoch: Epoch,
+    /// How often new settings have changed what is shown of the present session.
+    shown_changes: u32,
     reported: State,
     /// The agent has restarted, and the kernel still forwards by the routes of its earlier run.
     first_start: bool,
@@ -100,6 +102,7 @@ impl Peer {
             next_conn: 0,
             epochs,
             epoch: Epoch::default(),
+            shown_changes: 0,
             reported: State::Idle,
             first_start,
             started: None,
@@ -265,6 +268,7 @@ impl Peer {
             state: self.state(),
             running: self.running,
             epoch: self.epoch,
+            shown_changes: self.shown_changes,
             established: stats.established,
             last_down: stats.last_down.as_ref().map(|(at, _)| *at),
             last_error: stats.last_error.as_ref().map(|(at, _)| *at),
@@ -292,6 +296,7 @@ impl Peer {
             epoch: self.epoch,
             negotiated: session.map(|e| e.negotiated.clone()),
             unused_families: self.unused_families(),
+            next_open: self.next_open(),
             uptime: session.map(|e| now.since(e.since)),
             established: stats.established,
             last_down: stats.last_down.clone(),
@@ -338,6 +343,13 @@ impl Peer {
                 out.push(Output::Event(self.epoch, event));
             }
         }
+    }
+
+    fn next_open(&self) -> Option<OpenSettings> {
+        let (id, _) = self.session()?;
+        let said = self.conns.iter().find(|c| c.id == id)?.open?;
+        let now = OpenSettings::new(&self.speaker, &self.config, self.plain);
+        (now != said).then_some(now)
     }
 
     fn unused_families(&self) -> Vec<(Family, Unused)> {
@@ -462,9 +474,13 @@ impl Peer {
         now: Now,
         out: &mut Vec<Output>,
     ) {
+        let shown = (self.unused_families(), self.next_open());
         let old_speaker = std::mem::replace(&mut self.speaker, speaker);
         let old = std::mem::replace(&mut self.config, config);
         let (speaker, config) = (self.speaker.clone(), self.config.clone());
+        if shown != (self.unused_families(), self.next_open()) {
+            self.shown_changes += 1;
+        }
         let effect_on = |present| effect((&old_speaker, &old), (&speaker, &config), present);
         let mut resets = Vec::new();
         for conn in &self.conns {

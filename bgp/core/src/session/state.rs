@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use bytes::BytesMut;
 
-use super::negotiate::Offer;
+use super::negotiate::{Offer, OpenSettings};
 use crate::{
     clock::{Now, earlier},
     event::Negotiated,
@@ -66,6 +66,8 @@ pub(crate) struct Connection {
     pub beside_session: bool,
     /// The families in our OPEN.
     pub offered: FamilySet,
+    /// What our OPEN said that the session keeps; `None` before it.
+    pub open: Option<OpenSettings>,
     /// What has come and is no complete message yet.
     pub stream: BytesMut,
     pub phase: Phase,

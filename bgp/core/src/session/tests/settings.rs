@@ -288,3 +288,34 @@ fn a_first_next_hop_of_the_other_family_is_offered() {
     let session = network.slot(0).peer.negotiated().unwrap();
     assert!(session.families.contains(Family::Ipv6));
 }
+
+/// What waits for the next OPEN is shown, is told to those who watch the peer, and is over with the next session.
+#[test]
+fn settings_that_wait_for_the_next_session_are_shown() {
+    let mut network = Network::pair((64512, 1), (64513, 2));
+    network.start_all();
+    assert!(network.run_until(secs(10), Network::all_established));
+    let shown = |network: &Network| {
+        let peer = &network.slot(0).peer;
+        (peer.snapshot(network.now).next_open, peer.outline())
+    };
+    let (before, told) = shown(&network);
+    assert_eq!(before, None);
+    let s = network.nodes[0].speaker.clone();
+    let mut p = (*network.slot(0).config).clone();
+    let present = p.timers.hold;
+    p.timers.hold = present + secs(21);
+    p.graceful_restart = false;
+    network.input(0, 0, Input::Configure(s.clone(), arc(p.clone())));
+    let (waiting, told_now) = shown(&network);
+    let waiting = waiting.unwrap();
+    assert_eq!(waiting.hold, present + secs(21));
+    assert_eq!((waiting.restart_time, waiting.long_lived), (None, None));
+    assert_ne!(told, told_now);
+    // The running session keeps what was negotiated.
+    assert_eq!(network.slot(0).peer.negotiated().unwrap().hold, present);
+    p.ttl_security = Some(1);
+    network.input(0, 0, Input::Configure(s, arc(p)));
+    assert!(network.run_until(secs(10), Network::all_established));
+    assert_eq!(shown(&network).0, None);
+}
