@@ -108,8 +108,12 @@ fn second_link(lab: &Lab, v4: bool) -> Result<()> {
         ensure!(routes.is_none(), "{routes:?}");
         Ok(())
     })?;
-    let text = cluster.node("n1")?.agent.ask(&["status"])?;
-    ensure!(text.contains("to be the next hop"), "{text}");
+    let agent = &cluster.node("n1")?.agent;
+    eventually_ok(SOON, "status says why", || {
+        let text = agent.ask(&["status"])?;
+        ensure!(text.contains("to be the next hop"), "{text}");
+        Ok(())
+    })?;
     change(&link, old, addr::add)?;
     wait_next_hop(&router, &tor, prefix(pods)?, old)?;
     let peers = cluster.node("n1")?.agent.peers()?;
