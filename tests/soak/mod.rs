@@ -88,7 +88,7 @@ impl Plan {
 /// What a world has seen.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Which.
+    /// The name of the world.
     pub name: &'static str,
     /// Its figures, for people.
     pub lines: Vec<String>,

@@ -223,7 +223,7 @@ pub struct FaultView {
 pub struct UnusedFamilyView {
     /// `ipv4` or `ipv6`.
     pub family: String,
-    /// Why.
+    /// Why the session does not carry it, for people.
     pub reason: String,
 }
 

@@ -163,7 +163,7 @@ pub struct FaultCount {
 pub struct LastFault {
     /// As in [`FaultCount`].
     pub kind: &'static str,
-    /// When.
+    /// When the message came.
     pub at: SystemTime,
     /// The name of the attribute at fault.
     pub attribute: Option<String>,

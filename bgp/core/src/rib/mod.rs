@@ -139,9 +139,9 @@ pub enum RibOutput {
     Unwatch(IpAddr),
     /// The peer announced prefixes that are not used for their next hop, in one message.
     UnusableNextHop {
-        /// Who.
+        /// The peer that announced them.
         peer: PeerIdx,
-        /// In which session.
+        /// The session of that peer.
         epoch: Epoch,
         /// The next hop.
         next_hop: IpAddr,

@@ -32,7 +32,7 @@ pub enum Input<'a> {
     ConnectFailed {
         /// As in [`Output::Connect`](super::Output::Connect).
         conn: ConnId,
-        /// Why.
+        /// What the operating system says.
         error: SocketError,
         /// Nobody has answered; not even with a refusal.
         unanswered: bool,
