@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use selvage_netlink::{delete_links, link, netns};
 
-use crate::space::Space;
+use crate::space::{PROGRAMS, Space};
 
 impl Space {
     fn names(&self) -> Vec<String> {
@@ -26,6 +26,7 @@ impl Space {
 
 #[test]
 fn both_ends_of_all_are_gone_when_the_call_returns() {
+    let _program = PROGRAMS.read();
     let (host, pod) = (Space::new(), Space::new());
     for round in 0..10 {
         let (a, _) = host.veth("a", &pod, "eth0");
@@ -44,6 +45,7 @@ fn both_ends_of_all_are_gone_when_the_call_returns() {
 
 #[test]
 fn a_refusal_is_told() {
+    let _program = PROGRAMS.read();
     let space = Space::new();
     let error = space.delete(&[1]).unwrap_err();
     assert!(error.is(Errno::OPNOTSUPP), "{error}");
@@ -53,6 +55,7 @@ fn a_refusal_is_told() {
 /// Whoever waits for the end of a program's output waits until all copies of the descriptor are closed.
 #[test]
 fn the_child_holds_no_descriptor_of_the_caller() {
+    let _no_programs = PROGRAMS.write();
     let (host, pod) = (Space::new(), Space::new());
     for _ in 0..10 {
         let (index, _) = host.veth("a", &pod, "eth0");
@@ -68,6 +71,7 @@ fn the_child_holds_no_descriptor_of_the_caller() {
 /// Before it has sent the message, or in the middle of it: the links are gone when the call returns.
 #[test]
 fn whoever_kills_the_child_changes_nothing() {
+    let _no_programs = PROGRAMS.write();
     let (host, pod) = (Space::new(), Space::new());
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -89,7 +93,7 @@ fn whoever_kills_the_child_changes_nothing() {
     });
 }
 
-/// The children of this process. Only this file's tests have any.
+/// The children of this process: those of the caller, while it writes [`PROGRAMS`].
 fn children() -> Vec<Pid> {
     let mut found = Vec::new();
     for task in fs::read_dir("/proc/self/task").unwrap().flatten() {

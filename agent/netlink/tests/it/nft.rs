@@ -16,7 +16,7 @@ use selvage_netlink::nft::{
 };
 use selvage_netlink::{Error, Protocol, Socket, link, netns};
 
-use crate::space::Space;
+use crate::space::{PROGRAMS, Space};
 
 const TABLE: Table<'static> = Table::inet("selvage");
 const V4: &[DataType] = &[DataType::IPV4_ADDR];
@@ -51,6 +51,7 @@ fn nft(space: &Space, arguments: &[&str], input: &str) -> String {
             .unwrap();
         child.wait_with_output().unwrap()
     };
+    let _program = PROGRAMS.read();
     let output = netns::within(space.netns.as_fd(), run).unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(

@@ -1,8 +1,13 @@
 //! A namespace for one test.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::RwLock;
 
 use selvage_netlink::{Protocol, Socket, link, netns};
+
+/// Read by whoever has a child process; written by tests that must be alone with theirs: one kills whatever child there
+/// is, and a child that is only just there holds a copy of each descriptor of the process.
+pub static PROGRAMS: RwLock<()> = RwLock::new(());
 
 /// A namespace that lives as long as this value.
 pub struct Space {
