@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
+    io,
     net::IpAddr,
     path::PathBuf,
     str::FromStr,
@@ -57,7 +58,7 @@ impl Speaking {
         self.0.get()
     }
 
-    /// Tells the RIB how a next hop is reached. Nobody asks for that before the start.
+    /// Tells the RIB how a next hop is reached. Nobody asks for that before the start: the speaker is configured after it.
     pub fn reachability(&self, next_hop: IpAddr, metric: Option<u32>) {
         if let Some(speaker) = self.get() {
             speaker.tell([RibInput::Reachability { next_hop, metric }]);
@@ -95,51 +96,53 @@ impl Bgp {
         }
     }
 
-    /// Starts it, or tells it what to be from now on. [`Work::Configured`] says what the operating system refused; all
-    /// else is in force.
+    /// Starts it if it does not run, and tells it what to be from now on. [`Work::Configured`] says what the operating
+    /// system refused; all else is in force.
     pub fn configure(&mut self, config: &SpeakerConfig) {
         let config = Arc::new(config.clone());
         let world = self.world.clone();
-        match &self.speaker {
-            Some(speaker) => {
-                let answer = move |errors: Vec<_>| {
-                    let errors = errors.iter().map(ToString::to_string).collect();
-                    world.send(Work::Configured(errors));
-                };
-                // A speaker that has stopped says so where it stops.
-                let _ = speaker.handle().configure_then(config, Box::new(answer));
-            }
-            None => world.send(Work::Configured(self.start(config))),
-        }
+        let mut refused = Vec::new();
+        let speaker = match self.speaker.take() {
+            Some(speaker) => speaker,
+            None => match self.start(config.clone(), &mut refused) {
+                Ok(speaker) => speaker,
+                Err(error) => {
+                    world.send(Work::Configured(vec![format!("BGP cannot start: {error}")]));
+                    return;
+                }
+            },
+        };
+        let answer = move |errors: Vec<_>| {
+            refused.extend(errors.iter().map(ToString::to_string));
+            world.send(Work::Configured(refused));
+        };
+        // A speaker that has stopped says so where it stops.
+        let _ = speaker.handle().configure_then(config, Box::new(answer));
+        self.speaker = Some(speaker);
     }
 
-    fn start(&mut self, config: Arc<SpeakerConfig>) -> Vec<String> {
+    /// Starts the threads; the speaker does nothing before it is configured. By then everybody has its handle: the route
+    /// writer answers for a next hop within microseconds of the first UPDATE.
+    fn start(&self, config: Arc<SpeakerConfig>, refused: &mut Vec<String>) -> io::Result<Speaker> {
         let seed = u64::from(std::process::id()) << 32 | u64::from(config.router_id.0);
         let before = neighbours::read(&self.state_dir).filter(|_| self.restarting);
         let restart_time = config.graceful_restart.restart_time;
         let (changed, remembered) =
             neighbours::new(&self.state_dir, before.as_deref(), restart_time);
-        let started = Speaker::start(Start {
+        let speaker = Speaker::start(Start {
             config,
             restarting: self.restarting,
             before,
             seed,
             routes: sink(self.routes.clone(), self.world.clone()),
             peers: peer_sink(self.world.clone(), changed),
-        });
-        match started {
-            Ok((speaker, errors)) => {
-                let mut errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-                if let Err(error) = remembered.watch(speaker.handle()) {
-                    errors.push(format!("cannot remember the neighbours: {error}"));
-                }
-                // It starts once.
-                let _ = self.speaking.0.set(speaker.handle());
-                self.speaker = Some(speaker);
-                errors
-            }
-            Err(error) => vec![format!("BGP cannot start: {error}")],
+        })?;
+        if let Err(error) = remembered.watch(speaker.handle()) {
+            refused.push(format!("cannot remember the neighbours: {error}"));
         }
+        // It starts once.
+        let _ = self.speaking.0.set(speaker.handle());
+        Ok(speaker)
     }
 
     /// The speaker's clock; `None` before the start.

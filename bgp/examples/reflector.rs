@@ -65,15 +65,17 @@ fn main() -> Result<()> {
         peers: neighbours,
         ..SpeakerConfig::new(Asn(asn.parse().context("ASN")?), RouterId::from(id))
     };
+    let config = Arc::new(config);
     let start = Start {
-        config: Arc::new(config),
+        config: config.clone(),
         restarting: false,
         before: None,
         seed: 1,
         routes: Box::new(drop),
         peers: Box::new(drop),
     };
-    let (speaker, refused) = Speaker::start(start)?;
+    let speaker = Speaker::start(start)?;
+    let refused = speaker.handle().configure(config)?;
     refused.iter().for_each(|error| eprintln!("{error}"));
     loop {
         std::thread::park();

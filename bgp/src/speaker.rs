@@ -57,7 +57,7 @@ impl Clock {
 
 /// How a speaker starts.
 pub struct Start {
-    /// What it is.
+    /// What it will be told to be first, by [`Handle::configure`].
     pub config: Arc<SpeakerConfig>,
     /// Whether an earlier run left its routes in the kernel: then the restart bit is set, and End-of-RIB waits for those who
     /// had a session before (RFC 4724 section 4.1).
@@ -118,8 +118,9 @@ pub struct Handle {
 pub struct Stopped;
 
 impl Speaker {
-    /// Starts the threads. What the operating system refuses of the configuration comes back beside the speaker.
-    pub fn start(start: Start) -> io::Result<(Speaker, Vec<ConfigureError>)> {
+    /// Starts the threads. The speaker listens nowhere and has no neighbour until [`Handle::configure`], so whoever answers
+    /// what [`Start::routes`] asks for can be given the [`Handle`] before the first question.
+    pub fn start(start: Start) -> io::Result<Speaker> {
         sockopt::raise_open_files();
         let poll = Poll::new()?;
         let io = Arc::new(ToIo::new(Waker::new(poll.registry(), WAKER)?));
@@ -148,7 +149,7 @@ impl Speaker {
             clock,
             io.clone(),
             rib.clone(),
-            start.config.clone(),
+            start.config,
             Life {
                 restarting: start.restarting,
                 before: before.unwrap_or_default(),
@@ -165,7 +166,7 @@ impl Speaker {
                 .name("bgp-io".into())
                 .spawn(|| io_thread.run())?,
         ];
-        let speaker = Speaker {
+        Ok(Speaker {
             handle: Handle {
                 clock,
                 io,
@@ -173,9 +174,7 @@ impl Speaker {
                 pulses,
             },
             threads,
-        };
-        let errors = speaker.handle.configure(start.config).unwrap_or_default();
-        Ok((speaker, errors))
+        })
     }
 
     /// What others need to speak to it.

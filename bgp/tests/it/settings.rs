@@ -1,6 +1,10 @@
 //! Settings that change while the speaker runs.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr, TcpStream},
+    sync::Arc,
+};
 
 use selvage_bgp::{
     ConfigureError,
@@ -14,8 +18,25 @@ use selvage_bgp::{
 
 use crate::{
     neighbour::Neighbour,
-    space::{in_space, reflector, start},
+    space::{SPEAKER, in_space, reflector, start, start_idle},
 };
+
+/// Nothing is asked of whoever programs routes before the owner of the speaker has its handle to answer by.
+#[test]
+fn before_its_first_configuration_a_speaker_listens_nowhere() {
+    in_space(|| {
+        let config = Arc::new(reflector());
+        let (speaker, _events, _changes) = start_idle(config.clone());
+        let at = SocketAddr::from((SPEAKER, 179));
+        // The I/O thread has answered, so it runs.
+        assert!(speaker.handle().peers().unwrap().is_empty());
+        let refused = TcpStream::connect(at).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        assert!(speaker.handle().configure(config).unwrap().is_empty());
+        TcpStream::connect(at).unwrap();
+        speaker.stop(Stop::Restart);
+    });
+}
 
 /// A listener holds several hundred keys at most.
 #[test]

@@ -63,10 +63,24 @@ pub fn start_told(
     mpsc::Receiver<RouteEvent>,
     mpsc::Receiver<PeerChange>,
 ) {
+    let config = Arc::new(config);
+    let (speaker, events, changes) = start_idle(config.clone());
+    let refused = speaker.handle().configure(config).unwrap();
+    (speaker, refused, events, changes)
+}
+
+/// A speaker that has not been configured yet.
+pub fn start_idle(
+    config: Arc<SpeakerConfig>,
+) -> (
+    Speaker,
+    mpsc::Receiver<RouteEvent>,
+    mpsc::Receiver<PeerChange>,
+) {
     let (sender, events) = mpsc::channel();
     let (teller, changes) = mpsc::channel();
-    let (speaker, refused) = Speaker::start(Start {
-        config: Arc::new(config),
+    let speaker = Speaker::start(Start {
+        config,
         restarting: false,
         before: None,
         seed: 1,
@@ -79,5 +93,5 @@ pub fn start_told(
         }),
     })
     .unwrap();
-    (speaker, refused, events, changes)
+    (speaker, events, changes)
 }
