@@ -155,6 +155,7 @@ fn describe(call: &Call, conf: &NetConf, sandbox: &Sandbox) -> Attachment {
         pod: call.args.pod.clone(),
         mtu: conf.mtu,
         port_mappings: Vec::new(),
+        ports_end: false,
         bandwidth: conf.bandwidth,
         other: BTreeMap::new(),
     }

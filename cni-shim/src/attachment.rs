@@ -168,6 +168,7 @@ impl Attachments {
                 pod: None,
                 mtu: 0,
                 port_mappings: Vec::new(),
+                ports_end: false,
                 bandwidth: None,
                 other: BTreeMap::new(),
             }),

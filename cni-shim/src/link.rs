@@ -99,6 +99,9 @@ pub struct Attachment {
     /// The node's ports that lead to the pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub port_mappings: Vec<PortMapping>,
+    /// Whether a DEL has begun to take `port_mappings` out of the kernel: what is gone may be another pod's by now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ports_end: bool,
     /// How much the pod may receive and send.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<Bandwidth>,
@@ -327,6 +330,7 @@ mod tests {
                 uid: "u".into(),
             }),
             mtu: 1500,
+            ports_end: true,
             port_mappings: vec![PortMapping {
                 host_port: 8080,
                 container_port: 80,

@@ -87,6 +87,7 @@ fn attachment(container: &str, index: u32, address: &str) -> link::Attachment {
         }),
         mtu: 0,
         port_mappings: Vec::new(),
+        ports_end: false,
         bandwidth: None,
         other: BTreeMap::new(),
     }

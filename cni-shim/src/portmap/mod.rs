@@ -3,7 +3,8 @@
 //! Once a pod of this node has asked for one, the file `.ports` is beside the attachments: changes are made with its
 //! lock held, and as long as it is there, whoever calls looks whether the table is as it should be and makes it anew
 //! from the attachments where it is not. The mappings are in the attachment before the first of their elements is in
-//! the kernel, and leave it after the last one is gone; an element leads to the address of exactly one attachment, and
+//! the kernel, and leave it after the last one is gone. Before the first one goes, the attachment says that they end: what
+//! is made anew has none of them, since a port that is free by then may be another pod's. An element leads to the address of exactly one attachment, and
 //! is nobody's if there is none, or its pod is gone.
 
 mod mapping;
@@ -70,6 +71,7 @@ pub fn begin(
         }
     }
     attachment.port_mappings = mappings.to_vec();
+    attachment.ports_end = false;
     attachments.update(attachment)?;
     fault::point()?;
     table::exchange(nft, &old, &entries).map_err(|e| failed("place", &e))?;
@@ -101,16 +103,22 @@ pub fn end(
     let Known::This(mut attachment) = attachments.load(container_id, ifname)? else {
         return Ok(());
     };
-    let mappings = std::mem::take(&mut attachment.port_mappings);
-    if mappings.is_empty() {
+    if attachment.port_mappings.is_empty() {
         return Ok(());
     }
+    if !attachment.ports_end {
+        attachment.ports_end = true;
+        attachments.update(&attachment)?;
+    }
+    fault::point()?;
+    let mappings = std::mem::take(&mut attachment.port_mappings);
     let nft = nft.socket()?;
     let entries = table::entries(&mappings, &attachment.addresses);
     table::remove(nft, &entries).map_err(|e| failed("remove", &e))?;
     fault::point()?;
     end_flows_of(nft, &mappings, &attachment.addresses)?;
     fault::point()?;
+    attachment.ports_end = false;
     attachments.update(&attachment)
 }
 
@@ -266,6 +274,7 @@ fn living(attachments: &Attachments) -> Result<Vec<Entry>, CniError> {
     let mut entries = table::node_entries(&own_addresses(attachments)?);
     for attachment in all {
         if attachment.port_mappings.is_empty()
+            || attachment.ports_end
             || attachment::is_gone(&attachment, &boot, veth::exists)
         {
             continue;

@@ -63,6 +63,7 @@ impl Node {
             pod: None,
             mtu: 0,
             port_mappings: Vec::new(),
+            ports_end: false,
             bandwidth: None,
             other: BTreeMap::new(),
         }

@@ -368,3 +368,36 @@ fn who_died_before_it_had_a_port_does_not_get_it() {
     }
     assert!(both > 0, "no death came between noting and placing");
 }
+
+/// A DEL that failed, or died, after it had taken a port out of the kernel: the next pod that asks gets the port and keeps
+/// it, whoever makes the table anew.
+#[test]
+fn who_has_given_up_a_port_does_not_get_it_back() {
+    for fault in [Fault::Fail, Fault::Kill] {
+        let mut moved = 0;
+        for point in 0..4 {
+            for anew in [Step::Sweep, Step::Lose(true), Step::Lose(false)] {
+                let mut world = World::new();
+                for step in [
+                    Step::Begin(0, vec![2], None),
+                    Step::End(0, Some((fault, point))),
+                    Step::Begin(1, vec![2], None),
+                    anew,
+                ] {
+                    world.step(&step);
+                    world.assert_right(&step);
+                }
+                let noted = matches!(
+                    world.attachments().load("0", "eth0").unwrap(),
+                    Known::This(attachment) if !attachment.port_mappings.is_empty()
+                );
+                let lives = matches!(world.pods.get(&1), Some(Pod::Lives(_)));
+                moved += usize::from(noted && lives);
+            }
+        }
+        assert!(
+            moved > 0,
+            "{fault:?}: no DEL ended between the kernel and the note"
+        );
+    }
+}
