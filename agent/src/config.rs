@@ -12,6 +12,8 @@ use selvage_cni::conflist;
 use selvage_cni::link::{DEFAULT_RUN_DIR, DEFAULT_STATE_DIR};
 use serde::Deserialize;
 
+use crate::limits::Limits;
+
 /// Where health, the page and metrics are, unless told otherwise.
 pub const DEFAULT_HEALTH_LISTEN: &str = "127.0.0.1:9179";
 
@@ -44,6 +46,8 @@ pub struct AgentConfig {
     pub log_format: LogFormat,
     /// What is logged, as in `info` or `info,selvage=debug`.
     pub log_level: String,
+    /// Time limits that nothing but a test changes.
+    pub limits: Limits,
 }
 
 /// Where objects come from.
@@ -306,6 +310,11 @@ pub struct AgentArgs {
     /// What is logged, as in `debug` or `info,selvage::kernel=trace` [default: info]
     #[arg(long, value_name = "FILTER", env = "SELVAGE_LOG_LEVEL")]
     pub log_level: Option<String>,
+    /// For tests of this program: divides time limits that are no setting, see ADR 22
+    ///
+    /// No environment variable and no file sets it, and it is not in the help: a production agent cannot get it by accident.
+    #[arg(long, value_name = "N", hide = true, value_parser = clap::value_parser!(u32).range(2..=100))]
+    pub test_divide_time_limits: Option<u32>,
 }
 
 /// The same settings in a file.
@@ -388,6 +397,7 @@ impl AgentConfig {
                 .log_level
                 .or(file.log_level)
                 .unwrap_or_else(|| "info".into()),
+            limits: Limits::divided_by(args.test_divide_time_limits.unwrap_or(1)),
         })
     }
 }
@@ -481,6 +491,37 @@ mod tests {
         assert_eq!(config.health_listen, DEFAULT_HEALTH_LISTEN.parse().ok());
         assert_eq!(config.metrics_listen, None);
         assert_eq!(config.cni_conf, None);
+    }
+
+    /// No environment variable and no file makes limits short, and the help does not name the flag.
+    #[test]
+    fn only_a_test_divides_time_limits() {
+        use clap::{Command, FromArgMatches};
+        let command = AgentArgs::augment_args(Command::new("agent"));
+        let flag = command
+            .get_arguments()
+            .find(|arg| arg.get_id() == "test_divide_time_limits")
+            .unwrap();
+        assert!(flag.is_hide_set() && flag.get_env().is_none());
+        let load = |words: &[&str]| {
+            let words = ["agent", "--node", "n1", "--objects", "o"]
+                .iter()
+                .chain(words);
+            let matches = command.clone().try_get_matches_from(words).map_err(drop)?;
+            let args = AgentArgs::from_arg_matches(&matches).map_err(drop)?;
+            AgentConfig::load(args, None)
+                .map(|config| config.limits)
+                .map_err(drop)
+        };
+        assert_eq!(load(&[]), Ok(Limits::default()));
+        let tenth = load(&["--test-divide-time-limits", "10"]).unwrap();
+        assert_eq!(tenth.leftovers.as_millis(), 1_200);
+        assert_eq!(tenth.speaker.steady.as_secs(), 6);
+        for refused in ["0", "1", "101", "x"] {
+            assert_eq!(load(&["--test-divide-time-limits", refused]), Err(()));
+        }
+        let file: Result<File, _> = serde_saphyr::from_str("testDivideTimeLimits: 10");
+        assert!(file.is_err());
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod desired;
 pub mod inbox;
 pub mod install;
 pub mod kernel;
+pub mod limits;
 pub mod neighbours;
 pub mod objects;
 pub mod publish;

@@ -39,6 +39,7 @@ use crate::{
     desired::Local,
     inbox::{Inbox, Sender},
     kernel::{Shutdown, conntrack, host_ports, nft, routes, watch as links},
+    limits::Limits,
     publish,
     pulses::Pulses,
     source,
@@ -62,6 +63,9 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         version = env!("CARGO_PKG_VERSION"),
         "starting"
     );
+    if config.limits != Limits::default() {
+        warn!("--test-divide-time-limits: this agent is part of a test, its time limits are short");
+    }
     // The file outlives us, not a reboot: if it is there, the kernel still has what the run before has written.
     let restarting = config.run_dir.join(link::READY).exists();
     let speaking = Speaking::default();
@@ -72,7 +76,7 @@ pub fn agent(config: AgentConfig) -> Result<()> {
     let mut threads = Threads::new(pulses.clone());
     let routes = features
         .kernel
-        .then(|| threads.routes(&world, &speaking))
+        .then(|| threads.routes(&world, &speaking, config.limits.leftovers))
         .transpose()?;
     let host_ports = features
         .cni
@@ -87,6 +91,7 @@ pub fn agent(config: AgentConfig) -> Result<()> {
     let mut local = Local::new(config.node.clone());
     local.bgp_port = config.bgp_port;
     local.kernel = features.kernel;
+    local.limits = config.limits.speaker;
     let to_world = world.clone();
     let sink = Box::new(move |events| {
         to_world.send(Work::Objects(events));
@@ -128,6 +133,7 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         masquerade: config.masquerade,
         routable: config.routable.clone(),
         started,
+        limits: config.limits,
     };
     let to_world = world.clone();
     let ask: Ask<control::Query> = Arc::new(move |query| to_world.send(Work::Ask(query)));
@@ -309,6 +315,7 @@ impl Threads {
         &mut self,
         world: &Sender<Work>,
         speaking: &Speaking,
+        leftovers: Duration,
     ) -> Result<Sender<routes::RouteWork>> {
         let (sender, inbox) = Inbox::new()?;
         let inbox = inbox.with_pulse(self.pulses.thread("routes"));
@@ -320,8 +327,12 @@ impl Threads {
             }
             event => world.send(Work::Routes(event)),
         };
-        let handle = routes::spawn(routes::Settings::default(), inbox, output)
-            .context("cannot read the kernel's routes")?;
+        let settings = routes::Settings {
+            leftovers,
+            ..routes::Settings::default()
+        };
+        let handle =
+            routes::spawn(settings, inbox, output).context("cannot read the kernel's routes")?;
         self.keep(&sender, routes::RouteWork::Shutdown, handle);
         Ok(sender)
     }

@@ -21,7 +21,7 @@ use selvage_policy::model::Labels;
 use super::routes::announced_pod_cidrs;
 use super::{Condition, Local, is_global, own_addresses, prefix};
 use crate::objects::bgp_configuration::{NodeMesh, RouterIdRule};
-use crate::objects::bgp_peer::{self, Filter, Neighbor, RESET_PAUSE};
+use crate::objects::bgp_peer::{self, Filter, Neighbor};
 use crate::objects::{BgpConfiguration, BgpPeer, Key, Kind, Node};
 use crate::store::Store;
 
@@ -99,6 +99,7 @@ pub fn bgp(store: &Store, local: &Local) -> Speaker {
         assume_reachable: !local.kernel,
         peers: peers.into_values().flatten().map(Arc::new).collect(),
         ranges: ranges.into_values().flatten().collect(),
+        limits: local.limits,
     };
     Speaker {
         config,
@@ -403,7 +404,7 @@ fn max_prefix(limit: bgp_peer::MaxPrefix) -> MaxPrefix {
             bgp_peer::MaxPrefixAction::Warn => MaxPrefixAction::Warn,
             bgp_peer::MaxPrefixAction::Discard => MaxPrefixAction::Discard,
             bgp_peer::MaxPrefixAction::Reset => MaxPrefixAction::Reset {
-                after: Some(RESET_PAUSE),
+                after: Some(limit.retry_after),
             },
         },
     }

@@ -9,6 +9,7 @@ pub mod status;
 
 use std::collections::BTreeSet;
 
+use selvage_bgp_core::config::Limits;
 use selvage_bgp_core::prefix::Prefix;
 
 pub use bgp::{Speaker, bgp};
@@ -28,6 +29,8 @@ pub struct Local {
     pub kernel: bool,
     /// The namespaces in which passwords are looked for, in this order.
     pub secret_namespaces: Vec<String>,
+    /// Time limits of the speaker that no object sets.
+    pub limits: Limits,
 }
 
 impl Local {
@@ -38,6 +41,7 @@ impl Local {
             bgp_port: None,
             kernel: true,
             secret_namespaces: vec![crate::objects::SYSTEM_NAMESPACE.into()],
+            limits: Limits::default(),
         }
     }
 }

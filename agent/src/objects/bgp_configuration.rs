@@ -147,6 +147,9 @@ pub struct TimersSpec {
     pub(super) keepalive: Option<String>,
     /// Time between attempts to connect, at least 100ms. Default 1s.
     pub(super) connect_retry: Option<String>,
+    /// How long a neighbour may read nothing before its session is ended (RFC 9687), at least 10s; twice the hold time where
+    /// that is longer. Default 8m.
+    pub(super) send_hold: Option<String>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -156,6 +159,9 @@ struct GracefulRestartSpec {
     enabled: Option<bool>,
     /// How long others keep our routes while we restart, 1s to 4095s. Default 120s.
     restart_time: Option<String>,
+    /// How long a neighbour that is back may take to announce its routes again before those of its earlier session are
+    /// dropped, 1s to 4095s. Default 6m.
+    stale_path_time: Option<String>,
     /// Long-lived graceful restart (RFC 9494): routes as a last resort after the restart time.
     long_lived: Option<LongLivedSpec>,
 }
@@ -205,18 +211,16 @@ impl BgpConfiguration {
         let graceful = raw.graceful_restart;
         let long_lived = graceful.as_ref().and_then(|g| g.long_lived.as_ref());
         let long_lived = self::long_lived(long_lived, faults);
-        let restart_time = graceful
-            .as_ref()
-            .and_then(|graceful| graceful.restart_time.as_deref());
-        let restart_time = restart_time.and_then(|text| {
-            between(
-                "spec.gracefulRestart.restartTime",
-                text,
-                Duration::from_secs(1),
-                Duration::from_secs(4_095),
-                faults,
-            )
-        });
+        let mut seconds = |name: &str, text: Option<&str>| {
+            let (least, most) = (Duration::from_secs(1), Duration::from_secs(4_095));
+            let path = format!("spec.gracefulRestart.{name}");
+            text.and_then(|text| between(&path, text, least, most, faults))
+        };
+        let texts = graceful.as_ref();
+        let restart_time = texts.and_then(|graceful| graceful.restart_time.as_deref());
+        let restart_time = seconds("restartTime", restart_time);
+        let stale_path_time = texts.and_then(|graceful| graceful.stale_path_time.as_deref());
+        let stale_path_time = seconds("stalePathTime", stale_path_time);
         let mut networks = Vec::new();
         for (i, text) in raw.networks.unwrap_or_default().iter().enumerate() {
             networks.extend(faults.take(&format!("spec.networks[{i}]"), cidr(text)));
@@ -244,6 +248,8 @@ impl BgpConfiguration {
                     .unwrap_or(true),
                 restart_time: restart_time.unwrap_or(default.graceful_restart.restart_time),
                 long_lived,
+                stale_path_time: stale_path_time
+                    .unwrap_or(default.graceful_restart.stale_path_time),
             },
             cluster_id: raw
                 .route_reflector
@@ -288,6 +294,8 @@ pub struct TimerSettings {
     pub keepalive: Option<Duration>,
     /// See [`Timers::connect_retry`].
     pub connect_retry: Option<Duration>,
+    /// See [`Timers::send_hold`].
+    pub send_hold: Option<Duration>,
 }
 
 impl TimerSettings {
@@ -314,6 +322,7 @@ impl TimerSettings {
             raw.connect_retry,
             Duration::from_millis(100),
         );
+        let send_hold = timer("sendHold", raw.send_hold, Duration::from_secs(10));
         if let Some(hold) = hold.filter(|hold| !hold.is_zero() && *hold < Duration::from_secs(3)) {
             let hint = "write 0s to turn it off, or use BFD for faster detection when it is there";
             faults.hinted(
@@ -344,6 +353,7 @@ impl TimerSettings {
             hold,
             keepalive,
             connect_retry,
+            send_hold,
         }
     }
 
@@ -360,6 +370,7 @@ impl TimerSettings {
             hold,
             keepalive,
             connect_retry: self.connect_retry.unwrap_or(base.connect_retry),
+            send_hold: self.send_hold.unwrap_or(base.send_hold),
         }
     }
 }

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 use serde_json::Value;
 
-use super::bgp_configuration::{TimerSettings, TimersSpec, asn};
+use super::bgp_configuration::{TimerSettings, TimersSpec, asn, between};
 use super::decode::Context;
 use super::node::{address, cidr};
 use super::unicast::{ADDRESS_RULE, MESSAGE, RANGE_RULE, unusable, unusable_range};
@@ -118,6 +118,8 @@ pub struct MaxPrefix {
     pub warn_at: Option<u32>,
     /// What to do past the limit.
     pub action: MaxPrefixAction,
+    /// With [`MaxPrefixAction::Reset`]: how long the neighbour is left alone.
+    pub retry_after: Duration,
 }
 
 /// What to do past the limit.
@@ -128,11 +130,11 @@ pub enum MaxPrefixAction {
     Warn,
     /// Ignore what is too much.
     Discard,
-    /// End the session, and try again after [`RESET_PAUSE`].
+    /// End the session, and try again after [`MaxPrefix::retry_after`].
     Reset,
 }
 
-/// How long a neighbour that announced too much is left alone.
+/// How long a neighbour that announced too much is left alone, unless told otherwise.
 pub const RESET_PAUSE: Duration = Duration::from_secs(300);
 
 /// A built-in filter.
@@ -276,8 +278,10 @@ struct MaxPrefixSpec {
     limit: u32,
     /// From how many on to warn.
     warn_at: Option<u32>,
-    /// `warn`, `discard` or `reset` (default: end the session, try again after five minutes).
+    /// `warn`, `discard` or `reset` (default: end the session, try again after `retryAfter`).
     action: Option<MaxPrefixAction>,
+    /// With `reset`: how long the neighbour is left alone, 1s to 24h. Default 5m.
+    retry_after: Option<String>,
 }
 
 /// A number or a word.
@@ -598,10 +602,25 @@ fn max_prefix(raw: &MaxPrefixSpec, faults: &mut Faults) -> MaxPrefix {
     if raw.warn_at.is_some_and(|warn| warn > raw.limit) {
         faults.add("spec.maxPrefix.warnAt", "above the limit");
     }
+    let action = raw.action.unwrap_or(MaxPrefixAction::Reset);
+    let (least, most) = (Duration::from_secs(1), Duration::from_secs(86_400));
+    let path = "spec.maxPrefix.retryAfter";
+    let retry_after = raw
+        .retry_after
+        .as_deref()
+        .and_then(|text| between(path, text, least, most, faults));
+    if retry_after.is_some() && action != MaxPrefixAction::Reset {
+        faults.hinted(
+            path,
+            "the session does not end with this `action`",
+            "leave the field out, or write `action: reset`",
+        );
+    }
     MaxPrefix {
         limit: raw.limit,
         warn_at: raw.warn_at,
-        action: raw.action.unwrap_or(MaxPrefixAction::Reset),
+        action,
+        retry_after: retry_after.unwrap_or(RESET_PAUSE),
     }
 }
 

@@ -61,6 +61,7 @@ use crate::{
         nft::{NftEvent, NftWork},
         routes::{RouteEvent, RouteWork},
     },
+    limits::Limits,
     publish::Publisher,
     pulses::Pulses,
     source::ObjectEvent,
@@ -103,10 +104,6 @@ pub enum Work {
     Stop(Shutdown),
 }
 
-/// How long a start waits for End-of-RIB before it is ready without (interfaces: 20 s at most).
-const READY_LIMIT: Duration = Duration::from_secs(20);
-/// How much longer a start may take before the condition of the node names what is missing.
-const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long the kernel's table of flows is left alone after a pass; what is denied is cut within a second.
 const FLOWS_REST: Duration = Duration::from_millis(200);
 /// How long a part of the speaker's configuration that the operating system has refused is left alone.
@@ -134,6 +131,8 @@ pub struct Setup {
     pub routable: Vec<ipnet::IpNet>,
     /// When the agent started.
     pub started: Instant,
+    /// Time limits.
+    pub limits: Limits,
 }
 
 /// Who is told what should be.
@@ -386,7 +385,7 @@ impl World {
             open,
             self.configure_at.filter(|_| writing),
             self.readiness_wakeup(),
-            self.publishing.next_wakeup(self.now),
+            self.publishing.next_wakeup(self.now, &self.setup.limits),
         ]
         .into_iter()
         .flatten()

@@ -6,7 +6,7 @@ use selvage_bgp::core::ids::FamilySet;
 use selvage_cni::link;
 use tracing::{error, info};
 
-use super::{READY_LIMIT, START_LIMIT, Work, World};
+use super::{Work, World};
 use crate::{
     api::ReadyView,
     control::waits::Progress,
@@ -91,8 +91,9 @@ impl World {
         if self.ready.ready {
             return None;
         }
-        let limit = self.setup.started + READY_LIMIT;
-        [limit, limit + START_LIMIT]
+        let limits = self.setup.limits;
+        let limit = self.setup.started + limits.ready;
+        [limit, limit + limits.start]
             .into_iter()
             .find(|at| *at > self.now)
     }
@@ -111,7 +112,7 @@ impl World {
         if self.store.synced() {
             missing.extend(self.missing_cidrs());
         }
-        let late = self.now >= self.setup.started + READY_LIMIT;
+        let late = self.now >= self.setup.started + self.setup.limits.ready;
         if self.setup.features.bgp && self.synced != FamilySet::ALL && !late {
             missing.push("routes of the neighbours are not complete".to_owned());
         }

@@ -7,10 +7,11 @@ use selvage_cni::link::PolicyMode;
 use selvage_cni::spec::Cidr;
 use tracing::{info, warn};
 
-use super::{READY_LIMIT, RETRY, START_LIMIT, World};
+use super::{RETRY, World};
 use crate::{
     api::ReadyView,
     desired::{self, Verdict},
+    limits::Limits,
     objects::{Key, Kind, PolicyKind, not_enforced::WHAT_TO_DO},
     publish::{Network, NodeRef, Refused, Wanted, folder},
     source::{At, Origin},
@@ -19,8 +20,6 @@ use crate::{
 
 /// What happens within this time is told at once.
 const GATHER: Duration = Duration::from_millis(200);
-/// For so long a policy may be refused by the kernel before the node takes no more pods.
-const REFUSED_LIMIT: Duration = Duration::from_secs(10);
 /// Between two times that the CNI configuration is put right.
 const PUT_RIGHT: Duration = Duration::from_secs(5);
 /// Policies that are not enforced and get an event each.
@@ -58,8 +57,8 @@ impl Publishing {
     }
 
     /// When there is something to write or to tell although nothing happens until then.
-    pub(super) fn next_wakeup(&self, now: Instant) -> Option<Instant> {
-        let limit = self.refused_since.map(|since| since + REFUSED_LIMIT);
+    pub(super) fn next_wakeup(&self, now: Instant, limits: &Limits) -> Option<Instant> {
+        let limit = self.refused_since.map(|since| since + limits.refused);
         let limit = limit.filter(|at| *at > now);
         [self.at, self.rests_until(now), limit]
             .into_iter()
@@ -216,7 +215,8 @@ impl World {
             })
         };
         if !self.ready.ready {
-            let late = self.now >= self.setup.started + READY_LIMIT + START_LIMIT;
+            let limits = &self.setup.limits;
+            let late = self.now >= self.setup.started + limits.ready + limits.start;
             return match late {
                 true => unavailable("NotReady", self.ready.missing.join("; ")),
                 false => None,
@@ -235,7 +235,7 @@ impl World {
     /// What keeps a node that was ready from having pods now.
     fn obstacle(&self) -> Option<(&'static str, String)> {
         let refused = self.publishing.refused_since;
-        if refused.is_some_and(|since| self.now >= since + REFUSED_LIMIT) {
+        if refused.is_some_and(|since| self.now >= since + self.setup.limits.refused) {
             let why = self.policy.failure.clone().unwrap_or_default();
             return Some((
                 "PolicyRefused",

@@ -128,6 +128,7 @@ impl Scene {
             masquerade: true,
             routable: Vec::new(),
             started: Instant::now(),
+            limits: crate::limits::Limits::default(),
         };
         let out = Outlets {
             bgp: None,
@@ -671,7 +672,8 @@ fn shortcomings_are_those_of_the_moment() {
         json!({"apiVersion": "selvage.io/v1alpha1", "kind": "BGPPeer",
         "metadata": {"name": "tor", "uid": "t"}, "spec": {"address": "192.0.2.1", "asn": 65001}}),
     );
-    scene.turn_after(READY_LIMIT, vec![Work::Objects(vec![peer])]);
+    let limit = scene.world.setup.limits.ready;
+    scene.turn_after(limit, vec![Work::Objects(vec![peer])]);
     let missing = |scene: &Scene| scene.world.ready_view().missing;
     assert!(scene.world.ready.ready);
     assert_eq!(missing(&scene), ["neighbour 192.0.2.1 is not up"]);

@@ -5,6 +5,7 @@ use std::path::Path;
 use selvage::desired::{self, Local};
 use selvage::source::{ObjectEvent, yaml};
 use selvage::store::Store;
+use selvage_bgp_core::config::MaxPrefixAction;
 
 const NODES: &str = "
 {apiVersion: v1, kind: Node, metadata: {name: n1, labels: {rack: a}}, spec: {podCIDRs: [10.244.1.0/24, 'fd00:1::/64']}, status: {addresses: [{type: InternalIP, address: 10.0.0.1}, {type: InternalIP, address: 'fd00::1'}]}}
@@ -242,6 +243,36 @@ fn a_hold_time_alone_brings_its_keepalive() {
         ),
         (90, 30, 1)
     );
+}
+
+#[test]
+fn limits_of_a_neighbour_are_settings() {
+    let (speaker, _) = self::speaker(
+        "n9",
+        &[
+            peer("a", "2026-01-01T00:00:00Z", "address: 192.0.2.1, asn: 65001"),
+            peer(
+                "b",
+                "2026-01-01T00:00:00Z",
+                "address: 192.0.2.2, asn: 65001, timers: {sendHold: 30s}, maxPrefix: {limit: 1, retryAfter: 7s}",
+            ),
+        ]
+        .concat(),
+    );
+    let peers: Vec<_> = speaker.config.peers.iter().collect();
+    let seconds: Vec<u64> = peers
+        .iter()
+        .map(|peer| peer.timers.send_hold.as_secs())
+        .collect();
+    assert!(
+        seconds.contains(&480) && seconds.contains(&30),
+        "{seconds:?}"
+    );
+    let after: Vec<_> = peers.iter().filter_map(|peer| peer.max_prefix).collect();
+    let wanted = MaxPrefixAction::Reset {
+        after: Some(std::time::Duration::from_secs(7)),
+    };
+    assert_eq!(after[0].action, wanted);
 }
 
 #[test]

@@ -42,6 +42,8 @@ pub struct SpeakerConfig {
     pub peers: Vec<Arc<PeerConfig>>,
     /// Neighbours that may connect from anywhere inside a prefix; the longest match wins.
     pub ranges: Vec<RangeConfig>,
+    /// Time limits that no object sets.
+    pub limits: Limits,
 }
 
 impl SpeakerConfig {
@@ -61,6 +63,54 @@ impl SpeakerConfig {
             assume_reachable: true,
             peers: Vec::new(),
             ranges: Vec::new(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Time limits of the speaker that no object sets. They are values so that a test can outlive them (ADR 22).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// How long a neighbour is left alone after its first fault; doubles with every further one, six times at most.
+    pub idle_hold: Duration,
+    /// A session of this age proves that earlier faults are over.
+    pub steady: Duration,
+    /// How long a connection may take to become a session, at least and at most; in between, four hold times.
+    pub opening: (Duration, Duration),
+    /// The first synchronisation waits for peers that come up within this time of the start.
+    pub gather: Duration,
+    /// The first synchronisation waits so long at most for anybody who had no session before our restart.
+    pub first_sync: Duration,
+    /// A peer without graceful restart may never say End-of-RIB; it counts as complete after this time.
+    pub no_end_of_rib: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            idle_hold: Duration::from_secs(1),
+            steady: Duration::from_secs(60),
+            opening: (Duration::from_secs(30), Duration::from_secs(240)),
+            gather: Duration::from_secs(10),
+            first_sync: Duration::from_secs(20),
+            no_end_of_rib: Duration::from_secs(3),
+        }
+    }
+}
+
+impl Limits {
+    /// The default limits, each divided by `divisor`; 0 counts as 1.
+    #[must_use]
+    pub fn divided_by(divisor: u32) -> Limits {
+        let divisor = divisor.max(1);
+        let all = Limits::default();
+        Limits {
+            idle_hold: all.idle_hold / divisor,
+            steady: all.steady / divisor,
+            opening: (all.opening.0 / divisor, all.opening.1 / divisor),
+            gather: all.gather / divisor,
+            first_sync: all.first_sync / divisor,
+            no_end_of_rib: all.no_end_of_rib / divisor,
         }
     }
 }
@@ -101,6 +151,8 @@ pub struct GracefulRestart {
     /// How long routes are kept as a last resort after that (RFC 9494), ours by others and theirs by us, if they do not ask
     /// for less; 1 to 16777215 s. `None`: not at all.
     pub long_lived: Option<Duration>,
+    /// How long a peer that is back may take to announce everything again, before what it kept is dropped; 1 to 4095 s.
+    pub stale_path_time: Duration,
 }
 
 impl Default for GracefulRestart {
@@ -109,6 +161,7 @@ impl Default for GracefulRestart {
             enabled: true,
             restart_time: Duration::from_secs(120),
             long_lived: Some(Duration::from_secs(600)),
+            stale_path_time: Duration::from_secs(360),
         }
     }
 }
@@ -221,6 +274,8 @@ pub struct Timers {
     pub keepalive: Duration,
     /// Time between attempts to connect; jitter comes on top.
     pub connect_retry: Duration,
+    /// How long a peer may read nothing (RFC 9687); twice the negotiated hold time at least.
+    pub send_hold: Duration,
 }
 
 impl Default for Timers {
@@ -229,6 +284,7 @@ impl Default for Timers {
             hold: Duration::from_secs(9),
             keepalive: Duration::from_secs(3),
             connect_retry: Duration::from_secs(1),
+            send_hold: Duration::from_secs(480),
         }
     }
 }

@@ -25,15 +25,11 @@ use super::{
 use crate::{
     inbox::Inbox,
     kernel::{RoutePolicy, Shutdown},
+    limits::Limits,
 };
 
 /// With 1, the kernel's default, a changed nexthop costs a notification for every route over it.
 const COMPAT_MODE: &str = "/proc/sys/net/ipv4/nexthop_compat_mode";
-
-/// How long what is left over from before outlives the word that a family is complete. FRR says End-of-RIB at once and
-/// sends its routes up to eleven seconds later, when it has gathered its neighbours into groups (8.4: 1 s and 50 ms for
-/// each neighbour): its routes would be out of the kernel meanwhile.
-pub const LINGER: Duration = Duration::from_secs(12);
 
 /// What the route writer is told. Messages are batches, never single routes.
 #[derive(Debug)]
@@ -42,7 +38,7 @@ pub enum RouteWork {
     Waiting(Changes),
     /// Best paths changed.
     Changes(Vec<RouteChange>),
-    /// The RIB has said all it knows of the family: leftovers go, a while later (`LINGER`).
+    /// The RIB has said all it knows of the family: leftovers go, a while later ([`Settings::leftovers`]).
     Synced(Family),
     /// Our announced prefixes, all of them.
     Blackholes(Vec<Prefix>),
@@ -68,10 +64,21 @@ impl fmt::Debug for Reply {
 }
 
 /// How the thread starts.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// How routes go into the kernel, until told otherwise.
     pub policy: RoutePolicy,
+    /// How long what is left over from before outlives the word that a family is complete.
+    pub leftovers: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            policy: RoutePolicy::default(),
+            leftovers: Limits::default().leftovers,
+        }
+    }
 }
 
 /// Reads the kernel in the calling thread's network namespace, adopts what is ours, and starts
@@ -91,6 +98,7 @@ pub fn spawn(
     let writer = Writer {
         kernel,
         table,
+        leftovers: settings.leftovers,
         inbox,
         output,
         began: Instant::now(),
@@ -105,6 +113,8 @@ pub fn spawn(
 struct Writer<F> {
     kernel: Kernel,
     table: RouteTable,
+    /// See [`Settings::leftovers`].
+    leftovers: Duration,
     inbox: Inbox<RouteWork>,
     output: F,
     began: Instant,
@@ -126,7 +136,7 @@ impl<F: FnMut(RouteEvent)> Writer<F> {
                     RouteWork::Shutdown(how) => end = Some(how),
                     RouteWork::Synced(family) => {
                         self.table.synced(family);
-                        self.sweeps.push((family, self.now() + LINGER));
+                        self.sweeps.push((family, self.now() + self.leftovers));
                     }
                     other => apply(&mut self.table, other),
                 }

@@ -282,7 +282,7 @@ impl Rib {
             marked: 0,
             search: None,
             searches_done: 0,
-            sync: InitialSync::new(now),
+            sync: InitialSync::new(now, config.limits),
             polled: now,
             packer: Packer::default(),
             to_say: Vec::new(),

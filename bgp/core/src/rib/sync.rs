@@ -1,7 +1,7 @@
 //! The first synchronisation of a family: when the table is as complete as it will soon get.
 //!
-//! After a cold start that is when all peers that are Established within [`GATHER`] of the start have said End-of-RIB and
-//! the next hops are known, or after [`LIMIT`]. It need not take that long: when all configured peers are there and
+//! After a cold start that is when all peers that are Established within [`Limits::gather`] of the start have said
+//! End-of-RIB and the next hops are known, or after [`Limits::first_sync`]. It need not take that long: when all configured peers are there and
 //! complete, that is it.
 //!
 //! After a restart, neighbours and the kernel have kept the routes of our earlier run (RFC 4724 section 4). Beside the
@@ -16,17 +16,10 @@ use std::{collections::HashSet, time::Duration};
 use super::{Rib, RibOutput};
 use crate::{
     clock::{Now, earlier},
-    config::SpeakerConfig,
+    config::{Limits, SpeakerConfig},
     event::Negotiated,
     ids::{Epoch, Family, FamilySet, PeerIdx, PeerKey},
 };
-
-/// Peers that come up later are not waited for, unless they had a session before our restart.
-const GATHER: Duration = Duration::from_secs(10);
-/// Nobody who had no session before our restart is waited for any longer.
-const LIMIT: Duration = Duration::from_secs(20);
-/// A peer without graceful restart may never say End-of-RIB; it counts as complete after this time.
-const NO_END_OF_RIB: Duration = Duration::from_secs(3);
 
 /// What the RIB is to know of the run before a restart.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -63,6 +56,7 @@ impl Mark {
 
 pub(crate) struct InitialSync {
     start: Now,
+    limits: Limits,
     done: FamilySet,
     /// A peer came up, which may have to be waited for.
     last_up: Option<Now>,
@@ -109,9 +103,10 @@ impl Restart {
 }
 
 impl InitialSync {
-    pub(crate) fn new(now: Now) -> Self {
+    pub(crate) fn new(now: Now, limits: Limits) -> Self {
         InitialSync {
             start: now,
+            limits,
             done: FamilySet::NONE,
             last_up: None,
             deciding: [None; 2],
@@ -165,7 +160,10 @@ impl InitialSync {
                 let absent = |f: &Family| !session.families.contains(*f);
                 restart.forget(key, Family::ALL.into_iter().filter(absent));
             }
-            None => restart.silent.push((now + NO_END_OF_RIB, peer.0, peer.1)),
+            None => {
+                let complete = now + self.limits.no_end_of_rib;
+                restart.silent.push((complete, peer.0, peer.1));
+            }
         }
     }
 
@@ -208,9 +206,9 @@ impl InitialSync {
             return None;
         }
         let times = [
-            Some(self.start + GATHER),
-            Some(self.start + LIMIT),
-            self.last_up.map(|up| up + NO_END_OF_RIB),
+            Some(self.start + self.limits.gather),
+            Some(self.start + self.limits.first_sync),
+            self.last_up.map(|up| up + self.limits.no_end_of_rib),
             self.restart.as_ref().map(|restart| restart.until),
         ];
         let mut future = times.into_iter().flatten().filter(|at| *at > now);
@@ -281,8 +279,10 @@ impl Rib {
             return false;
         }
         let age = now.since(self.sync.start);
-        let gathered = age >= GATHER || self.all_are_up();
-        age >= LIMIT || gathered && self.next_hops.all_known() && self.all_are_complete(now, family)
+        let limits = self.sync.limits;
+        let gathered = age >= limits.gather || self.all_are_up();
+        age >= limits.first_sync
+            || gathered && self.next_hops.all_known() && self.all_are_complete(now, family)
     }
 
     fn all_are_up(&self) -> bool {
@@ -297,13 +297,14 @@ impl Rib {
     }
 
     fn all_are_complete(&self, now: Now, family: Family) -> bool {
+        let limits = self.sync.limits;
         self.peers.iter().all(|peer| {
             let Some(session) = &peer.session else {
                 return true;
             };
-            let late = peer.up_at.since(self.sync.start) > GATHER;
+            let late = peer.up_at.since(self.sync.start) > limits.gather;
             let silent =
-                session.graceful_restart.is_none() && now.since(peer.up_at) >= NO_END_OF_RIB;
+                session.graceful_restart.is_none() && now.since(peer.up_at) >= limits.no_end_of_rib;
             // It waits for us as we would for it (RFC 4724 section 4.1).
             let waits = self.sync.restart.is_some()
                 && session

@@ -20,12 +20,8 @@ use crate::{
     },
 };
 
-/// The first time in idle hold after a fault; doubles with every further one.
-const IDLE_HOLD: Duration = Duration::from_secs(1);
-/// How often it doubles at most: about a minute.
+/// How often the idle hold time doubles at most: to about a minute.
 const IDLE_HOLD_DOUBLINGS: u32 = 6;
-/// A session of this age proves that earlier faults are over.
-const STEADY: Duration = Duration::from_secs(60);
 
 /// How a connection ends.
 #[derive(Debug)]
@@ -102,7 +98,7 @@ impl Peer {
 
     /// A session is over: its routes go, or stay as stale.
     fn down(&mut self, session: Established, reason: DownReason, now: Now, out: &mut Vec<Output>) {
-        if now.since(session.since) >= STEADY {
+        if now.since(session.since) >= self.speaker.limits.steady {
             self.faults_in_a_row = 0;
         }
         let keep_stale = restart::kept(&session.negotiated, &reason);
@@ -318,7 +314,7 @@ impl Peer {
 
     /// Waits after a fault, longer with each in a row (RFC 4271 section 8.1.1, DampPeerOscillations).
     fn hold_idle(&mut self, now: Now) {
-        let hold = IDLE_HOLD * 2u32.pow(self.faults_in_a_row);
+        let hold = self.speaker.limits.idle_hold * 2u32.pow(self.faults_in_a_row);
         self.faults_in_a_row = (self.faults_in_a_row + 1).min(IDLE_HOLD_DOUBLINGS);
         let until = now + self.jitter.percent(hold, 75, 100);
         self.idle = Some(Idle::Until(until));

@@ -11,7 +11,7 @@ use super::{
     connecting::PATIENCE,
     end::End,
     negotiate::{Offer, OpenRefusal, local_asn},
-    restart::{STALE_PATH_TIME, not_kept_by_peer},
+    restart::not_kept_by_peer,
     state::{Established, OpenConfirm, Phase, SessionTimers},
 };
 use crate::{
@@ -36,7 +36,8 @@ impl Peer {
     /// How long a connection may take to become a session: generous, since a peer under load is no faulty one, and much
     /// less than the four minutes that RFC 4271 suggests.
     pub(super) fn patience(&self) -> Duration {
-        (self.config.timers.hold * 4).clamp(Duration::from_secs(30), Duration::from_secs(240))
+        let (least, most) = self.speaker.limits.opening;
+        (self.config.timers.hold * 4).clamp(least, most)
     }
 
     /// A message in OpenSent.
@@ -216,7 +217,7 @@ impl Peer {
         for family in lost.iter() {
             stale.remove(family);
         }
-        stale.wait_until(now + STALE_PATH_TIME);
+        stale.wait_until(now + self.speaker.graceful_restart.stale_path_time);
         if stale.families().is_empty() {
             self.stale = None;
         }

@@ -28,9 +28,6 @@ use crate::{
     },
 };
 
-/// How long a peer may read nothing (RFC 9687 section 5).
-const SEND_HOLD: Duration = Duration::from_secs(480);
-
 /// A neighbour.
 #[derive(Debug)]
 pub struct Peer {
@@ -250,13 +247,14 @@ impl Peer {
     /// waits. A peer that still speaks but has read nothing for long is given up (RFC 9687), or it would pin our memory, and
     /// go by old routes, for ever.
     pub fn note_sending(&mut self, now: Now, conn: ConnId, stuck: bool) {
+        let send_hold = self.config.timers.send_hold;
         let Some(Phase::Established(session)) = self.conn_mut(conn).map(|c| &mut c.phase) else {
             return;
         };
         if !stuck {
             session.send_hold = None;
         } else if !session.negotiated.hold.is_zero() {
-            let wait = SEND_HOLD.max(session.negotiated.hold * 2);
+            let wait = send_hold.max(session.negotiated.hold * 2);
             session.send_hold.get_or_insert(now + wait);
         }
     }

@@ -3,8 +3,8 @@
 //! | change | effect |
 //! |---|---|
 //! | `description`, `import`, `export`, `require_policy`, `next_hop_self`, `next_hop_unchanged`, `allow_own_as`, `route_reflector_client`, `max_prefix` | none here: the RIB re-evaluates; what a former limit discarded is asked for again |
-//! | speaker: `networks`, `maximum_paths`, `connected`, `cluster_id`, `listen`, `peers`, `ranges` | none here |
-//! | `timers`, `graceful_restart`, `long_lived_restart`, speaker: `graceful_restart` | with the next OPEN ([`OpenSettings`](super::OpenSettings)); the retry interval with the next attempt |
+//! | speaker: `networks`, `maximum_paths`, `connected`, `cluster_id`, `listen`, `peers`, `ranges`, `limits` | none here |
+//! | `timers`, `graceful_restart`, `long_lived_restart`, speaker: `graceful_restart` | with the next OPEN ([`OpenSettings`](super::OpenSettings)); the retry interval with the next attempt; the send hold time when the neighbour stops to read the next time, the stale path time when it is back the next time |
 //! | `port` | with the next attempt |
 //! | `passive` | at once for attempts under way; a session stays, whoever opened it |
 //! | `asn` | reset only if the present peer is not in it |

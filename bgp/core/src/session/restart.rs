@@ -9,9 +9,6 @@ use crate::{
     wire::notification::Notification,
 };
 
-/// How long a peer that is back may take to announce everything again.
-pub(crate) const STALE_PATH_TIME: Duration = Duration::from_secs(360);
-
 /// The routes of an earlier session that are kept, by family.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Stale {

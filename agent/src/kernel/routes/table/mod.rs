@@ -5,7 +5,7 @@
 //!   message however many routes there are.
 //! - What is added comes before what is removed, in one list of writes.
 //! - What the kernel had at the start is adopted. What nobody asked for goes only after the RIB
-//!   said that the family is synced, and a while after that ([`LINGER`](super::thread::LINGER)).
+//!   said that the family is synced, and a while after that ([`Settings::leftovers`](super::thread::Settings::leftovers)).
 //! - A route of the same prefix, table and metric that is not of our protocol is not touched:
 //!   ours is reported as failing.
 //!

@@ -495,6 +495,23 @@ fn who_reads_nothing_is_given_up_though_it_speaks() {
     }
 }
 
+/// A send hold time of our own counts; twice the hold time (9 s) is the least.
+#[test]
+fn the_send_hold_time_is_a_setting() {
+    for (setting, gone_after) in [(1, 18), (30, 30)] {
+        let mut bench = Bench::new(|_, peer| peer.timers.send_hold = secs(setting));
+        let conn = bench.establish(&open());
+        let began = bench.now;
+        while bench.peer.established_conn().is_some() {
+            assert!(bench.now <= began + secs(60), "{setting} s");
+            bench.peer.note_sending(bench.now, conn, true);
+            bench.pass(secs(1));
+            bench.say(conn, &header::keepalive());
+        }
+        assert_eq!(bench.now.since(began), secs(gone_after), "{setting} s");
+    }
+}
+
 #[test]
 fn each_error_of_a_socket_has_its_cause() {
     use std::io::ErrorKind;

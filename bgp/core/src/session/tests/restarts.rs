@@ -245,6 +245,17 @@ fn who_never_finishes_loses_what_is_stale() {
     let at = up(&mut network);
     network.run(secs(400));
     assert_eq!(network.slot(0).words(at), ["drop {Ipv4, Ipv6}"]);
+    // The time is a setting.
+    let mut network = external();
+    network.configure(0, |s, _| s.graceful_restart.stale_path_time = secs(12));
+    network.start(0);
+    up(&mut network);
+    network.reset_connections();
+    let at = up(&mut network);
+    network.run(secs(4));
+    assert_eq!(network.slot(0).words(at), [""; 0]);
+    network.run(secs(4));
+    assert_eq!(network.slot(0).words(at), ["drop {Ipv4, Ipv6}"]);
 }
 
 #[test]

@@ -105,6 +105,18 @@ fn what_resets_a_session_and_what_does_not() {
             false,
         ),
         (
+            "send_hold",
+            |_, p| p.timers.send_hold = secs(60),
+            false,
+            false,
+        ),
+        (
+            "stale_path_time",
+            |s, _| s.graceful_restart.stale_path_time = secs(60),
+            false,
+            false,
+        ),
+        (
             "graceful_restart of the peer",
             |_, p| p.graceful_restart = false,
             false,
