@@ -92,11 +92,11 @@ pub(crate) fn run(lab: &Lab, pods: usize, runs: usize) -> Result<()> {
     Ok(())
 }
 
-fn median(sorted: &[f64]) -> f64 {
+pub(crate) fn median(sorted: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn last(sorted: &[f64]) -> f64 {
+pub(crate) fn last(sorted: &[f64]) -> f64 {
     sorted.last().copied().unwrap_or(f64::NAN)
 }
 
@@ -249,6 +249,6 @@ impl Plugin {
     }
 }
 
-fn milliseconds(d: Duration) -> f64 {
+pub(crate) fn milliseconds(d: Duration) -> f64 {
     d.as_secs_f64() * 1e3
 }

@@ -1,8 +1,9 @@
 //! Figures beside those of other daemons, in the same run on the same machine.
 //!
-//! `selvage-bench b1 b3 b6 b10 kubernetes` (or `all`), `--runs 3`, `--daemons selvage,bird,frr`. Runs of different daemons are interleaved;
+//! `selvage-bench b1 b3 b6 b10 busy kubernetes` (or `all`), `--runs 3`, `--daemons selvage,bird,frr`. Runs of different daemons are interleaved;
 //! each row shows minimum, median and maximum. The load generator is this program: one thread, sockets of its own.
 
+mod busy;
 mod cluster;
 mod cni;
 mod daemon;
@@ -29,7 +30,8 @@ use selvage_tests::fleet;
 /// Measures Selvage beside other daemons.
 #[derive(Parser)]
 struct Arguments {
-    /// Which: b1 (join storm), b3 (full table), b6 (kernel routes), b10 (CNI), kubernetes (a real cluster), or all.
+    /// Which: b1 (join storm), b3 (full table), b6 (kernel routes), b10 (CNI), busy (CNI beside other
+    /// work of the agent and the kernel), kubernetes (a real cluster), or all.
     #[arg(default_value = "all")]
     benches: Vec<String>,
     /// Runs of each daemon.
@@ -50,6 +52,12 @@ struct Arguments {
     /// Pods of the CNI bench.
     #[arg(long, default_value_t = 50)]
     pods: usize,
+    /// Flows in the table beside which pods are made; no more than net.netfilter.nf_conntrack_max.
+    #[arg(long, default_value_t = 200_000)]
+    flows: usize,
+    /// Blocks of the policy that is compiled while pods are made.
+    #[arg(long, default_value_t = 20_000)]
+    blocks: usize,
     /// Pods of the bench on a real cluster.
     #[arg(long, default_value_t = 30)]
     cluster_pods: usize,
@@ -74,7 +82,7 @@ fn main() -> ExitCode {
 }
 
 /// All of them, in the order in which they run.
-const BENCHES: [&str; 5] = ["b1", "b3", "b6", "b10", "kubernetes"];
+const BENCHES: [&str; 6] = ["b1", "b3", "b6", "b10", "busy", "kubernetes"];
 
 fn run(arguments: &Arguments) -> Result<()> {
     fleet::raise_open_files();
@@ -107,6 +115,16 @@ fn run(arguments: &Arguments) -> Result<()> {
                 })?;
             }
             "b10" => cni::run(&lab, arguments.pods, arguments.runs)?,
+            "busy" => {
+                let Arguments {
+                    pods,
+                    flows,
+                    blocks,
+                    runs,
+                    ..
+                } = *arguments;
+                busy::run(&lab, pods, flows, blocks, runs)?;
+            }
             _ => cluster::run(&lab, arguments.cluster_pods, arguments.runs)?,
         }
     }

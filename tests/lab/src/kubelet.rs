@@ -112,6 +112,17 @@ impl Kubelet {
     /// # Errors
     /// The plugin's error object, when it refuses.
     pub fn start(&self, pod: &Pod) -> Result<RunningPod> {
+        let mut running = self.prepare(pod)?;
+        self.add(&mut running)?;
+        self.update(&running)?;
+        Ok(running)
+    }
+
+    /// Writes the Pod and makes its namespace: all that comes before ADD.
+    ///
+    /// # Errors
+    /// When the object cannot be written or the namespace cannot be made.
+    pub fn prepare(&self, pod: &Pod) -> Result<RunningPod> {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let uid = format!("00000000-0000-4000-8000-{number:012}");
         let netns = self.netns.lab().netns(&format!(
@@ -121,18 +132,24 @@ impl Kubelet {
         let container_id = format!("{}-{number}", netns.lab().name());
         let object = objects::pod(pod, &uid, &[]);
         let uid = self.objects.put(&file_name(pod), &object)?.unwrap_or(uid);
-        let mut running = RunningPod {
+        Ok(RunningPod {
             pod: pod.clone(),
             uid,
             container_id,
             netns,
             addresses: Vec::new(),
-        };
+        })
+    }
+
+    /// Runs ADD; the pod has its addresses then.
+    ///
+    /// # Errors
+    /// The plugin's error object, when it refuses.
+    pub fn add(&self, pod: &mut RunningPod) -> Result<()> {
         let result: CniResult =
-            serde_json::from_str(&self.call("ADD", &running)?).context("the plugin's result")?;
-        running.addresses = result.ips.iter().map(|ip| ip.address.addr()).collect();
-        self.update(&running)?;
-        Ok(running)
+            serde_json::from_str(&self.call("ADD", pod)?).context("the plugin's result")?;
+        pod.addresses = result.ips.iter().map(|ip| ip.address.addr()).collect();
+        Ok(())
     }
 
     /// Runs DEL, removes the namespace and the Pod.
@@ -141,6 +158,14 @@ impl Kubelet {
     /// The plugin's error object, when it refuses.
     pub fn stop(&self, pod: &RunningPod) -> Result<()> {
         self.call("DEL", pod)?;
+        self.forget(pod)
+    }
+
+    /// Removes the namespace and the Pod: all that comes after DEL.
+    ///
+    /// # Errors
+    /// When one of them cannot be removed.
+    pub fn forget(&self, pod: &RunningPod) -> Result<()> {
         pod.netns.delete()?;
         self.objects.remove(&file_name(&pod.pod))
     }
