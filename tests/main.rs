@@ -19,6 +19,8 @@ mod harness;
 mod interop;
 mod kubernetes;
 mod scene;
+#[path = "soak/trial.rs"]
+mod soak;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -50,6 +52,7 @@ fn all() -> Vec<harness::Case> {
         faults::cases(),
         conformance::cases(),
         kubernetes::cases(),
+        soak::cases(),
     ]
     .concat()
 }

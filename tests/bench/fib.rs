@@ -111,12 +111,7 @@ fn phases(routes: usize) -> Result<[Duration; 3]> {
 }
 
 fn run_phases(routes: usize, added: &AtomicUsize, deleted: &AtomicUsize) -> Result<[Duration; 3]> {
-    let spec = Spec {
-        address: NEIGHBOUR,
-        asn: daemon::ASN,
-        announce: Vec::new(),
-        restart: None,
-    };
+    let spec = Spec::new(NEIGHBOUR, daemon::ASN);
     let mut fleet = Fleet::connect(SocketAddrV4::new(ADDRESS, 179), vec![spec])?;
     fleet.drive(Duration::from_secs(30), "the session is up", |_, e| {
         matches!(e, Event::Established)

@@ -40,10 +40,8 @@ pub(crate) fn run(lab: &Lab, daemon: Daemon, clients: usize, run: usize) -> Resu
             let attributes = fleet::attributes(&[], client(i), true, &[]);
             let announce = vec![fleet::announce(&attributes, [pod_cidr(i)].into_iter())];
             Spec {
-                address: client(i),
-                asn: daemon::ASN,
                 announce,
-                restart: None,
+                ..Spec::new(client(i), daemon::ASN)
             }
         })
         .collect();

@@ -42,12 +42,7 @@ fn transfer(
     withdraw: &[Bytes],
     routes: usize,
 ) -> Result<(Duration, Duration, Duration)> {
-    let specs = [SENDER, RECEIVER].map(|(address, asn)| Spec {
-        address,
-        asn,
-        announce: Vec::new(),
-        restart: None,
-    });
+    let specs = [SENDER, RECEIVER].map(|(address, asn)| Spec::new(address, asn));
     let mut fleet = Fleet::connect(SocketAddrV4::new(ADDRESS, 179), specs.into())?;
     let mut up = 0;
     fleet.drive(

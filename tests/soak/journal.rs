@@ -1,7 +1,7 @@
 //! What was done: random choices from a seed, and the last steps for who reads of a failure.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Steps that a failure shows.
 const KEPT: usize = 60;
@@ -87,6 +87,12 @@ impl Journal {
     pub fn tail(&self) -> String {
         let lines: Vec<&str> = self.last.iter().map(String::as_str).collect();
         format!("the last steps of {}:\n{}", self.world, lines.join("\n"))
+    }
+
+    /// Since the start.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// How many there were.

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use selvage_lab::Lab;
 use selvage_lab::sandbox::{self, Place};
@@ -74,8 +74,16 @@ fn run(arguments: &Arguments) -> Result<()> {
     plan.worlds = (!arguments.nodes, !arguments.reflector);
     plan.loud = arguments.verbose;
     println!("seed {seed}, {} minutes of steps", arguments.minutes);
-    for report in soak::run(&Lab::new("soak")?, &plan)? {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let again = match arguments.seed {
+        Some(_) => words.join(" "),
+        None => format!("{} --seed {seed}", words.join(" ")),
+    };
+    let reports = soak::run(&Lab::new("soak")?, &plan);
+    let reports = reports.with_context(|| format!("to repeat it: selvage-soak {again}"))?;
+    for report in reports {
         print!("{report}");
     }
+    println!("no difference");
     Ok(())
 }

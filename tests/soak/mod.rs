@@ -5,7 +5,8 @@
 //!                              └──► nodes: agents with pods and policies, a top-of-rack router, links
 //! ```
 //! A world takes random steps; which ones follows from its seed and its model, never from what was observed, so that a seed
-//! repeats them. Every now and then it waits, with a deadline, until each side holds what the model says. At the end it goes
+//! repeats them. Every few minutes each time limit of the agent is gone past by somebody whose session, routes or pause only
+//! this limit ends (ADR 22). Every now and then a world waits, with a deadline, until each side holds what the model says. At the end it goes
 //! back to the state of its start; memory, descriptors, threads and CPU time of those agents that lived through it are
 //! compared. On a failure the last steps and both states are told.
 
@@ -38,11 +39,19 @@ pub struct Plan {
     pub ends: usize,
     /// Changes of one prefix in one step, at most.
     pub storm: usize,
-    /// Once at the start, and in a long run now and then, nothing happens for so long: longer than what an agent remembers of
-    /// a neighbour that is gone.
+    /// Once at the start, and in a long run every five minutes, neighbours are gone for so long at least before others take
+    /// their place: longer than what an agent remembers of them. Meanwhile each time limit is gone past.
     pub linger: Duration,
     /// Nodes.
     pub nodes: usize,
+    /// Hold time of the reflector's sessions. A loaded machine must not end a session by itself.
+    pub hold: Duration,
+    /// Steps of the reflector's world between two checkpoints.
+    pub between: usize,
+    /// How long a quiet process is watched.
+    pub watched: Duration,
+    /// What is told while it goes on: every so often, and never if `None`.
+    pub told: Option<Duration>,
     /// Which worlds: the reflector, the nodes.
     pub worlds: (bool, bool),
     /// Prints each step.
@@ -55,13 +64,17 @@ impl Plan {
     pub fn short(seed: u64) -> Plan {
         Plan {
             seed,
-            time: Duration::from_secs(45),
-            clients: 16,
+            time: Duration::from_secs(15),
+            clients: 24,
             birds: 1,
             ends: 4,
             storm: 50,
             linger: Duration::from_secs(35),
             nodes: 3,
+            hold: Duration::from_secs(9),
+            between: 100,
+            watched: Duration::from_secs(5),
+            told: None,
             worlds: (true, true),
             loud: false,
         }
@@ -79,6 +92,10 @@ impl Plan {
             storm: 400,
             linger: Duration::from_secs(45),
             nodes: 3,
+            hold: Duration::from_secs(15),
+            between: 400,
+            watched: Duration::from_secs(10),
+            told: Some(Duration::from_secs(60)),
             worlds: (true, true),
             loud: false,
         }

@@ -28,7 +28,7 @@ mod steps;
 use self::state::{addresses, attached, gateway, leases, outside, pod, routes, same};
 use super::journal::{Journal, Random};
 use super::policies::{APPS, Identity, NAMESPACES, PORTS, Policy, allowed};
-use super::resources::Usage;
+use super::resources::{Usage, load};
 use super::{Plan, Report, Stop};
 
 /// How long it may take until everybody holds what it should.
@@ -47,6 +47,8 @@ const NODES: u32 = 64512;
 const STEPS: usize = 6;
 /// Connections that are tried at a checkpoint.
 const PROBES: usize = 12;
+/// Longer than the restart time at the start, and than the long-lived stale time after it.
+const AWAY: Duration = Duration::from_secs(10);
 const MOST_PODS: usize = 9;
 const MOST_POLICIES: usize = 6;
 
@@ -71,6 +73,7 @@ struct Counts {
     replaced: u64,
     killed: u64,
     stopped: u64,
+    away: u64,
     pods: u64,
     policies: u64,
     cuts: u64,
@@ -97,6 +100,8 @@ struct World<'a> {
     policies: BTreeMap<String, Policy>,
     number: usize,
     counts: Counts,
+    /// When people were told how it goes.
+    told: Instant,
 }
 
 /// Runs the second world to its end.
@@ -140,10 +145,12 @@ impl<'a> World<'a> {
             policies: BTreeMap::new(),
             number: 0,
             counts: Counts::default(),
+            told: Instant::now(),
         })
     }
 
     fn day(&mut self) -> Result<Report> {
+        self.set(16, 5)?;
         for _ in 0..self.plan.nodes {
             self.add_node(None)?;
         }
@@ -155,9 +162,10 @@ impl<'a> World<'a> {
         self.check()?;
         // The first node lives through all of it.
         let pid = self.nodes[0].agent.process().pid();
-        let before = Usage::of(pid)?;
+        let before = Usage::of(pid, self.plan.watched)?;
         self.journal.step(format!("quiet: {before}"));
-        let end = Instant::now() + self.plan.time;
+        // The other world takes so much longer at least.
+        let end = Instant::now() + self.plan.time + self.plan.linger;
         let mut steps = 0;
         while Instant::now() < end && !self.stop.is_told() {
             self.step()?;
@@ -165,10 +173,11 @@ impl<'a> World<'a> {
             if steps % STEPS == 0 {
                 self.check()?;
             }
+            self.tell_of_it()?;
         }
         self.rest()?;
         self.check()?;
-        let after = Usage::of(pid)?;
+        let after = Usage::of(pid, self.plan.watched)?;
         self.journal.step(format!("quiet again: {after}"));
         after.is_as_before(&before).context("the first node")?;
         let c = &self.counts;
@@ -176,8 +185,8 @@ impl<'a> World<'a> {
             name: "nodes",
             lines: vec![
                 format!(
-                    "{} nodes replaced, {} agents killed and {} stopped, {} links cut, {} pods and {} policies made",
-                    c.replaced, c.killed, c.stopped, c.cuts, c.pods, c.policies
+                    "{} nodes replaced, {} agents killed and {} stopped, {} of them past their restart time, {} links cut, {} pods and {} policies made",
+                    c.replaced, c.killed, c.stopped, c.away, c.cuts, c.pods, c.policies
                 ),
                 format!(
                     "{} changes of the configuration, {} steps, {} checkpoints, {} connections judged",
@@ -190,6 +199,45 @@ impl<'a> World<'a> {
                 format!("after:  {after}"),
             ],
         })
+    }
+
+    /// Tells people how it goes, if they want to know.
+    fn tell_of_it(&mut self) -> Result<()> {
+        let Some(every) = self.plan.told else {
+            return Ok(());
+        };
+        if self.told.elapsed() < every {
+            return Ok(());
+        }
+        self.told = Instant::now();
+        let c = &self.counts;
+        let mut line = format!(
+            "{:>5} s  nodes: {} steps, {} replaced, {} killed, {} stopped, {} links cut, {} pods, {} policies, {} changes, {} checkpoints, {} connections",
+            self.journal.elapsed().as_secs(),
+            self.journal.number(),
+            c.replaced,
+            c.killed,
+            c.stopped,
+            c.cuts,
+            c.pods,
+            c.policies,
+            c.changes,
+            c.checks,
+            c.probes,
+        );
+        for node in &mut self.nodes {
+            let usage = Usage::of(node.agent.process().pid(), Duration::ZERO)?;
+            line += &format!(
+                "; {} RSS {:.1} MiB, anonymous {:.1} MiB, {} descriptors, {} threads",
+                node.name,
+                usage.rss as f64 / 1024.0,
+                usage.anonymous as f64 / 1024.0,
+                usage.descriptors,
+                usage.threads
+            );
+        }
+        println!("{line}; load {}", load());
+        Ok(())
     }
 
     /// The routes of BGP that a node should have, and by which way.

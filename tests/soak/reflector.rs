@@ -19,14 +19,16 @@ use selvage_netlink::{Prefix, addr, link};
 use serde_json::json;
 
 mod check;
+mod limits;
 mod steps;
 mod wire;
 
+use self::limits::Part;
 use self::wire::{
     attributes, configure, end_of_rib, index, local_preference, network, prefix, shown,
 };
 use super::journal::{Journal, Random};
-use super::resources::Usage;
+use super::resources::{Usage, load};
 use super::{Plan, Report, Stop};
 use crate::fleet::{self, Close, Event, Fleet, Spec};
 
@@ -45,8 +47,10 @@ const ALL: usize = PREFIXES + NETWORKS + OF_BIRDS;
 const AT_REST: usize = 8;
 /// Messages that may wait to be sent before the next step.
 const BACKLOG: usize = 4_000;
-/// A speaker that sends nothing for so long may be dead to the reflector (hold time 9 s).
+/// A speaker that sends nothing for so long may be dead to the reflector (hold time 9 s at least).
 const LATE: Duration = Duration::from_secs(5);
+/// How often each time limit is gone past.
+const LIMITS_AGAIN: Duration = Duration::from_secs(300);
 /// How long it may take until everybody holds what it should: hold times, restart times of 2 to 5 s, back-off of either side.
 const SETTLE: Duration = Duration::from_secs(100);
 
@@ -61,6 +65,8 @@ enum Wanted {
     Silent,
     /// Reads nothing.
     Deaf,
+    /// Meets a time limit, see [`Part`].
+    Playing,
 }
 
 struct Client {
@@ -71,6 +77,11 @@ struct Client {
     /// What it was told.
     held: Vec<u32>,
     restart: Option<u16>,
+    long_lived: Option<u32>,
+    /// What it plays, or has played.
+    part: Option<Part>,
+    /// A player that reads nothing.
+    deaf: bool,
     /// Attempts in a row that came to nothing, and when the next one is made.
     failed: (usize, Option<Instant>),
 }
@@ -92,6 +103,7 @@ struct Counts {
     replaced: u64,
     birds: u64,
     checks: u64,
+    limits: u64,
 }
 
 pub(super) struct World<'a> {
@@ -109,10 +121,14 @@ pub(super) struct World<'a> {
     networks: BTreeSet<usize>,
     /// The next address of a light speaker.
     next: u32,
+    /// The next address of a speaker with a limit on its prefixes.
+    next_strict: u32,
     /// The next version of the configuration.
     version: usize,
     bird_number: usize,
     counts: Counts,
+    /// When people were told how it goes.
+    told: Instant,
     /// Sessions that have come up.
     up: Vec<usize>,
     /// The last time that something was sent, and until when the reflector may have taken all for dead because this machine was
@@ -132,6 +148,8 @@ pub(super) fn run(lab: &Lab, plan: &Plan, stop: &Stop) -> Result<Report> {
         let all = Prefix::new(ADDRESS.into(), 8);
         addr::add(batch, &addr::Address::new(lo, all));
     })?;
+    // Of what is under way to a speaker that reads nothing, little is with the kernel.
+    netns.set_sysctl("net.ipv4.tcp_wmem", "4096 16384 131072")?;
     let rack = lab.network("birds", &["172.30.0.0/16".parse()?])?;
     let uplink = rack.join(&netns)?;
     let inside = netns.clone();
@@ -153,12 +171,27 @@ impl<'a> World<'a> {
         rack: Network,
     ) -> Result<World<'a>> {
         let objects = Objects::create(lab.directory().join("objects-rr"))?;
-        for (name, range) in [("clients", "10.0.0.0/8"), ("birds", "172.30.0.0/16")] {
-            let spec = json!({"range": range, "asn": "internal", "routeReflectorClient": true});
+        let client = |key: &str, value: String| json!({key: value, "asn": "internal", "routeReflectorClient": true});
+        let mut strict = client("range", format!("{}/16", limits::STRICT));
+        strict["maxPrefix"] = json!({"limit": limits::MOST, "retryAfter": limits::RETRY_AFTER});
+        let mut faulty = client("address", limits::FAULTY.to_string());
+        faulty["passive"] = json!(true);
+        for (name, spec) in [
+            ("clients", client("range", "10.0.0.0/8".into())),
+            ("birds", client("range", "172.30.0.0/16".into())),
+            ("strict", strict),
+            ("faulty", faulty),
+        ] {
             objects.write(name, &cluster::object("BGPPeer", name, spec))?;
         }
-        configure(&objects, &BTreeSet::new(), 0)?;
-        let agent = Agent::start(netns, "rr", objects.directory(), &["--features", "bgp"])?;
+        configure(&objects, plan.hold, &BTreeSet::new(), 0)?;
+        let flags = [
+            "--features",
+            "bgp",
+            "--test-divide-time-limits",
+            limits::DIVISOR,
+        ];
+        let agent = Agent::start(netns, "rr", objects.directory(), &flags)?;
         let mut fleet = Fleet::new(SocketAddrV4::new(ADDRESS, 179))?;
         fleet.told = true;
         Ok(World {
@@ -175,9 +208,11 @@ impl<'a> World<'a> {
             birds: Vec::new(),
             networks: BTreeSet::new(),
             next: FIRST.into(),
+            next_strict: limits::STRICT.into(),
             version: 0,
             bird_number: 0,
             counts: Counts::default(),
+            told: Instant::now(),
             up: Vec::new(),
             lost: Vec::new(),
             turned: Instant::now(),
@@ -202,21 +237,31 @@ impl<'a> World<'a> {
         let pid = self.agent.process().pid();
         let before = self.quiet(pid)?;
         self.journal.step(format!("quiet: {before}"));
-        self.generations()?;
+        self.limits()?;
+        let mut again = Instant::now() + LIMITS_AGAIN;
         let end = Instant::now() + self.plan.time;
         let mut steps = 0;
         while Instant::now() < end && !self.stop.is_told() {
             self.step()?;
             steps += 1;
-            if steps % 40 == 0 {
+            if steps % self.plan.between == 0 {
                 self.check()?;
             }
+            if Instant::now() >= again {
+                self.limits()?;
+                again = Instant::now() + LIMITS_AGAIN;
+            }
+            self.tell_of_it()?;
         }
         self.rest()?;
         self.check()?;
         let after = self.quiet(pid)?;
         self.journal.step(format!("quiet again: {after}"));
         after.is_as_before(&before).context("the reflector")?;
+        self.restart_reflector(true)?;
+        if self.plan.told.is_some() {
+            self.restart_reflector(false)?;
+        }
         let c = &self.counts;
         Ok(Report {
             name: "reflector",
@@ -226,8 +271,9 @@ impl<'a> World<'a> {
                     c.sent, c.received, c.ends, c.replaced, c.birds
                 ),
                 format!(
-                    "{} changes of the configuration, {} steps, {} checkpoints",
+                    "{} changes of the configuration, each time limit gone past {} times, {} steps, {} checkpoints",
                     c.changes,
+                    c.limits,
                     self.journal.number(),
                     c.checks
                 ),
@@ -240,7 +286,8 @@ impl<'a> World<'a> {
     /// What the agent uses while the sessions are kept up and nothing else happens.
     fn quiet(&mut self, pid: u32) -> Result<Usage> {
         self.pump(Duration::from_secs(2), |_| false)?;
-        self.beside(move || Usage::of(pid))
+        let window = self.plan.watched;
+        self.beside(move || Usage::of(pid, window))
     }
 
     /// Does what takes a while, and keeps the sessions of the speakers up meanwhile.
@@ -266,17 +313,52 @@ impl<'a> World<'a> {
         done
     }
 
+    /// Tells people how it goes, if they want to know.
+    fn tell_of_it(&mut self) -> Result<()> {
+        let Some(every) = self.plan.told else {
+            return Ok(());
+        };
+        if self.told.elapsed() < every {
+            return Ok(());
+        }
+        self.told = Instant::now();
+        let usage = Usage::of(self.agent.process().pid(), Duration::ZERO)?;
+        let (c, at) = (&self.counts, self.journal.elapsed().as_secs());
+        let changed = c.sent + c.received;
+        println!(
+            "{at:>5} s  reflector: {} steps, {changed} prefixes, {} session ends, {} replaced, {} changes, limits {} times, {} checkpoints; \
+             RSS {:.1} MiB, anonymous {:.1} MiB, {} descriptors, {} threads; load {}",
+            self.journal.number(),
+            c.ends,
+            c.replaced,
+            c.changes,
+            c.limits,
+            c.checks,
+            usage.rss as f64 / 1024.0,
+            usage.anonymous as f64 / 1024.0,
+            usage.descriptors,
+            usage.threads,
+            load(),
+        );
+        Ok(())
+    }
+
     fn newcomer(&mut self) -> Client {
         let address = Ipv4Addr::from(self.next);
         self.next += 1;
         let seconds = 2 + self.random.below(4) as u16;
         let restart = self.random.percent(40).then_some(seconds);
+        let long_lived = 1 + self.random.below(limits::LONG_LIVED as usize) as u32;
+        let long_lived = restart.and(self.random.percent(50).then_some(long_lived));
         let mut client = Client {
             address,
             wanted: Wanted::Away,
             table: vec![0; PREFIXES],
             held: vec![0; ALL],
             restart,
+            long_lived,
+            part: None,
+            deaf: false,
             failed: (0, None),
         };
         let number = (self.next - u32::from(FIRST)) as usize;
@@ -361,6 +443,9 @@ impl<'a> World<'a> {
     fn greet(&mut self) {
         for i in std::mem::take(&mut self.up) {
             self.clients[i].failed = (0, None);
+            if !self.player_is_up(i) {
+                continue;
+            }
             let mut by_preference: std::collections::BTreeMap<u32, Vec<usize>> =
                 std::collections::BTreeMap::new();
             for p in 0..PREFIXES {
@@ -380,7 +465,9 @@ impl<'a> World<'a> {
                     ));
                 }
             }
-            messages.push(end_of_rib());
+            if self.clients[i].part != Some(Part::Endless { back: true }) {
+                messages.push(end_of_rib());
+            }
             self.fleet.send(i, &messages);
         }
     }
@@ -391,6 +478,12 @@ impl<'a> World<'a> {
             let client = &mut self.clients[i];
             client.held.fill(0);
             match client.wanted {
+                Wanted::Playing => {
+                    if self.player_is_lost(i, established, why)? {
+                        self.clients[i].failed.1 =
+                            Some(Instant::now() + Duration::from_millis(100));
+                    }
+                }
                 Wanted::Silent | Wanted::Deaf => {
                     self.counts.ends += 1;
                     client.wanted = Wanted::Away;
@@ -419,7 +512,7 @@ impl<'a> World<'a> {
         for i in 0..self.clients.len() {
             if self.clients[i].failed.1.is_some_and(|at| at <= now) {
                 self.clients[i].failed.1 = None;
-                if self.clients[i].wanted == Wanted::Here {
+                if matches!(self.clients[i].wanted, Wanted::Here | Wanted::Playing) {
                     self.fleet.open(i)?;
                 }
             }
@@ -431,10 +524,9 @@ impl<'a> World<'a> {
 impl Client {
     fn spec(&self) -> Spec {
         Spec {
-            address: self.address,
-            asn: ASN,
-            announce: Vec::new(),
             restart: self.restart,
+            long_lived: self.long_lived,
+            ..Spec::new(self.address, ASN)
         }
     }
 }

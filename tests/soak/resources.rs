@@ -7,8 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-/// How long a quiet process is watched.
-const WINDOW: Duration = Duration::from_secs(10);
 /// A quiet agent with its sessions may use so much of a core: keepalives, and a status that somebody asks for.
 const MOST_CPU: f64 = 0.05;
 /// Anonymous memory may be so many KiB above that of the start: what an allocator keeps of a load that is over.
@@ -34,17 +32,17 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Watches a process for ten seconds.
+    /// Watches a process for `window`.
     ///
     /// # Errors
     /// When it is gone.
-    pub fn of(pid: u32) -> Result<Usage> {
+    pub fn of(pid: u32, window: Duration) -> Result<Usage> {
         let before = counters(pid)?;
-        thread::sleep(WINDOW);
+        thread::sleep(window);
         let after = counters(pid)?;
         let status = fs::read_to_string(format!("/proc/{pid}/status")).context("it has ended")?;
         let kib = |name: &str| number(&status, name);
-        let seconds = WINDOW.as_secs_f64();
+        let seconds = window.as_secs_f64().max(0.001);
         Ok(Usage {
             rss: kib("VmRSS:"),
             anonymous: kib("RssAnon:"),
@@ -84,6 +82,14 @@ impl fmt::Display for Usage {
             self.wakeups
         )
     }
+}
+
+/// The load of the machine: its averages over 1, 5 and 15 minutes.
+#[must_use]
+pub fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let averages: Vec<&str> = text.split_whitespace().take(3).collect();
+    averages.join(" ")
 }
 
 fn number(text: &str, name: &str) -> u64 {

@@ -37,6 +37,29 @@ pub struct Spec {
     pub announce: Vec<Bytes>,
     /// Its routes are to be kept so many seconds after the connection breaks (RFC 4724); `None`: it knows no graceful restart.
     pub restart: Option<u16>,
+    /// Its routes are to be kept as a last resort so many seconds after that (RFC 9494); `None`: it knows no long-lived graceful
+    /// restart.
+    pub long_lived: Option<u32>,
+    /// Has a small receive buffer, so that little is under way to it when it reads nothing.
+    pub narrow: bool,
+    /// Connects, and never sends anything.
+    pub mute: bool,
+}
+
+impl Spec {
+    /// A speaker without routes that knows no graceful restart.
+    #[must_use]
+    pub fn new(address: Ipv4Addr, asn: u32) -> Spec {
+        Spec {
+            address,
+            asn,
+            announce: Vec::new(),
+            restart: None,
+            long_lived: None,
+            narrow: false,
+            mute: false,
+        }
+    }
 }
 
 /// How a session is ended from our side.
@@ -236,6 +259,9 @@ impl Fleet {
             Some(Protocol::TCP),
         )?;
         socket.set_tcp_nodelay(true)?;
+        if e.spec.narrow {
+            socket.set_recv_buffer_size(4 << 10)?;
+        }
         socket
             .bind(&SocketAddr::from((e.spec.address, 0)).into())
             .with_context(|| e.spec.address.to_string())?;
@@ -348,7 +374,9 @@ impl Fleet {
                 return self.again(i, on);
             }
             e.open_sent = true;
-            e.output.push_front(open(&e.spec));
+            if !e.spec.mute {
+                e.output.push_front(open(&e.spec));
+            }
         }
         let had = !e.output.is_empty();
         while !e.output.is_empty() {
@@ -438,6 +466,7 @@ impl Fleet {
             };
             let body = &message[19..];
             match message[18] {
+                1 if self.endpoints[i].spec.mute => {}
                 1 => {
                     self.endpoints[i]
                         .output
@@ -500,6 +529,11 @@ fn open(spec: &Spec) -> Bytes {
         // IPv4 unicast, forwarding state kept.
         let [high, low] = seconds.min(0x0fff).to_be_bytes();
         capabilities.extend([64, 6, high, low, 0, 1, 1, 0x80]);
+    }
+    if let Some(seconds) = spec.long_lived {
+        let [_, time @ ..] = seconds.min(0x00ff_ffff).to_be_bytes();
+        capabilities.extend([71, 7, 0, 1, 1, 0x80]);
+        capabilities.extend(time);
     }
     let mut body = vec![4];
     body.extend(u16::try_from(spec.asn).unwrap_or(23456).to_be_bytes());

@@ -53,7 +53,12 @@ impl World<'_> {
         });
         self.objects.write(&format!("node-{name}"), &object)?;
         let directory = self.objects.directory();
-        let agent = Agent::start(&netns, &name, directory, &["--cni-conf", "off"])?;
+        let agent = Agent::start(
+            &netns,
+            &name,
+            directory,
+            &["--cni-conf", "off", "--test-divide-time-limits", "10"],
+        )?;
         let (run, state) = (agent.run_dir(), agent.state_dir());
         let kubelet = Kubelet::new(&netns, &self.objects, run, state, &cidrs)?;
         let node = Node {
@@ -116,7 +121,8 @@ impl World<'_> {
         self.journal.step(format!("kill -9 on {}", node.name));
         node.agent.process().kill()?;
         self.counts.killed += 1;
-        node.agent.restart()
+        self.stay_away();
+        self.nodes[place].agent.restart()
     }
 
     pub(super) fn stop_agent(&mut self) -> Result<()> {
@@ -125,7 +131,18 @@ impl World<'_> {
         self.journal.step(format!("SIGTERM on {}", node.name));
         node.agent.process().stop(SETTLE)?;
         self.counts.stopped += 1;
-        node.agent.restart()
+        self.stay_away();
+        self.nodes[place].agent.restart()
+    }
+
+    /// An agent is down for longer than its restart time, every third time: others have no routes of its node then.
+    fn stay_away(&mut self) {
+        if self.random.percent(33) {
+            self.journal.step(format!("it stays away for {AWAY:?}"));
+            self.counts.away += 1;
+            // That it lasts is what is tried.
+            std::thread::sleep(AWAY);
+        }
     }
 
     pub(super) fn cut_link(&mut self) -> Result<()> {
@@ -276,12 +293,23 @@ impl World<'_> {
     }
 
     pub(super) fn configure(&mut self) -> Result<()> {
+        let (paths, restart) = (1 + self.random.below(16), 3 + self.random.below(10));
+        self.counts.changes += 1;
+        self.set(paths, restart)
+    }
+
+    /// Writes the BGPConfiguration, with limits that a run outlives.
+    pub(super) fn set(&mut self, paths: usize, restart: usize) -> Result<()> {
         let spec = json!({
-            "maximumPaths": 1 + self.random.below(16),
-            "gracefulRestart": {"restartTime": format!("{}s", 20 + self.random.below(100))},
+            "maximumPaths": paths,
+            "timers": {"sendHold": "18s"},
+            "gracefulRestart": {
+                "restartTime": format!("{restart}s"),
+                "stalePathTime": "6s",
+                "longLived": {"staleTime": "4s"},
+            },
         });
         self.journal.step(format!("BGPConfiguration {spec}"));
-        self.counts.changes += 1;
         let object = cluster::object("BGPConfiguration", "default", spec);
         self.objects.write("configuration", &object)
     }

@@ -9,7 +9,7 @@ impl World<'_> {
     pub(super) fn best(&self) -> Vec<(u32, Option<usize>)> {
         let mut best = vec![(0, None); ALL];
         for (i, client) in self.clients.iter().enumerate() {
-            if matches!(client.wanted, Wanted::Here | Wanted::Silent | Wanted::Deaf) {
+            if client.wanted != Wanted::Away {
                 for (p, preference) in client.table.iter().enumerate() {
                     if *preference > best[p].0 {
                         best[p] = (*preference, Some(i));

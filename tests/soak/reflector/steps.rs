@@ -20,8 +20,11 @@ impl World<'_> {
                 self.journal.step(format!("{time:?} go by"));
                 self.pump(time, |_| false)?;
             }
-            _ if self.plan.time > 4 * self.plan.linger => self.generations()?,
             _ => {}
+        }
+        // The settings change beside everything else.
+        if self.random.percent(20) {
+            self.configure()?;
         }
         let end = Instant::now() + SETTLE;
         let pause = Duration::from_millis(self.random.below(60) as u64);
@@ -33,36 +36,10 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Some go for good; longer than what an agent remembers of them afterwards others come, with other addresses, and hold all
-    /// at once: that is the replacement of nodes.
-    pub(super) fn generations(&mut self) -> Result<()> {
-        let time = self.plan.linger;
-        let mut gone = Vec::new();
-        for _ in 0..3 {
-            let Some(i) = self.some(Wanted::Here) else {
-                break;
-            };
-            self.journal
-                .step(format!("{} goes for good", self.clients[i].address));
-            self.fleet.close(i, Close::Fin);
-            self.counts.ends += 1;
-            self.clients[i].wanted = Wanted::Away;
-            self.clients[i].held.fill(0);
-            gone.push(i);
-        }
-        self.journal.step(format!("{time:?} go by"));
-        self.pump(time, |_| false)?;
-        for i in gone {
-            self.replace(i)?;
-            self.journal
-                .step(format!("{} is new", self.clients[i].address));
-        }
-        self.check()
-    }
-
+    /// One of those that are so, and are no players.
     pub(super) fn some(&mut self, wanted: Wanted) -> Option<usize> {
         let all: Vec<usize> = (0..self.clients.len())
-            .filter(|i| self.clients[*i].wanted == wanted)
+            .filter(|i| self.clients[*i].wanted == wanted && self.clients[*i].part.is_none())
             .collect();
         self.random.pick(&all)
     }
@@ -216,7 +193,7 @@ impl World<'_> {
                         .step(format!("{} is new", self.clients[i].address));
                 }
                 Wanted::Deaf => self.hear(i)?,
-                Wanted::Here | Wanted::Silent => {}
+                Wanted::Here | Wanted::Silent | Wanted::Playing => {}
             }
         }
         Ok(())
@@ -264,7 +241,7 @@ impl World<'_> {
             };
             self.journal
                 .step(format!("the reflector {word} {}", shown(network)));
-            return configure(&self.objects, &self.networks, self.version);
+            return configure(&self.objects, self.plan.hold, &self.networks, self.version);
         }
         let number = self.random.below(4);
         let name = format!("extra{number}");
@@ -361,7 +338,12 @@ impl World<'_> {
     pub(super) fn rest(&mut self) -> Result<()> {
         self.journal.step("everybody comes to rest");
         self.networks.clear();
-        configure(&self.objects, &self.networks, self.version + 1)?;
+        configure(
+            &self.objects,
+            self.plan.hold,
+            &self.networks,
+            self.version + 1,
+        )?;
         for number in 0..4 {
             let name = format!("extra{number}");
             if self

@@ -39,6 +39,7 @@ pub(super) fn network(p: usize) -> Result<IpNet> {
 
 pub(super) fn configure(
     objects: &Objects,
+    hold: Duration,
     networks: &BTreeSet<usize>,
     version: usize,
 ) -> Result<()> {
@@ -50,6 +51,12 @@ pub(super) fn configure(
         "routeReflector": {"clusterId": ADDRESS},
         "maximumPaths": 1 + version % 16,
         "networks": networks,
+        "timers": {"hold": format!("{}s", hold.as_secs()), "sendHold": format!("{}s", 2 * hold.as_secs())},
+        "gracefulRestart": {
+            "restartTime": limits::RESTART,
+            "stalePathTime": limits::STALE_PATH,
+            "longLived": {"staleTime": format!("{}s", limits::LONG_LIVED)},
+        },
     });
     objects.write(
         "configuration",
