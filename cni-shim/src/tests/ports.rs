@@ -207,7 +207,15 @@ impl World {
                 self.within(|| raise(id));
                 self.pods.insert(id, Pod::Lives(ports.to_vec()));
             }
-            Some(Err(e)) => assert!(surely || perhaps || reached, "{e}"),
+            Some(Err(e)) => {
+                assert!(surely || perhaps || reached, "{e}");
+                // The fault may have come while the call put things back: then a DEL has to follow.
+                let left = self.attachments().load(&id.to_string(), "eth0").unwrap();
+                if !matches!(left, Known::Nothing) {
+                    assert!(reached, "left behind after {e}");
+                    self.pods.insert(id, Pod::Unclear);
+                }
+            }
         }
     }
 
