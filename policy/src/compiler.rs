@@ -30,8 +30,8 @@ use std::sync::Arc;
 pub struct Config {
     /// Name of the table, family inet: starts with a letter, then letters, digits and `_`.
     pub table: String,
-    /// How interfaces of pods are recognised.
-    pub pod_interfaces: IfaceMatch,
+    /// How interfaces of pods are recognised: by any of these, of which no two match the same interface; at least one.
+    pub pod_interfaces: Vec<IfaceMatch>,
     /// Conntrack mark bit (or bits) of revoked flows; 0: established flows always pass.
     pub revoked_mark: u32,
     /// The name of this node, for what is known about its addresses.
@@ -44,7 +44,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             table: "selvage".to_owned(),
-            pod_interfaces: IfaceMatch::default(),
+            pod_interfaces: vec![IfaceMatch::default()],
             revoked_mark: 1 << 31,
             node: "".into(),
             // Some milliseconds of the kernel's time.

@@ -13,6 +13,9 @@
 //!   address of the node passes: traffic between a node and its own pods is always allowed. The chain stands before
 //!   the hook at which sources are masqueraded, so it sees the client's address.
 //! * There is no chain at input: what a pod sends to its own node is always allowed.
+//!
+//! Interfaces of pods are recognised in one or several ways ([`Config::pod_interfaces`]); a rule that looks at an interface
+//! is there once for each.
 
 use super::{
     Action, Base, Chain, Hook, IfaceMatch, Key, KeyType, LookupKey, Match, Name, Plan, Rule,
@@ -166,7 +169,16 @@ fn itself(family: Family) -> Name {
 }
 
 fn prerouting_rules(config: &Config) -> Vec<Rule> {
-    let from_pod = Match::Iif(config.pod_interfaces.clone());
+    let mut rules = Vec::new();
+    for interfaces in &config.pod_interfaces {
+        rules.extend(source_rules(interfaces));
+    }
+    rules
+}
+
+/// What these interfaces may bring.
+fn source_rules(interfaces: &IfaceMatch) -> Vec<Rule> {
+    let from_pod = Match::Iif(interfaces.clone());
     let mut rules = Vec::new();
     for family in Family::ALL {
         let own = Match::Lookup {
@@ -205,20 +217,13 @@ fn prerouting_rules(config: &Config) -> Vec<Rule> {
 }
 
 fn forward_rules(config: &Config) -> Vec<Rule> {
-    let from_pod = Match::Iif(config.pod_interfaces.clone());
-    let to_pod = Match::Oif(config.pod_interfaces.clone());
     let mut rules = vec![unrevoked(config)];
     rules.extend(revoked(config));
-    rules.extend(dispatch_rules(
-        &[from_pod.clone(), to_pod.clone()],
-        &[from_pod],
-        &to_pod,
-    ));
+    rules.extend(dispatch_rules(config, true));
     rules
 }
 
 fn output_rules(config: &Config) -> Vec<Rule> {
-    let to_pod = Match::Oif(config.pod_interfaces.clone());
     // The node's own flows are never cut, so its address is looked at before the mark of revoked flows.
     let mut rules = vec![
         unrevoked(config),
@@ -247,7 +252,7 @@ fn output_rules(config: &Config) -> Vec<Rule> {
         rules.push(rule(matches, Verdict::Accept));
     }
     rules.extend(revoked(config));
-    rules.extend(dispatch_rules(std::slice::from_ref(&to_pod), &[], &to_pod));
+    rules.extend(dispatch_rules(config, false));
     rules
 }
 
@@ -272,44 +277,63 @@ fn revoked(config: &Config) -> Option<Rule> {
     (config.revoked_mark != 0).then(|| counted(vec![Match::Established, mark], Verdict::Drop))
 }
 
-/// A new packet finds the rules of its ends. `both`: the packet may be one from a pod to itself; `from_pod`: its source
-/// may be a pod's; `to_pod`: its destination is a pod's.
-fn dispatch_rules(both: &[Match], from_pod: &[Match], to_pod: &Match) -> Vec<Rule> {
+/// A new packet finds the rules of its ends. `iif`: the interface that it came in by is known, so a pod's source is
+/// looked up only if that interface is a pod's.
+fn dispatch_rules(config: &Config, iif: bool) -> Vec<Rule> {
+    let pods = &config.pod_interfaces;
+    let from = |pods: &IfaceMatch| iif.then(|| Match::Iif(pods.clone()));
     let mut rules = Vec::new();
+    // A pod has one interface: what it sends to itself comes in and goes out by the same kind.
     for family in Family::ALL {
-        let own = Match::Lookup {
-            key: LookupKey::SourceDestination(family),
-            set: itself(family),
-        };
-        rules.push(rule(
-            [both, &[Match::Family(family), own]].concat(),
-            Verdict::Accept,
-        ));
-    }
-    for (direction, side, interface) in [
-        (Direction::Egress, Side::Source, from_pod),
-        (
-            Direction::Ingress,
-            Side::Destination,
-            std::slice::from_ref(to_pod),
-        ),
-    ] {
-        for family in Family::ALL {
-            let action = Action::Vmap {
-                key: LookupKey::Addr(family, side),
-                map: dispatch(direction, family),
+        for interfaces in pods {
+            let own = Match::Lookup {
+                key: LookupKey::SourceDestination(family),
+                set: itself(family),
             };
-            let matches = [interface, &[Match::Family(family)]].concat();
-            rules.push(Rule {
-                matches,
-                counter: false,
-                log: None,
-                action,
-            });
+            let mut matches: Vec<Match> = from(interfaces).into_iter().collect();
+            matches.extend([Match::Oif(interfaces.clone()), Match::Family(family), own]);
+            rules.push(rule(matches, Verdict::Accept));
         }
     }
-    rules.push(counted(vec![to_pod.clone()], Verdict::Drop));
+    let from_pods: Vec<Option<Match>> = match iif {
+        true => pods.iter().map(from).collect(),
+        false => vec![None],
+    };
+    for family in Family::ALL {
+        for from_pod in &from_pods {
+            let from_pod = from_pod.as_ref();
+            rules.push(lookup(Direction::Egress, family, from_pod));
+        }
+    }
+    for family in Family::ALL {
+        for interfaces in pods {
+            let to_pod = Match::Oif(interfaces.clone());
+            rules.push(lookup(Direction::Ingress, family, Some(&to_pod)));
+        }
+    }
+    for interfaces in pods {
+        rules.push(counted(vec![Match::Oif(interfaces.clone())], Verdict::Drop));
+    }
     rules
+}
+
+/// The rules of a pod in a direction, found by the pod's address.
+fn lookup(direction: Direction, family: Family, interface: Option<&Match>) -> Rule {
+    let side = match direction {
+        Direction::Egress => Side::Source,
+        Direction::Ingress => Side::Destination,
+    };
+    let mut matches: Vec<Match> = interface.into_iter().cloned().collect();
+    matches.push(Match::Family(family));
+    Rule {
+        matches,
+        counter: false,
+        log: None,
+        action: Action::Vmap {
+            key: LookupKey::Addr(family, side),
+            map: dispatch(direction, family),
+        },
+    }
 }
 
 fn rule(matches: Vec<Match>, verdict: Verdict) -> Rule {

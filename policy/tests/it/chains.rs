@@ -284,25 +284,66 @@ fn pods_resolve_neighbours_but_do_not_advertise_routers() {
     assert!(from("eth0", "fe80::1", 58, 134));
 }
 
+/// Pods of another plugin: found by the beginnings of their interfaces' names, in every chain.
 #[test]
 fn interfaces_by_prefix() {
-    let plan = compiler(Config {
-        pod_interfaces: IfaceMatch::Prefix("cali".into()),
+    let prefix = |text: &str| IfaceMatch::Prefix(text.into());
+    let mut compiler = compiler(Config {
+        pod_interfaces: vec![prefix("cali"), prefix("sv1")],
         ..config()
-    })
-    .plan()
-    .clone();
-    assert!(!passes(
-        &plan,
-        Hook::Prerouting,
-        &packet("cali1", "10.0.9.9", "", "192.0.2.1")
-    ));
-    assert!(passes(
-        &plan,
-        Hook::Prerouting,
-        &packet("eth0", "10.0.9.9", "", "192.0.2.1")
-    ));
-    assert!(text::plan(&plan).contains("iifname \"cali*\" counter drop"));
+    });
+    let plan = compiler.plan().clone();
+    let from = |iif, source| {
+        let packet = packet(iif, source, "", "192.0.2.1");
+        passes(&plan, Hook::Prerouting, &packet)
+    };
+    // A pod's own address, from its own interface, whatever the other prefixes are.
+    for (ifname, own, other) in [
+        ("sv11", "10.0.1.1", "10.0.1.2"),
+        ("sv12", "10.0.1.2", "10.0.1.1"),
+    ] {
+        assert!(from(ifname, own) && !from(ifname, other), "{ifname}");
+    }
+    // What nobody has told of is closed, and what is no pod's is not concerned.
+    for ifname in ["cali1", "sv19", "cali"] {
+        assert!(!from(ifname, "10.0.9.9"), "{ifname}");
+    }
+    for ifname in ["eth0", "sv2", "cal", "xcali1"] {
+        assert!(from(ifname, "10.0.9.9"), "{ifname}");
+    }
+    let forward = |iif, source, oif, destination| {
+        let packet = packet(iif, source, oif, destination);
+        passes(&plan, Hook::Forward, &packet)
+    };
+    // `x/a` lets nothing in or out but itself, `x/b` everything.
+    assert!(!forward("eth0", "192.0.2.1", "sv11", "10.0.1.1"));
+    assert!(!forward("sv11", "10.0.1.1", "eth0", "192.0.2.1"));
+    assert!(forward("sv11", "10.0.1.1", "sv11", "10.0.1.1"));
+    assert!(forward("eth0", "192.0.2.1", "sv12", "10.0.1.2"));
+    assert!(forward("sv12", "10.0.1.2", "eth0", "192.0.2.1"));
+    for ifname in ["cali1", "sv19"] {
+        assert!(!forward("eth0", "192.0.2.1", ifname, "10.0.9.9"));
+    }
+    let output = |source, oif, destination, local_source| {
+        let packet = Packet {
+            local_source,
+            ..packet("", source, oif, destination)
+        };
+        passes(&plan, Hook::Output, &packet)
+    };
+    for (oif, destination) in [("sv11", "10.0.1.1"), ("cali1", "10.0.9.9")] {
+        assert!(output("192.0.2.7", oif, destination, true), "{oif}");
+        assert!(!output("192.0.2.1", oif, destination, false), "{oif}");
+    }
+    assert!(!output("10.0.1.1", "eth0", "192.0.2.1", false));
+    assert!(output("192.0.2.1", "sv12", "10.0.1.2", false));
+    let text = text::plan(&plan);
+    for prefix in ["cali", "sv1"] {
+        let closed = format!("iifname \"{prefix}*\" counter drop");
+        assert_eq!(text.matches(&closed).count(), 1, "{text}");
+        let closed = format!("oifname \"{prefix}*\" counter drop");
+        assert_eq!(text.matches(&closed).count(), 2, "{text}");
+    }
 }
 
 /// 67: the attachment is there before the API knows the address; without K8S arguments no selector matches.

@@ -65,7 +65,11 @@ impl World {
     }
 
     pub fn compiler(&self) -> Compiler {
-        let mut compiler = compiler();
+        self.compiler_with(config())
+    }
+
+    pub fn compiler_with(&self, config: Config) -> Compiler {
+        let mut compiler = Compiler::new(config);
         self.changes()
             .into_iter()
             .for_each(|change| compiler.apply(change));
