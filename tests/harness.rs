@@ -14,7 +14,7 @@ use selvage_lab::probe::flow::machine_drops;
 use selvage_lab::process::tail_of;
 use selvage_lab::{Lab, programs};
 
-use crate::scene::{Source, set_source};
+use crate::scene::{Plugin, Source, set_plugin, set_source};
 
 /// What has to be there for a trial.
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +112,7 @@ pub struct Case {
     /// Not beside another of its kind.
     alone: bool,
     source: Source,
+    plugin: Plugin,
 }
 
 impl Case {
@@ -139,6 +140,7 @@ impl Case {
             run,
             alone: false,
             source: Source::Directory,
+            plugin: Plugin::Own,
         }
     }
 
@@ -150,6 +152,19 @@ impl Case {
     ) -> Case {
         Case {
             source: Source::Api,
+            ..Case::new(name, needs, run)
+        }
+    }
+
+    /// The same body under another name, with pods made by the reference plugin `ptp` and agents that do nothing but
+    /// policy.
+    pub const fn beside_ptp(
+        name: &'static str,
+        needs: &'static [Need],
+        run: fn(&Lab) -> Result<()>,
+    ) -> Case {
+        Case {
+            plugin: Plugin::Ptp,
             ..Case::new(name, needs, run)
         }
     }
@@ -214,6 +229,7 @@ fn attempt_at(case: Case, attempt: u32) -> Result<(), String> {
     };
     let lab = Lab::new(&name).map_err(|error| format!("{error:#}"))?;
     set_source(case.source);
+    set_plugin(case.plugin);
     (case.run)(&lab).map_err(|error| format!("{error:#}\n{}", logs(&lab)))
 }
 

@@ -51,9 +51,26 @@ pub enum Source {
     Api,
 }
 
+/// Who makes the pods of a trial.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Plugin {
+    /// Our plugin; agents with all features.
+    #[default]
+    Own,
+    /// The reference plugins `ptp` and `host-local`, with static routes between nodes; agents with the feature `policy`.
+    Ptp,
+}
+
+/// Where Debian puts the reference plugins.
+pub const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
+/// How `ptp` begins the names of its interfaces.
+pub const PTP_PREFIX: &str = "veth";
+
 thread_local! {
     /// Of the trial that this thread runs: one body, two sources.
     static SOURCE: Cell<Source> = const { Cell::new(Source::Directory) };
+    /// Of the trial that this thread runs: one body, two kinds of pods.
+    static PLUGIN: Cell<Plugin> = const { Cell::new(Plugin::Own) };
 }
 
 /// Says where the trial that this thread is about to run has its objects from.
@@ -61,13 +78,22 @@ pub fn set_source(source: Source) {
     SOURCE.set(source);
 }
 
+/// Says who makes the pods of the trial that this thread is about to run.
+pub fn set_plugin(plugin: Plugin) {
+    PLUGIN.set(plugin);
+}
+
 /// A cluster that does not run yet, from the text of a topology file.
 pub fn cluster(lab: &Lab, text: &str) -> Result<Cluster> {
     let topology = Topology::parse(text, Path::new("topology"))?;
-    match SOURCE.get() {
+    let mut cluster = match SOURCE.get() {
         Source::Directory => Cluster::new(lab, topology),
         Source::Api => Cluster::on_api(lab, topology, &Settings::default()),
+    }?;
+    if PLUGIN.get() == Plugin::Ptp {
+        cluster.use_ptp(Path::new(REFERENCE_PLUGINS), PTP_PREFIX)?;
     }
+    Ok(cluster)
 }
 
 /// Two nodes that mesh, a pod on each, everything up.

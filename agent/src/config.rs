@@ -10,9 +10,11 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use selvage_cni::conflist;
 use selvage_cni::link::{DEFAULT_RUN_DIR, DEFAULT_STATE_DIR};
+use selvage_policy::model::IfName;
 use serde::Deserialize;
 
 use crate::limits::Limits;
+use crate::pod_interfaces::PodInterfaces;
 
 /// Where health, the page and metrics are, unless told otherwise.
 pub const DEFAULT_HEALTH_LISTEN: &str = "127.0.0.1:9179";
@@ -26,6 +28,8 @@ pub struct AgentConfig {
     pub source: SourceConfig,
     /// What runs.
     pub features: Features,
+    /// How the interfaces of pods are recognised.
+    pub pod_interfaces: PodInterfaces,
     /// Sockets and the `ready` file; emptied by a reboot.
     pub run_dir: PathBuf,
     /// What outlives a reboot.
@@ -277,6 +281,14 @@ pub struct AgentArgs {
         env = "SELVAGE_FEATURES"
     )]
     pub features: Option<Vec<String>>,
+    /// How the names of pods' interfaces begin, where another plugin makes them: for the feature `policy` without `cni`
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        env = "SELVAGE_POD_INTERFACE_PREFIX"
+    )]
+    pub pod_interface_prefix: Option<Vec<String>>,
     /// State that outlives a reboot [default: /var/lib/selvage]
     #[arg(long, value_name = "DIR", env = "SELVAGE_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
@@ -326,6 +338,7 @@ struct File {
     kubeconfig: Option<PathBuf>,
     kube_api: Option<Vec<String>>,
     features: Option<Vec<String>>,
+    pod_interface_prefix: Option<Vec<String>>,
     run_dir: Option<PathBuf>,
     state_dir: Option<PathBuf>,
     health_listen: Option<String>,
@@ -354,6 +367,7 @@ impl AgentConfig {
             .or_else(host_name)
             .filter(|name| !name.is_empty());
         let features = args.features.or(file.features);
+        let prefixes_of_pods = args.pod_interface_prefix.or(file.pod_interface_prefix);
         let health = args.health_listen.or(file.health_listen);
         let metrics = args.metrics_listen.or(file.metrics_listen);
         let bgp_port = args.bgp_port.or(file.bgp_port);
@@ -367,6 +381,7 @@ impl AgentConfig {
             Some(names) => Features::parse(names.iter().map(String::as_str))?,
             None => Features::ALL,
         };
+        let pod_interfaces = pod_interfaces(features, prefixes_of_pods.as_deref())?;
         // A directory of objects may describe a node whose runtime is another's; without the plugin's feature it is.
         let ours = features.cni && matches!(source, SourceConfig::Api(_));
         let by_default = ours.then(|| conflist::DEFAULT_PATH.into());
@@ -375,6 +390,7 @@ impl AgentConfig {
                 .ok_or_else(|| ConfigError::new("the node has no name", "give one with --node"))?,
             source,
             features,
+            pod_interfaces,
             run_dir: run_dir
                 .or(file.run_dir)
                 .unwrap_or_else(|| DEFAULT_RUN_DIR.into()),
@@ -400,6 +416,81 @@ impl AgentConfig {
             limits: Limits::divided_by(args.test_divide_time_limits.unwrap_or(1)),
         })
     }
+}
+
+/// Prefixes that pods' interfaces may have: each costs every new flow some comparisons.
+const MOST_PREFIXES: usize = 8;
+
+/// How pods' interfaces are recognised: by these prefixes of their names, or as our own.
+pub(crate) fn pod_interfaces(
+    features: Features,
+    prefixes: Option<&[String]>,
+) -> Result<PodInterfaces, ConfigError> {
+    const FLAG: &str = "--pod-interface-prefix";
+    let Some(prefixes) = prefixes else {
+        if features.policy && !features.cni {
+            return Err(ConfigError::new(
+                "the feature `policy` without `cni` does not know which interfaces lead to pods",
+                format!(
+                    "name how those of the other plugin begin, as in {FLAG} veth (ptp), cali (Calico), eni (AWS)"
+                ),
+            ));
+        }
+        return Ok(PodInterfaces::Ours);
+    };
+    if features.cni {
+        return Err(ConfigError::new(
+            format!(
+                "{FLAG} is for pods of another plugin, and the feature `cni` makes them by ours"
+            ),
+            "leave out `cni`, as in --features policy, or leave out the prefix",
+        ));
+    }
+    if !features.policy {
+        return Err(ConfigError::new(
+            format!("{FLAG} tells the feature `policy` where pods are, and that is off"),
+            "name `policy` in --features, or leave out the prefix",
+        ));
+    }
+    let prefixes: Vec<&str> = prefixes.iter().map(|prefix| prefix.trim()).collect();
+    for prefix in &prefixes {
+        check_prefix(prefix, FLAG)?;
+    }
+    if prefixes.is_empty() || prefixes.len() > MOST_PREFIXES {
+        return Err(ConfigError::new(
+            format!("{} prefixes in {FLAG}", prefixes.len()),
+            format!("name 1 to {MOST_PREFIXES}"),
+        ));
+    }
+    Ok(PodInterfaces::named(prefixes))
+}
+
+fn check_prefix(prefix: &str, flag: &str) -> Result<(), ConfigError> {
+    if prefix.is_empty() {
+        return Err(ConfigError::new(
+            format!("an empty prefix in {flag} takes every interface of the node for a pod's"),
+            "name how the interfaces of pods begin, as in veth",
+        ));
+    }
+    if prefix.len() > 15 {
+        return Err(ConfigError::new(
+            format!("`{prefix}` in {flag} is longer than the name of an interface: 15 bytes"),
+            "name how the interfaces of pods begin, as in veth",
+        ));
+    }
+    if prefix.parse::<IfName>().is_err() || prefix.contains(['/', ':']) {
+        return Err(ConfigError::new(
+            format!("no name of an interface begins with `{prefix}`, as {flag} says"),
+            "write veth for all that begin with it, without `*`; several with commas between them",
+        ));
+    }
+    if "lo".starts_with(prefix) {
+        return Err(ConfigError::new(
+            format!("`{prefix}` in {flag} is how the loopback interface begins, too"),
+            "name a longer prefix: what is taken for a pod's interface is closed until its pod is known",
+        ));
+    }
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<File, ConfigError> {
@@ -542,6 +633,7 @@ mod tests {
             objects: None,
             kubeconfig: Some("/c".into()),
             features: Some(vec!["policy".into()]),
+            pod_interface_prefix: Some(vec!["veth".into()]),
             ..args()
         };
         let config = AgentConfig::load(policy_only, None).unwrap();
@@ -637,6 +729,74 @@ mod tests {
             let features = Some(names.iter().map(ToString::to_string).collect());
             let error = AgentConfig::load(AgentArgs { features, ..args() }, None).unwrap_err();
             assert_eq!(error.message, message);
+        }
+    }
+
+    #[test]
+    fn interfaces_of_another_plugins_pods() {
+        let load = |features: &str, prefixes: Option<&[&str]>| {
+            let list = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+            let args = AgentArgs {
+                features: Some(features.split(',').map(Into::into).collect()),
+                pod_interface_prefix: prefixes.map(list),
+                ..args()
+            };
+            AgentConfig::load(args, None).map(|config| config.pod_interfaces)
+        };
+        let named = load("policy", Some(&["veth", " cali", "cali1"])).unwrap();
+        assert_eq!(named.patterns(), ["cali*", "veth*"]);
+        assert!(load("bgp,kernel,policy", Some(&["a23456789012345"])).is_ok());
+        assert_eq!(load("cni,policy", None), Ok(PodInterfaces::Ours));
+        let nine = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
+        for (features, prefixes, message) in [
+            (
+                "policy",
+                None,
+                "the feature `policy` without `cni` does not know",
+            ),
+            (
+                "cni,policy",
+                Some(&["veth"][..]),
+                "is for pods of another plugin",
+            ),
+            (
+                "bgp,kernel",
+                Some(&["veth"]),
+                "tells the feature `policy` where pods are",
+            ),
+            ("policy", Some(&[""]), "an empty prefix"),
+            ("policy", Some(&["veth", " "]), "an empty prefix"),
+            ("policy", Some(&[]), "0 prefixes"),
+            ("policy", Some(&nine), "9 prefixes"),
+            (
+                "policy",
+                Some(&["a234567890123456"]),
+                "`a234567890123456` in",
+            ),
+            (
+                "policy",
+                Some(&["veth*"]),
+                "no name of an interface begins with `veth*`",
+            ),
+            ("policy", Some(&["ve th"]), "no name of an interface"),
+            ("policy", Some(&["ve/th"]), "no name of an interface"),
+            (
+                "policy",
+                Some(&["l"]),
+                "`l` in --pod-interface-prefix is how the loopback",
+            ),
+            (
+                "policy",
+                Some(&["lo"]),
+                "`lo` in --pod-interface-prefix is how the loopback",
+            ),
+        ] {
+            let error = load(features, prefixes).unwrap_err();
+            assert!(
+                error.message.contains(message),
+                "{features} {prefixes:?}: {error}"
+            );
+            assert!(!error.hint.is_empty());
         }
     }
 

@@ -16,6 +16,7 @@ pub mod kernel;
 pub mod limits;
 pub mod neighbours;
 pub mod objects;
+pub mod pod_interfaces;
 pub mod publish;
 pub mod pulses;
 pub mod run;

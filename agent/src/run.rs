@@ -38,8 +38,9 @@ use crate::{
     control::{self, Ask, Asker, lock::Lock},
     desired::Local,
     inbox::{Inbox, Sender},
-    kernel::{Shutdown, conntrack, host_ports, nft, routes, watch as links},
+    kernel::{Shutdown, conntrack, host_ports, nft, pod_routes, routes, watch as links},
     limits::Limits,
+    pod_interfaces::PodInterfaces,
     publish,
     pulses::Pulses,
     source,
@@ -57,6 +58,7 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
     let features = config.features;
+    refuse_uplinks(&config.pod_interfaces)?;
     info!(
         node = config.node,
         features = features.names().join(","),
@@ -86,7 +88,10 @@ pub fn agent(config: AgentConfig) -> Result<()> {
         .then(|| threads.nft(&world, host_ports.clone()))
         .transpose()?;
     let flows = features.policy.then(|| threads.flows(&world)).transpose()?;
-    threads.watch(&world, features)?;
+    threads.watch(&world, features, &config.pod_interfaces)?;
+    if config.pod_interfaces.are_named() {
+        threads.pod_routes(&world, &config.pod_interfaces)?;
+    }
 
     let mut local = Local::new(config.node.clone());
     local.bgp_port = config.bgp_port;
@@ -126,6 +131,7 @@ pub fn agent(config: AgentConfig) -> Result<()> {
     let setup = Setup {
         local,
         features,
+        pods: config.pod_interfaces.clone(),
         from: source_name(&config.source),
         run_dir: config.run_dir.clone(),
         state_dir: config.state_dir.clone(),
@@ -159,6 +165,23 @@ pub fn agent(config: AgentConfig) -> Result<()> {
     Ok(())
 }
 
+/// What is taken for a pod's interface is closed until its pod is known: a prefix that the node's own uplink has would cut
+/// the node off.
+fn refuse_uplinks(interfaces: &PodInterfaces) -> Result<()> {
+    if !interfaces.are_named() {
+        return Ok(());
+    }
+    let uplink = pod_routes::uplink_among(interfaces).context("cannot read routes")?;
+    if let Some(name) = uplink {
+        anyhow::bail!(
+            "the interface `{name}` has the default route, and its name begins as --pod-interface-prefix says ({}): policy \
+             would cut this node off; name a prefix that only interfaces of pods have",
+            interfaces.patterns().join(", ")
+        );
+    }
+    Ok(())
+}
+
 /// Where objects come from.
 enum Source {
     Directory(source::watch::Watcher),
@@ -186,6 +209,7 @@ impl Source {
             node: config.node.clone(),
             state_dir: config.state_dir.clone(),
             all_pods: config.features.policy,
+            bgp: config.features.bgp,
             pods: Some(Arc::new({
                 let world = world.clone();
                 move |after| {
@@ -387,14 +411,31 @@ impl Threads {
         Ok(sender)
     }
 
-    fn watch(&mut self, world: &Sender<Work>, features: Features) -> Result<()> {
+    fn watch(
+        &mut self,
+        world: &Sender<Work>,
+        features: Features,
+        pods: &PodInterfaces,
+    ) -> Result<()> {
         let (sender, inbox) = Inbox::new()?;
         let inbox = inbox.with_pulse(self.pulses.thread("watch"));
         let world = world.clone();
-        let handle = links::spawn(inbox, features, move |observed| {
+        let handle = links::spawn(inbox, features, pods.clone(), move |observed| {
             world.send(Work::Observed(observed))
         })
         .context("cannot read links and addresses")?;
+        self.keep(&sender, |how| how, handle);
+        Ok(())
+    }
+
+    fn pod_routes(&mut self, world: &Sender<Work>, pods: &PodInterfaces) -> Result<()> {
+        let (sender, inbox) = Inbox::new()?;
+        let inbox = inbox.with_pulse(self.pulses.thread("pod-routes"));
+        let world = world.clone();
+        let handle = pod_routes::spawn(inbox, pods.clone(), move |observed| {
+            world.send(Work::Observed(observed))
+        })
+        .context("cannot read the routes to pods")?;
         self.keep(&sender, |how| how, handle);
         Ok(())
     }

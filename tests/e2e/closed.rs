@@ -180,7 +180,7 @@ fn optional(lab: &Lab) -> Result<()> {
 }
 
 /// A pod that says that it is somebody else is not heard, whatever the policies.
-fn spoofed(lab: &Lab) -> Result<()> {
+pub fn spoofed(lab: &Lab) -> Result<()> {
     let cluster = two_nodes(lab)?;
     wait_reaches(&cluster, "shop/web", "default/client", None)?;
     let (web, client) = (cluster.netns("shop/web")?, cluster.netns("default/client")?);

@@ -159,6 +159,14 @@ const ALL: &str = "bgp,kernel,cni,policy";
 /// All features, and what `docs` recommend beside other networks and on routers.
 const FEATURES: [&str; 6] = [ALL, "bgp", "bgp,kernel", "cni", "policy", "cni,policy"];
 
+/// Policy without our plugin is about another one's pods.
+fn pods_of_others(features: &str) -> &'static [&'static str] {
+    match features {
+        "policy" => &["--pod-interface-prefix", "veth"],
+        _ => &[],
+    }
+}
+
 /// What the agents of a trial stand on.
 struct Scene<'a> {
     lab: &'a Lab,
@@ -202,7 +210,8 @@ impl Scene<'_> {
             directory.write(file, object)?;
         }
         let conf = self.conf(name)?;
-        let more = ["--features", features, "--cni-conf", &conf];
+        let mut more = vec!["--features", features, "--cni-conf", &conf];
+        more.extend(pods_of_others(features));
         let agent = Agent::start(&netns, name, directory.directory(), &more)?;
         let what = format!("{name}: a directory, {features}");
         Ok(self.keep(what, netns, agent, limit))
@@ -228,7 +237,8 @@ impl Scene<'_> {
         fs::write(&kubeconfig, text.to_string())?;
         self.fakes.push(fake);
         let conf = self.conf(name)?;
-        let more = ["--features", features, "--cni-conf", &conf];
+        let mut more = vec!["--features", features, "--cni-conf", &conf];
+        more.extend(pods_of_others(features));
         let agent = Agent::start_on_api(&netns, name, &kubeconfig, &more)?;
         let what = format!("{name}: an API server, {features}");
         Ok(self.keep(what, netns, agent, ON_API))

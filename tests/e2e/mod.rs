@@ -11,9 +11,10 @@ mod lab;
 mod paths;
 mod plugin;
 pub mod policy;
+mod policy_only;
 pub mod routes;
 mod scripts;
-mod sent_on;
+pub mod sent_on;
 
 use crate::harness::Case;
 
@@ -25,6 +26,7 @@ pub fn cases() -> Vec<Case> {
         paths::cases(),
         ecmp::cases(),
         policy::cases(),
+        policy_only::cases(),
         host_ports::cases(),
         idle::cases(),
         closed::cases(),

@@ -1,15 +1,18 @@
 //! NetworkPolicy from a YAML file to dropped packets: allow, deny, change, and what `why` says about it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use selvage_lab::daemon::find_program;
 use selvage_lab::probe::Answer;
-use selvage_lab::probe::tcp::Conversation;
+use selvage_lab::probe::tcp::{self, Conversation};
+use selvage_lab::process::output_of;
 use selvage_lab::{Cluster, Lab, eventually_ok};
 use serde_json::{Value, json};
 
-use crate::harness::Case;
-use crate::scene::{ATTEMPT, OWN, SOON, is_blocked, two_nodes, wait_blocked, wait_reaches};
+use crate::harness::{Case, Need};
+use crate::scene::{self, ATTEMPT, OWN, SOON, is_blocked, two_nodes, wait_blocked, wait_reaches};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -20,8 +23,20 @@ pub fn cases() -> Vec<Case> {
         Case::new("e2e::what_leaves_a_pod_is_decided_too", OWN, egress),
         Case::new("e2e::a_newly_denied_connection_is_cut", OWN, revoked),
         Case::new("e2e::why_names_the_policy", OWN, why),
+        Case::new("e2e::selectors_decide_on_a_node_and_across", OWN, selectors),
+        Case::new(
+            "e2e::policy_judges_the_pod_behind_a_service",
+            WITH_NFT,
+            service,
+        ),
     ]
 }
+
+const WITH_NFT: &[Need] = &[
+    Need::Own("selvage"),
+    Need::Own("selvage-cni"),
+    Need::System("nft", "nftables"),
+];
 
 fn policy(name: &str, spec: Value) -> Value {
     json!({
@@ -105,7 +120,7 @@ pub fn labels(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn addresses(lab: &Lab) -> Result<()> {
+pub fn addresses(lab: &Lab) -> Result<()> {
     let cluster = two_nodes(lab)?;
     let client = cluster.addresses("default/client");
     let (v4, v6) = (
@@ -185,7 +200,7 @@ fn conversations(cluster: &Cluster, port: u16) -> Result<Vec<Conversation>> {
         .collect()
 }
 
-fn revoked(lab: &Lab) -> Result<()> {
+pub fn revoked(lab: &Lab) -> Result<()> {
     let cluster = two_nodes(lab)?;
     wait_reaches(&cluster, "default/client", "shop/web", Some(81))?;
     let (mut kept, mut cut) = (conversations(&cluster, 80)?, conversations(&cluster, 81)?);
@@ -218,7 +233,7 @@ fn revoked(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn why(lab: &Lab) -> Result<()> {
+pub fn why(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
     cluster.objects().write("deny", &default_deny())?;
     cluster
@@ -241,4 +256,120 @@ fn why(lab: &Lab) -> Result<()> {
         ensure!(answer["ingress"].to_string().contains(named), "{answer}");
     }
     Ok(())
+}
+
+/// Three pods on one node, one on another.
+const FOUR_PODS: &str = "
+networks: [{name: rack, cidrs: [192.0.2.0/24, '2001:db8::/64']}]
+nodes:
+  - {name: n1, networks: [rack], podCIDRs: [10.244.1.0/24, 'fd00:10:244:1::/64']}
+  - {name: n2, networks: [rack], podCIDRs: [10.244.2.0/24, 'fd00:10:244:2::/64']}
+pods:
+  - {name: web, namespace: shop, node: n1, labels: {app: web}, ports: [80, 81]}
+  - {name: near, namespace: shop, node: n1, labels: {app: near}, ports: [80]}
+  - {name: other, namespace: default, node: n1, labels: {app: near}, ports: [80]}
+  - {name: client, namespace: default, node: n2, labels: {app: client}, ports: [80]}
+";
+
+/// Peers by pod and by namespace, in both directions, on the pod's own node and on another.
+pub fn selectors(lab: &Lab) -> Result<()> {
+    let mut cluster = scene::cluster(lab, FOUR_PODS)?;
+    cluster.start(2 * SOON)?;
+    const OTHERS: [&str; 3] = ["shop/near", "default/other", "default/client"];
+    let near = json!({"podSelector": {"matchLabels": {"app": "near"}}});
+    let default =
+        json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "default"}}});
+    let nobody = json!({"podSelector": {"matchLabels": {"app": "nobody"}}});
+    for direction in ["ingress", "egress"] {
+        for (peer, allowed) in [
+            (&near, &OTHERS[..1]),
+            (&default, &OTHERS[1..]),
+            (&nobody, &[][..]),
+        ] {
+            let (kind, list) = match direction {
+                "ingress" => ("Ingress", json!([{"from": [peer]}])),
+                _ => ("Egress", json!([{"to": [peer]}])),
+            };
+            let mut spec =
+                json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": [kind]});
+            spec[direction] = list;
+            cluster.objects().write("policy", &policy("web", spec))?;
+            for other in OTHERS {
+                let (from, to) = match direction {
+                    "ingress" => (other, "shop/web"),
+                    _ => ("shop/web", other),
+                };
+                match allowed.contains(&other) {
+                    true => wait_reaches(&cluster, from, to, Some(80))?,
+                    false => wait_blocked(&cluster, from, to, Some(80))?,
+                }
+                // The other direction is not isolated.
+                wait_reaches(&cluster, to, from, Some(80))?;
+            }
+        }
+    }
+    cluster.objects().remove("policy")?;
+    for other in OTHERS {
+        wait_reaches(&cluster, other, "shop/web", Some(80))?;
+    }
+    Ok(())
+}
+
+/// Addresses of a service, translated on each node as a service proxy does it.
+const SERVICE: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
+
+/// What is sent to a service is judged by the pod that it goes to.
+pub fn service(lab: &Lab) -> Result<()> {
+    let cluster = two_nodes(lab)?;
+    let (web, client) = ("shop/web", "default/client");
+    let pods = cluster.addresses(web);
+    let rules: String = SERVICE
+        .iter()
+        .zip(&pods)
+        .map(|(service, pod)| {
+            let family = if pod.is_ipv4() { "ip" } else { "ip6" };
+            format!("add rule inet services prerouting {family} daddr {service} dnat {family} to {pod}; ")
+        })
+        .collect();
+    for node in ["n1", "n2"] {
+        let mut command = Command::new(find_program("nft").context("nft")?);
+        command.arg(format!(
+            "add table inet services; add chain inet services prerouting {{ type nat hook prerouting priority -100; }}; {rules}"
+        ));
+        output_of(cluster.netns(node)?, command)?;
+    }
+    let by_service = |port: u16, wanted: Answer| -> Result<()> {
+        for service in SERVICE {
+            let to = SocketAddr::new(service.parse::<IpAddr>()?, port);
+            eventually_ok(
+                SOON,
+                &format!("{client} to {to}: {wanted:?}"),
+                || match tcp::connect(cluster.netns(client)?, to, ATTEMPT)? {
+                    answer if answer == wanted => Ok(()),
+                    other => bail!("{other:?}"),
+                },
+            )?;
+        }
+        Ok(())
+    };
+    by_service(80, Answer::Yes)?;
+    by_service(81, Answer::Yes)?;
+    cluster.objects().write("deny", &default_deny())?;
+    by_service(80, Answer::Silence)?;
+    cluster
+        .objects()
+        .write("allow", &allow_from(json!({"app": "client"})))?;
+    by_service(80, Answer::Yes)?;
+    by_service(81, Answer::Silence)?;
+    // The client's own policy is about the pod, not about the service.
+    let spec =
+        |to: Value| json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": [to]}]});
+    let mut egress = policy("egress", spec(json!({"ipBlock": {"cidr": "10.96.0.0/16"}})));
+    egress["metadata"]["namespace"] = json!("default");
+    cluster.objects().write("egress", &egress)?;
+    by_service(80, Answer::Silence)?;
+    egress["spec"] =
+        spec(json!({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "web"}}}));
+    cluster.objects().write("egress", &egress)?;
+    by_service(80, Answer::Yes)
 }

@@ -89,9 +89,11 @@ fn heard(
 }
 
 /// The node has a raw socket: what it sends in the name of a pod, here or elsewhere, is judged like the pod's own.
-fn raw_socket(lab: &Lab) -> Result<()> {
+pub fn raw_socket(lab: &Lab) -> Result<()> {
     let cluster = two_nodes(lab)?;
     let (web, client) = ("shop/web", "default/client");
+    // Both are known: another plugin's ADD does not wait for that.
+    wait_reaches(&cluster, client, web, Some(80))?;
     let ways = || {
         let (here, there) = (cluster.addresses(web), cluster.addresses(client));
         let node = cluster.addresses("n1");
@@ -171,7 +173,7 @@ fn wait_answer(cluster: &Cluster, from: &str, to: SocketAddr, wanted: Answer) ->
 }
 
 /// Policy behind a service of IPVS: in, out, and under a connection that is there already.
-fn ipvs(lab: &Lab) -> Result<()> {
+pub fn ipvs(lab: &Lab) -> Result<()> {
     let cluster = two_nodes(lab)?;
     let (web, client) = ("shop/web", "default/client");
     wait_reaches(&cluster, client, web, Some(80))?;

@@ -150,7 +150,7 @@ fn synced(cluster: &mut Cluster, node: &str) -> Result<()> {
 }
 
 /// Killed, killed again as soon as it lives, stopped; on the pod's node and on the client's.
-fn ends(lab: &Lab) -> Result<()> {
+pub fn ends(lab: &Lab) -> Result<()> {
     let (mut cluster, traffic) = scene(lab)?;
     for node in ["n1", "n2"] {
         for _ in 0..2 {
@@ -160,9 +160,9 @@ fn ends(lab: &Lab) -> Result<()> {
             agent.restart()?;
             // In the middle of its start.
             agent.process().kill()?;
-            agent.restart()?;
-            let socket = agent.run_dir().join("cni.sock");
+            let socket = agent.run_dir().join("selvage.sock");
             let _ = std::fs::remove_file(&socket);
+            agent.restart()?;
             agent.process().wait_path(&socket, SOON)?;
             agent.process().kill()?;
             agent.restart()?;
@@ -251,7 +251,7 @@ fn mass_change(lab: &Lab) -> Result<()> {
 const FLUSHES: u64 = 3;
 
 /// The window of somebody else's flush is shorter than a second, and no flow of it lives on.
-fn flushed(lab: &Lab) -> Result<()> {
+pub fn flushed(lab: &Lab) -> Result<()> {
     let (cluster, traffic) = scene(lab)?;
     for _ in 0..FLUSHES {
         let mut command = Command::new(find_program("nft").context("nft")?);

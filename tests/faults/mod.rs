@@ -3,14 +3,14 @@
 
 pub mod agent;
 mod edits;
-mod flows;
+pub mod flows;
 mod objects;
-mod obstacles;
+pub mod obstacles;
 mod peer;
 mod plugin;
 mod reflector;
 mod routes;
-mod table;
+pub mod table;
 
 use crate::harness::Case;
 

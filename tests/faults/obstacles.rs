@@ -115,7 +115,7 @@ fn sysctl(cluster: &Cluster, path: &str, value: &str) -> Result<()> {
         .run(|| Ok(fs::write(format!("/proc/sys/net/{path}"), value)?))
 }
 
-fn forwarding(lab: &Lab) -> Result<()> {
+pub fn forwarding(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
     wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     wait_good(&mut cluster)?;
@@ -146,7 +146,7 @@ fn nft(cluster: &Cluster, script: &str) -> Result<String> {
     output_of(cluster.netns("n1")?, command)
 }
 
-fn dropper(lab: &Lab) -> Result<()> {
+pub fn dropper(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
     wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     wait_good(&mut cluster)?;

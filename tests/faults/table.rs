@@ -50,7 +50,7 @@ fn nft(cluster: &Cluster, words: &[&str]) -> Result<String> {
     output_of(cluster.netns("n1")?, command)
 }
 
-fn flushed(lab: &Lab) -> Result<()> {
+pub fn flushed(lab: &Lab) -> Result<()> {
     let cluster = two_nodes(lab)?;
     cluster.objects().write_text("deny", DENY)?;
     wait_blocked(&cluster, "default/client", "shop/web", Some(80))?;
@@ -224,7 +224,7 @@ fn listing(cluster: &Cluster) -> Result<Vec<(String, Vec<String>)>> {
 }
 
 /// The agent is held while the table is gone, so that the window is certain.
-fn window(lab: &Lab) -> Result<()> {
+pub fn window(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
     cluster.objects().write_text("deny", DENY)?;
     wait_blocked(&cluster, "default/client", "shop/web", Some(80))?;

@@ -96,6 +96,7 @@ fn whole(pods: u32) -> Result<(), Failure> {
         node: "node-1".into(),
         state_dir: folder.clone(),
         all_pods: true,
+        bgp: true,
         pods: None,
         patience: Patience::default(),
     };

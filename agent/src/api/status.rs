@@ -251,6 +251,12 @@ pub struct PolicyView {
     pub planned: u64,
     /// Pods of this node that are attached.
     pub local_pods: usize,
+    /// How the names of another plugin's pod interfaces begin, as `veth*`; empty where pods are our plugin's.
+    #[serde(default)]
+    pub pod_interfaces: Vec<String>,
+    /// Pods of this node with an address that is behind no such interface: policy is not enforced for it.
+    #[serde(default)]
+    pub unrouted: usize,
     /// Pods of this node that are closed: their policy is not in the kernel, or no such Pod is known.
     pub waiting: usize,
     /// Policies in force in the cluster.

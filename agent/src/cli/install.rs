@@ -9,10 +9,11 @@ use serde::Serialize;
 
 use super::screen::Screen;
 use super::{Failure, Outcome, OutputArgs, print};
-use crate::config::Features;
+use crate::config::{ConfigError, Features, pod_interfaces};
 use crate::install::sysctl::{self, Record, Refused};
 use crate::install::{kernel, plugin};
 use crate::kernel::sysctl::{ROOT, Setting, verify};
+use crate::pod_interfaces::PodInterfaces;
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
@@ -33,6 +34,14 @@ pub(super) struct Args {
         env = "SELVAGE_FEATURES"
     )]
     features: Option<Vec<String>>,
+    /// How the names of pods' interfaces begin, where another plugin makes them; as for the agent
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        env = "SELVAGE_POD_INTERFACE_PREFIX"
+    )]
+    pod_interface_prefix: Option<Vec<String>>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -47,14 +56,15 @@ struct Installed {
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
+    let refused = |error: ConfigError| Failure::new(&error).hint(error.hint).usage();
     let features = match &args.features {
-        Some(names) => Features::parse(names.iter().map(String::as_str))
-            .map_err(|error| Failure::new(&error).hint(error.hint).usage())?,
+        Some(names) => Features::parse(names.iter().map(String::as_str)).map_err(refused)?,
         None => Features::ALL,
     };
+    let pods = pod_interfaces(features, args.pod_interface_prefix.as_deref()).map_err(refused)?;
     let mut installed = Installed::default();
     probe(features, &mut installed)?;
-    set_sysctls(features, &args.state_dir, &mut installed)?;
+    set_sysctls(features, &pods, &args.state_dir, &mut installed)?;
     if features.cni {
         let plugin = args.plugin.clone().unwrap_or_else(own_plugin);
         installed.files = plugin::place(&plugin, &args.cni_bin_dir).map_err(|error| {
@@ -90,11 +100,12 @@ fn probe(features: Features, installed: &mut Installed) -> Result<(), Failure> {
 
 fn set_sysctls(
     features: Features,
+    pods: &PodInterfaces,
     state_dir: &Path,
     installed: &mut Installed,
 ) -> Result<(), Failure> {
     let root = Path::new(ROOT);
-    let settings = verify(features)
+    let settings = verify(features, pods)
         .map_err(|error| Failure::new(format!("cannot read interfaces: {error}")))?;
     let mut record = Record::of(state_dir);
     let refused = sysctl::apply(root, &settings, &mut record).map_err(|error| {

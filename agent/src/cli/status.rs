@@ -143,10 +143,16 @@ pub fn render(screen: &Screen, status: &StatusView) -> String {
             ))
         };
         let policies = counted(policy.policies, "policy", "policies");
-        let pods = format!(
+        let mut pods = format!(
             "{policies}, {}",
             counted(policy.local_pods, "local pod", "local pods")
         );
+        if !policy.pod_interfaces.is_empty() {
+            pods += &format!(" behind {}", policy.pod_interfaces.join(", "));
+        }
+        if policy.unrouted > 0 {
+            pods += &screen.bad(&format!(" and {} elsewhere", policy.unrouted));
+        }
         line("policy", format!("{pods}, {generation}"));
     }
     if let Some(bgp) = status.bgp.as_ref().filter(|bgp| !bgp.peers.is_empty()) {

@@ -58,6 +58,12 @@ pub struct PolicyProgress<'a> {
     pub planned: u64,
     /// Pods of this node that are attached and closed.
     pub closed: &'a [ClosedPod],
+    /// Pods of this node that have an interface.
+    pub local_pods: usize,
+    /// How the interfaces of another plugin's pods begin, as `veth*`; empty where they are ours.
+    pub pod_interfaces: &'a [String],
+    /// Pods of this node that should have an interface of another plugin and have none.
+    pub unrouted: usize,
 }
 
 /// A pod that is attached and closed.
@@ -78,6 +84,8 @@ pub enum Closed {
     NoPod,
     /// One of its addresses belongs to another attachment.
     Shadowed,
+    /// Another plugin's interface: no Pod of this node has one of its addresses, or not yet.
+    Nobody,
 }
 
 /// So many pods are named in one finding.
@@ -190,16 +198,21 @@ pub fn why(
         None => question.protocol.clone(),
     };
     let (from, to) = (explanation.source.addr, explanation.destination.addr);
-    let pods = store.attachments().flat_map(|(_, a)| a.addresses.clone());
+    let pods = compiler.local_addresses();
     let own = store.links().values().flat_map(|link| &link.addresses);
-    let local: BTreeSet<IpAddr> = pods.chain(own.map(|net| net.addr())).collect();
+    let local: BTreeSet<IpAddr> = pods.into_iter().chain(own.map(|net| net.addr())).collect();
     let mut stopped = false;
+    let (mut egress, mut ingress) = (explanation.egress.allows(), explanation.ingress.allows());
     let mut beside = Vec::new();
     for obstacle in obstacles {
         match obstacle.means(from, to, &local) {
             Meaning::None => continue,
             Meaning::May => {}
             Meaning::Stops => stopped = true,
+            Meaning::NotJudged => {
+                egress |= obstacle.concerns(from);
+                ingress |= obstacle.concerns(to);
+            }
         }
         beside.push(Finding {
             what: obstacle.what.clone(),
@@ -207,7 +220,7 @@ pub fn why(
         });
     }
     Ok(WhyView {
-        allowed: explanation.allowed() && !stopped,
+        allowed: egress && ingress && !stopped,
         obstacles: beside,
         source: identity(&explanation.source),
         destination: identity(&explanation.destination),
@@ -391,7 +404,9 @@ fn policy(store: &Store, progress: PolicyProgress<'_>) -> PolicyView {
     PolicyView {
         enforced: state.enforced,
         planned: progress.planned,
-        local_pods: store.attachments().count(),
+        local_pods: progress.local_pods,
+        pod_interfaces: progress.pod_interfaces.to_vec(),
+        unrouted: progress.unrouted,
         waiting: progress.closed.len(),
         policies: store.count(Kind::NetworkPolicy),
         not_enforced: PolicyKind::ALL
@@ -503,6 +518,12 @@ fn wrong(
             "closed, for another attachment has one of the addresses",
             "which of the containers is a leftover? `crictl rmp` removes it",
         ),
+        (
+            Closed::Nobody,
+            "closed, for no Pod of this node is known to have that address",
+            "the kubelet names the address of a new pod after a second or two; where that does not come: is it a container without a Pod, is \
+             --pod-interface-prefix too short, had an earlier Pod the same address?",
+        ),
     ] {
         let closed = world.policy.iter().flat_map(|policy| policy.closed);
         let names: Vec<&str> = closed
@@ -529,15 +550,32 @@ fn wrong(
     }
     // A reflector has none; who serves pods gets its addresses and pod CIDRs from there.
     if serves_pods(world) && world.store.synced() && world.store.node(world.node).is_none() {
-        let todo = "is --node spelled as in the cluster? until then no pod CIDR is announced";
+        let todo = match pods_are_foreign(world) {
+            true => {
+                "is --node spelled as in the cluster? the pods of this node are those of that Node"
+            }
+            false => "is --node spelled as in the cluster? until then no pod CIDR is announced",
+        };
         say(format!("there is no Node `{}`", world.node), Some(todo));
     }
     for setting in world.store.sysctls() {
         say(setting.what(), Some(&setting.todo()));
     }
-    // What is not forwarded is among the sysctls.
+    // What is not forwarded is among the sysctls, if forwarding is up to us.
+    let sysctls = world.store.sysctls();
+    let is_named = |obstacle: &&Obstacle| match obstacle.stops {
+        Stops::Forwarded { v6 } => sysctls.iter().any(|setting| {
+            setting.name
+                == if v6 {
+                    "net/ipv6/conf/all/forwarding"
+                } else {
+                    "net/ipv4/ip_forward"
+                }
+        }),
+        _ => false,
+    };
     let beside = world.obstacles.iter();
-    for obstacle in beside.filter(|o| !matches!(o.stops, Stops::Forwarded { .. })) {
+    for obstacle in beside.filter(|obstacle| !is_named(obstacle)) {
         say(obstacle.what.clone(), Some(&obstacle.todo));
     }
     for (_, what) in world.store.lacking() {
@@ -619,6 +657,12 @@ fn serves_pods(world: &World<'_>) -> bool {
         .features
         .iter()
         .any(|feature| ["cni", "policy"].contains(feature))
+}
+
+fn pods_are_foreign(world: &World<'_>) -> bool {
+    world
+        .policy
+        .is_some_and(|policy| !policy.pod_interfaces.is_empty())
 }
 
 /// `pod`, `pods`.

@@ -34,6 +34,8 @@ pub enum Stops {
         /// IPv6, else IPv4.
         v6: bool,
     },
+    /// None: those from and to these addresses are not judged by policy.
+    NotJudged(BTreeSet<IpAddr>),
     /// Perhaps some of those that this node forwards; it cannot be said which.
     Perhaps,
 }
@@ -47,6 +49,8 @@ pub enum Meaning {
     May,
     /// It stops it.
     Stops,
+    /// Policy does not judge it at one of its ends at least.
+    NotJudged,
 }
 
 /// What is known beside the store.
@@ -54,8 +58,14 @@ pub enum Meaning {
 pub struct Known<'a> {
     /// The name of this node.
     pub node: &'a str,
+    /// Pods of this node that have an interface, by address.
+    pub pods: &'a BTreeMap<IpAddr, String>,
     /// Names of pod interfaces without an attachment.
     pub strays: &'a [String],
+    /// How the names of another plugin's pod interfaces begin, as `veth*`; empty where pods are our plugin's.
+    pub patterns: &'a [String],
+    /// Pods of this node with addresses that are behind none of another plugin's pod interfaces.
+    pub unrouted: &'a [(String, IpAddr)],
     /// Prefixes that this node announces; `None` if it announces none to anybody.
     pub announced: Option<&'a [IpNet]>,
 }
@@ -71,36 +81,36 @@ impl Obstacle {
                 ends.iter().any(|end| addresses.contains(end)) && here < ends.len()
             }
             Stops::Forwarded { v6 } => here > 0 && source.is_ipv6() == *v6,
+            Stops::NotJudged(_) if ends.iter().any(|end| self.concerns(*end)) => {
+                return Meaning::NotJudged;
+            }
             Stops::Perhaps if here > 0 => return Meaning::May,
-            Stops::Perhaps => false,
+            Stops::Perhaps | Stops::NotJudged(_) => false,
         };
         if stops { Meaning::Stops } else { Meaning::None }
+    }
+
+    /// Whether policy does not judge what an address sends and gets.
+    pub fn concerns(&self, addr: IpAddr) -> bool {
+        matches!(&self.stops, Stops::NotJudged(addresses) if addresses.contains(&addr))
     }
 }
 
 /// All that is in the way, the worst first.
 pub fn obstacles(store: &Store, known: &Known<'_>) -> Vec<Obstacle> {
     let mut all = Vec::new();
-    let attached: BTreeMap<IpAddr, String> = store
-        .attachments()
-        .flat_map(|(_, a)| {
-            let name = match &a.pod {
-                Some(pod) => format!("{}/{}", pod.namespace, pod.name),
-                None => a.host_if.clone(),
-            };
-            a.addresses.iter().map(move |addr| (*addr, name.clone()))
-        })
-        .collect();
-    all.extend(strays(store, known, &attached));
+    let attached = known.pods;
+    all.extend(unrouted(store, known));
+    all.extend(strays(store, known, attached));
     let families: BTreeSet<bool> = attached.keys().map(IpAddr::is_ipv6).collect();
     for v6 in families {
         if store.forwards_not(v6) {
             all.push(forwarding(v6));
         }
     }
-    all.extend(outside(known, &attached));
+    all.extend(outside(known, attached));
     if !attached.is_empty() && !store.droppers().is_empty() {
-        all.push(droppers(store.droppers()));
+        all.push(droppers(store.droppers(), known.patterns));
     }
     all
 }
@@ -143,6 +153,46 @@ fn strays(
     })
 }
 
+/// Pods whose packets go by another way than interfaces that we know: another plugin's bridge, or another prefix.
+fn unrouted(store: &Store, known: &Known<'_>) -> Option<Obstacle> {
+    if known.unrouted.is_empty() {
+        return None;
+    }
+    let pods: BTreeSet<&str> = known.unrouted.iter().map(|(pod, _)| &**pod).collect();
+    let names = named(
+        known
+            .unrouted
+            .iter()
+            .map(|(pod, addr)| format!("{pod} ({addr})")),
+    );
+    let prefixes = known.patterns.join(", ");
+    let interfaces = store.pod_interfaces().into_iter().flatten();
+    let ports = interfaces.filter_map(|(name, interface)| Some((name, interface.bridge.as_ref()?)));
+    let ports: Vec<String> = ports
+        .map(|(name, bridge)| format!("{name} of {bridge}"))
+        .collect();
+    let todo = match ports.is_empty() {
+        true => format!(
+            "is the prefix right? `ip route get ADDRESS` on the node names the interface of a pod, and it has to begin as \
+             --pod-interface-prefix says ({prefixes}); a pod behind a bridge has no route of its own"
+        ),
+        false => format!(
+            "interfaces of pods are ports of a bridge ({}), and what pods of one bridge send each other is not routed: use a \
+             plugin that routes to each pod (ptp, or flannel with a delegate of type ptp)",
+            named(ports.into_iter())
+        ),
+    };
+    let noun = if pods.len() == 1 { "pod" } else { "pods" };
+    Some(Obstacle {
+        what: format!(
+            "policy is not enforced for {} {noun} of this node: no interface {prefixes} has a host route to {names}",
+            pods.len()
+        ),
+        todo,
+        stops: Stops::NotJudged(known.unrouted.iter().map(|(_, addr)| *addr).collect()),
+    })
+}
+
 fn forwarding(v6: bool) -> Obstacle {
     let (family, sysctl) = match v6 {
         false => ("IPv4", "net.ipv4.ip_forward"),
@@ -182,16 +232,24 @@ fn outside(known: &Known<'_>, attached: &BTreeMap<IpAddr, String>) -> Option<Obs
     })
 }
 
-fn droppers(chains: &[String]) -> Obstacle {
+fn droppers(chains: &[String], patterns: &[String]) -> Obstacle {
+    let todo = match patterns {
+        [] => "let it accept what comes from and goes to interfaces of group 1505 (nft: `iifgroup 1505 accept`, `oifgroup \
+               1505 accept`), or set its policy to accept (iptables -P FORWARD ACCEPT)"
+            .into(),
+        names => format!(
+            "let it accept what comes from and goes to interfaces of pods ({}), or set its policy to accept (iptables -P \
+             FORWARD ACCEPT)",
+            names.join(", ")
+        ),
+    };
     Obstacle {
         what: format!(
             "the policy of another program's forward chain is to drop: {}; packets of pods that its rules do not accept \
              do not pass",
             named(chains.iter().cloned())
         ),
-        todo: "let it accept what comes from and goes to interfaces of group 1505 (nft: `iifgroup 1505 accept`, `oifgroup \
-               1505 accept`), or set its policy to accept (iptables -P FORWARD ACCEPT)"
-            .into(),
+        todo,
         stops: Stops::Perhaps,
     }
 }

@@ -8,6 +8,7 @@
 //!    ▲                              │
 //!    └── Done ◄─────────────────────┴────────► conntrack: flows to cut
 //!   watch ── links, addresses ───► store
+//!   pod-routes ── host routes of another plugin's pods ───► store
 //! ```
 //!
 //! Each reconciler owns its part of the kernel and a mirror of it. It lists what carries our mark,
@@ -22,6 +23,7 @@ pub mod masquerade;
 pub mod nexthops;
 pub mod nft;
 pub mod open;
+pub mod pod_routes;
 pub mod routes;
 pub mod sysctl;
 pub mod watch;

@@ -11,8 +11,8 @@ use std::path::Path;
 
 use selvage_netlink::{Error, Protocol, Socket, addr, link, route};
 
-use super::POD_LINK_GROUP;
 use crate::config::Features;
+use crate::pod_interfaces::PodInterfaces;
 
 /// Where the kernel shows them.
 pub const ROOT: &str = "/proc/sys";
@@ -186,8 +186,8 @@ pub struct Uplinks {
 }
 
 impl Uplinks {
-    /// In the calling thread's network namespace.
-    pub fn read() -> Result<Uplinks, Error> {
+    /// In the calling thread's network namespace. `pods`: which links lead to pods.
+    pub fn read(pods: &PodInterfaces) -> Result<Uplinks, Error> {
         /// `RTPROT_RA`.
         const ADVERTISED: u8 = 9;
         /// `RT_SCOPE_UNIVERSE`.
@@ -195,7 +195,7 @@ impl Uplinks {
         let mut socket = Socket::open(Protocol::Route)?;
         let names: BTreeMap<u32, String> = link::list(&mut socket)?
             .into_iter()
-            .filter(|link| link.group != POD_LINK_GROUP && link.name != "lo")
+            .filter(|link| !pods.contain(&link.name, link.group) && link.name != "lo")
             .map(|link| (link.index, link.name))
             .collect();
         let named = |index: u32| names.get(&index).cloned();
@@ -264,9 +264,9 @@ pub fn differences(
     settings
 }
 
-/// What is not right in the calling thread's network namespace.
-pub fn verify(features: Features) -> Result<Vec<Setting>, Error> {
-    let uplinks = Uplinks::read()?;
+/// What is not right in the calling thread's network namespace. `pods`: which links lead to pods.
+pub fn verify(features: Features, pods: &PodInterfaces) -> Result<Vec<Setting>, Error> {
+    let uplinks = Uplinks::read(pods)?;
     Ok(differences(features, &uplinks, read_in(Path::new(ROOT))))
 }
 

@@ -14,10 +14,11 @@ use selvage_netlink::{
     netconf,
 };
 
-use super::{POD_LINK_GROUP, Shutdown, sysctl};
+use super::{Shutdown, sysctl};
 use crate::{
     config::Features,
     inbox::Inbox,
+    pod_interfaces::PodInterfaces,
     store::{Link, Observed},
 };
 
@@ -35,17 +36,19 @@ const DATAGRAMS: usize = 1024;
 pub struct Links {
     socket: Socket,
     monitor: Monitor,
+    pods: PodInterfaces,
     links: BTreeMap<u32, Link>,
     /// Whether IPv4 and IPv6 packets are forwarded; `None`: the namespace does not have the family.
     forwarding: [Option<bool>; 2],
 }
 
 impl Links {
-    /// Subscribes in the calling thread's network namespace and reads everything.
-    pub fn open() -> Result<Self, Error> {
+    /// Subscribes in the calling thread's network namespace and reads everything. `pods`: which of the links lead to pods.
+    pub fn open(pods: PodInterfaces) -> Result<Self, Error> {
         let mut links = Links {
             socket: Socket::open(Protocol::Route)?,
             monitor: Monitor::open(&GROUPS)?,
+            pods,
             links: BTreeMap::new(),
             forwarding: [None; 2],
         };
@@ -61,7 +64,7 @@ impl Links {
     /// The indices of links that are no pod's.
     fn uplinks(&self) -> BTreeSet<u32> {
         let links = self.links.iter();
-        let uplinks = links.filter(|(_, link)| link.group != POD_LINK_GROUP);
+        let uplinks = links.filter(|(_, link)| !link.is_pods());
         uplinks.map(|(index, _)| *index).collect()
     }
 
@@ -140,7 +143,9 @@ impl Links {
 
     fn set(&mut self, link: link::Link) {
         let (up, carrier) = (link.is_up(), link.is_running());
+        let pods = self.pods.contain(&link.name, link.group);
         let known = self.links.entry(link.index).or_default();
+        known.pods = pods;
         known.name = link.name;
         known.up = up;
         known.carrier = carrier;
@@ -166,15 +171,15 @@ fn network(address: &addr::Address) -> Option<IpNet> {
 /// Whether a change concerns a link that is no pod's.
 fn concerns(change: &Observed, uplinks: &BTreeSet<u32>) -> bool {
     match change {
-        Observed::Link(_, link) => link.group != POD_LINK_GROUP,
+        Observed::Link(_, link) => !link.is_pods(),
         Observed::LinkGone(index) => uplinks.contains(index),
         _ => true,
     }
 }
 
 /// The sysctls that are wrong; none is said where they cannot be read.
-fn sysctls(features: Features) -> Option<Observed> {
-    match sysctl::verify(features) {
+fn sysctls(features: Features, pods: &PodInterfaces) -> Option<Observed> {
+    match sysctl::verify(features, pods) {
         Ok(wrong) => Some(Observed::Sysctls(wrong)),
         Err(error) => {
             tracing::warn!(%error, "watch: sysctls could not be verified");
@@ -188,12 +193,13 @@ fn sysctls(features: Features) -> Option<Observed> {
 pub fn spawn(
     inbox: Inbox<Shutdown>,
     features: Features,
+    pods: PodInterfaces,
     mut output: impl FnMut(Observed) + Send + 'static,
 ) -> Result<JoinHandle<()>, Error> {
-    let mut links = Links::open()?;
+    let mut links = Links::open(pods.clone())?;
     let run = move || {
         output(Observed::Links(links.all().clone()));
-        sysctls(features).into_iter().for_each(&mut output);
+        sysctls(features, &pods).into_iter().for_each(&mut output);
         output(links.forwarding());
         while inbox.recv_all().is_empty() {
             if let Err(error) = inbox.wait(&[links.monitor.as_fd()], None) {
@@ -206,7 +212,7 @@ pub fn spawn(
                     let verify = changes.iter().any(|change| concerns(change, &uplinks));
                     changes.into_iter().for_each(&mut output);
                     if verify {
-                        sysctls(features).into_iter().for_each(&mut output);
+                        sysctls(features, &pods).into_iter().for_each(&mut output);
                     }
                 }
                 Err(error) => tracing::warn!(%error, "watch: links could not be read"),

@@ -16,8 +16,8 @@ use selvage_cni::link::Attachment;
 use selvage_policy::model::{NamedPort, NamespaceFact, Phase, PodFact, PodKey, PolicyKey, Proto};
 
 pub use observed::{
-    FaultCount, LastFault, Link, Observed, POD_LINK_GROUP, PeerState, PolicyState, RouteCounts,
-    SessionState, StaleFamily, UnknownSources, UnusedFamily,
+    FaultCount, LastFault, Link, Observed, POD_LINK_GROUP, PeerState, PodInterface, PolicyState,
+    RouteCounts, SessionState, StaleFamily, UnknownSources, UnusedFamily,
 };
 
 use crate::kernel::sysctl::Setting;
@@ -46,6 +46,8 @@ pub struct Store {
     shown: BTreeMap<(Kind, Key), Shown>,
     attachments: BTreeMap<AttachmentId, Arc<Attachment>>,
     links: BTreeMap<u32, Link>,
+    /// Of pods of another plugin; `None` until they have been read.
+    pod_interfaces: Option<BTreeMap<String, PodInterface>>,
     /// Of IPv4 and IPv6.
     forwarding: [Option<bool>; 2],
     droppers: Vec<String>,
@@ -97,6 +99,8 @@ pub struct Dirty {
     pub attachments: BTreeSet<AttachmentId>,
     /// The host's ends of attachments that are gone or that have another one now.
     pub detached: BTreeSet<String>,
+    /// Interfaces of another plugin's pods, or their addresses.
+    pub pod_interfaces: bool,
     /// Sessions, counts, problems: only views differ.
     pub views: bool,
     /// A kind was synced that was not before.
@@ -113,6 +117,7 @@ impl Dirty {
         self.policies.extend(other.policies);
         self.attachments.extend(other.attachments);
         self.detached.extend(other.detached);
+        self.pod_interfaces |= other.pod_interfaces;
         self.views |= other.views;
         self.synced |= other.synced;
     }
@@ -123,7 +128,8 @@ impl Dirty {
             && self.pods.is_empty()
             && self.namespaces.is_empty()
             && self.policies.is_empty()
-            && self.attachments.is_empty())
+            && self.attachments.is_empty()
+            && !self.pod_interfaces)
     }
 }
 
@@ -214,6 +220,10 @@ impl Store {
             Observed::LinkGone(index) => {
                 let gone = self.links.remove(&index);
                 dirty.bgp = gone.is_some_and(|link| !link.is_pods());
+            }
+            Observed::PodInterfaces(interfaces) => {
+                dirty.pod_interfaces = true;
+                self.pod_interfaces = Some(interfaces);
             }
             Observed::Forwarding { ipv4, ipv6 } => self.forwarding = [ipv4, ipv6],
             Observed::Droppers(chains) => self.droppers = chains,
@@ -496,6 +506,11 @@ impl Store {
     /// The links of this namespace, by index.
     pub fn links(&self) -> &BTreeMap<u32, Link> {
         &self.links
+    }
+
+    /// The interfaces of another plugin's pods, by name; `None` until they have been read.
+    pub fn pod_interfaces(&self) -> Option<&BTreeMap<String, PodInterface>> {
+        self.pod_interfaces.as_ref()
     }
 
     /// Who connects to the speaker without being configured.

@@ -1,6 +1,6 @@
 //! What the kernel and the speaker showed: facts like any other, never commands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::SystemTime;
 
@@ -17,6 +17,8 @@ pub enum Observed {
     Link(u32, Link),
     /// A link is gone.
     LinkGone(u32),
+    /// All interfaces of another plugin's pods, by name, as they are now.
+    PodInterfaces(BTreeMap<String, PodInterface>),
     /// Whether the namespace forwards packets; `None`: it does not have the family.
     Forwarding {
         /// `net.ipv4.ip_forward`.
@@ -55,6 +57,8 @@ pub struct Link {
     pub carrier: bool,
     /// Its group (IFLA_GROUP).
     pub group: u32,
+    /// Its name begins as those of another plugin's pods.
+    pub pods: bool,
     /// Its MTU.
     pub mtu: u32,
     /// Addresses with their prefix length.
@@ -67,8 +71,19 @@ pub const POD_LINK_GROUP: u32 = 0x5e1;
 impl Link {
     /// Whether it leads to a pod: its addresses are not ours.
     pub fn is_pods(&self) -> bool {
-        self.group == POD_LINK_GROUP
+        self.pods || self.group == POD_LINK_GROUP
     }
+}
+
+/// The host's end of a pod that another plugin made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodInterface {
+    /// Its index.
+    pub index: u32,
+    /// The addresses with a route of their own over it, while it is up.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The bridge that it is a port of.
+    pub bridge: Option<String>,
 }
 
 /// The kernel's side of the routes learned by BGP.

@@ -106,13 +106,18 @@ pub(super) fn text(
         )?;
         sheet.gauge(
             "selvage_local_pods",
-            "Pods attached to this node",
+            "Pods of this node that have an interface",
             count(policy.local_pods),
         )?;
         sheet.gauge(
             "selvage_local_pods_waiting",
             "Pods that are closed: their policy is not in the kernel, or no such Pod is known",
             count(policy.waiting),
+        )?;
+        sheet.gauge(
+            "selvage_local_pods_unrouted",
+            "Pods of this node with an address that no interface of another plugin's pods has: not judged by policy",
+            count(policy.unrouted),
         )?;
         sheet.labelled(
             "selvage_policies_not_enforced",

@@ -8,6 +8,7 @@
 //! Nothing here waits for another thread: facts come, and nobody is asked for them. A delta is taken only when the kernel
 //! has answered the one before, so that many changes become one transaction.
 
+mod foreign;
 mod lives;
 mod nat;
 mod neighbours;
@@ -62,6 +63,7 @@ use crate::{
         routes::{RouteEvent, RouteWork},
     },
     limits::Limits,
+    pod_interfaces::PodInterfaces,
     publish::Publisher,
     pulses::Pulses,
     source::ObjectEvent,
@@ -117,6 +119,8 @@ pub struct Setup {
     pub local: Local,
     /// What runs.
     pub features: Features,
+    /// How the interfaces of pods are recognised.
+    pub pods: PodInterfaces,
     /// Where the objects come from, for people.
     pub from: String,
     /// Where the `ready` file goes.
@@ -196,6 +200,7 @@ pub struct World {
     forgetting: BTreeMap<AttachmentId, u64>,
     lives: lives::Lives,
     births: strays::Births,
+    foreign: foreign::Foreign,
     /// Families whose routes of an earlier run have been sorted out.
     synced: FamilySet,
     nat: nat::Nat,
@@ -282,6 +287,7 @@ impl World {
     pub fn new(setup: Setup, out: Outlets, attachments: Vec<Found>) -> World {
         let compiler = Compiler::new(selvage_policy::Config {
             node: setup.local.node.as_str().into(),
+            pod_interfaces: setup.pods.matches(),
             ..selvage_policy::Config::default()
         });
         let now = setup.started;
@@ -312,6 +318,7 @@ impl World {
             forgetting: BTreeMap::new(),
             lives: lives::Lives::default(),
             births: strays::Births::default(),
+            foreign: foreign::Foreign::default(),
             synced: FamilySet::NONE,
             nat: nat::Nat::default(),
             ready: ReadyView::default(),
@@ -376,7 +383,7 @@ impl World {
         // Before the source has said everything once, nothing is written.
         let writing = self.store.synced();
         let policy = self.policy.next_wakeup();
-        let policy = policy.filter(|_| writing && self.setup.features.policy);
+        let policy = policy.filter(|_| self.writes_policy());
         let flows = self.flows.next_wakeup(self.now).filter(|_| writing);
         let open = self.to_open.values().flatten().min().copied();
         [
@@ -411,6 +418,7 @@ impl World {
             Work::Objects(events) => self.store.apply(events),
             Work::Observed(observed) => {
                 self.births.observe(&observed, self.now);
+                self.addresses_left(&observed);
                 let mut dirty = self.links_gone(&observed);
                 dirty.merge(self.store.observe(observed));
                 dirty
@@ -469,7 +477,7 @@ impl World {
             self.configure();
         }
         self.configure_again();
-        if dirty.policy() {
+        if dirty.policy() || self.foreign.is_stale() {
             self.tell_compiler(dirty);
         }
         self.look_at_lives(dirty);

@@ -18,17 +18,24 @@ use crate::{
 impl World {
     pub(super) fn tell_compiler(&mut self, dirty: &Dirty) {
         if self.setup.features.policy {
-            for change in desired::policy(&self.store, dirty) {
+            let mut changes = desired::policy(&self.store, dirty);
+            changes.extend(self.foreign_changes(dirty));
+            for change in changes {
                 self.compiler.apply(change);
                 self.policy.told += 1;
             }
         }
     }
 
-    /// One transaction at a time: what comes meanwhile goes into the next. None before the source has said everything
-    /// once: the plan of half a world would close pods that the run before has open.
+    /// Whether plans go to the kernel. None does before the source has said everything once and pods are known as far as
+    /// the kernel shows them: the plan of half a world would close pods that the run before has open.
+    pub(super) fn writes_policy(&self) -> bool {
+        self.setup.features.policy && self.store.synced() && self.pods_are_read()
+    }
+
+    /// One transaction at a time: what comes meanwhile goes into the next.
     pub(super) fn push_policy(&mut self) {
-        if !self.setup.features.policy || self.policy.in_flight.is_some() || !self.store.synced() {
+        if !self.writes_policy() || self.policy.in_flight.is_some() {
             return;
         }
         if let Some(at) = self.policy.whole_at {
@@ -172,6 +179,7 @@ impl World {
             FlowEvent::Forgot(number) => {
                 self.forgetting.retain(|_, wanted| *wanted > number);
                 self.lives.forgot(number);
+                self.foreign.forgot(number);
             }
             FlowEvent::Left(addresses) => self.lives.left(addresses),
             FlowEvent::Seen {

@@ -106,6 +106,9 @@ impl World {
         if !self.store.synced() {
             missing.push("the source has not been read".to_owned());
         }
+        if !self.pods_are_read() {
+            missing.push("routes to pods have not been read".to_owned());
+        }
         if self.setup.features.policy && self.policy.applied.is_none() {
             missing.push("policy is not in the kernel".to_owned());
         }

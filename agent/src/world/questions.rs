@@ -1,8 +1,8 @@
 //! Questions of people and programs, answered from what is known.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
-use selvage_policy::LocalStatus;
+use selvage_policy::{LocalStatus, model::IfName};
 
 use super::{World, pods::pod_name};
 use crate::{
@@ -50,6 +50,14 @@ impl World {
     pub(super) fn status(&mut self) -> StatusView {
         self.verify_sysctls();
         let closed = self.closed_pods();
+        let patterns = self.setup.pods.patterns();
+        let unrouted: BTreeSet<_> = self
+            .foreign
+            .unrouted(self.now)
+            .map(|(pod, _)| pod)
+            .collect();
+        let unrouted = unrouted.len();
+        let local_pods = self.store.attachments().count() + self.foreign.locals().count();
         let planned = self.compiler.generation().0;
         let features = self.setup.features.names();
         let ready = self.ready_view();
@@ -66,6 +74,9 @@ impl World {
             policy: self.setup.features.policy.then_some(PolicyProgress {
                 planned,
                 closed: &closed,
+                local_pods,
+                pod_interfaces: &patterns,
+                unrouted,
             }),
             ready: &ready,
             obstacles: &obstacles,
@@ -79,7 +90,7 @@ impl World {
             return;
         }
         // Where they cannot be read, the ones that were found stay.
-        if let Ok(wrong) = sysctl::verify(self.setup.features)
+        if let Ok(wrong) = sysctl::verify(self.setup.features, &self.setup.pods)
             && wrong != self.store.sysctls()
         {
             self.store.observe(Observed::Sysctls(wrong));
@@ -92,16 +103,24 @@ impl World {
         if !self.setup.features.policy {
             return Vec::new();
         }
-        let attached: Vec<_> = self
-            .store
-            .attachments()
-            .map(|(_, a)| Arc::clone(a))
-            .collect();
+        let attached = self.store.attachments().map(|(_, attachment)| {
+            let ifname = attachment.host_if.parse::<IfName>();
+            (pod_name(attachment), ifname.ok(), Closed::NoPod)
+        });
+        let foreign = self.foreign.locals().map(|(local, pod)| match pod {
+            Some(pod) => (pod.to_string(), Some(local.ifname), Closed::NoPod),
+            None => {
+                let addresses: Vec<_> = local.addresses.iter().map(ToString::to_string).collect();
+                let name = format!("{} ({})", local.ifname, addresses.join(", "));
+                (name, Some(local.ifname), Closed::Nobody)
+            }
+        });
+        let all: Vec<_> = attached.chain(foreign).collect();
         let applied = self.policy.applied;
-        let closed = attached.into_iter().filter_map(|attachment| {
-            let status = match attachment.host_if.parse() {
-                Ok(ifname) => self.compiler.status(&ifname),
-                Err(_) => LocalStatus::Unknown,
+        let closed = all.into_iter().filter_map(|(name, ifname, unknown)| {
+            let status = match ifname {
+                Some(ifname) => self.compiler.status(&ifname),
+                None => LocalStatus::Unknown,
             };
             let why = match status {
                 LocalStatus::Planned(planned) if applied.is_some_and(|done| planned <= done) => {
@@ -111,10 +130,9 @@ impl World {
                 LocalStatus::Planned(_) | LocalStatus::Staged | LocalStatus::Unknown => {
                     Closed::NotEnforced
                 }
-                LocalStatus::Waiting => Closed::NoPod,
+                LocalStatus::Waiting => unknown,
                 LocalStatus::Shadowed => Closed::Shadowed,
             };
-            let name = pod_name(&attachment);
             Some(ClosedPod { name, why })
         });
         closed.collect()

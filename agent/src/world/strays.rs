@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -59,6 +60,24 @@ impl World {
         strays.map(|(_, link)| link.name.clone()).collect()
     }
 
+    /// Pods of this node that have an interface: their names, for people.
+    fn pods_by_address(&self) -> BTreeMap<IpAddr, String> {
+        let attachments = self.store.attachments().flat_map(|(_, attachment)| {
+            let name = match &attachment.pod {
+                Some(pod) => format!("{}/{}", pod.namespace, pod.name),
+                None => attachment.host_if.clone(),
+            };
+            let addresses = attachment.addresses.iter();
+            addresses.map(move |addr| (*addr, name.clone()))
+        });
+        let foreign = self.foreign.locals().flat_map(|(local, pod)| {
+            let name = pod.map_or_else(|| local.ifname.to_string(), ToString::to_string);
+            let addresses = local.addresses.iter();
+            addresses.map(move |addr| (*addr, name.clone()))
+        });
+        attachments.chain(foreign).collect()
+    }
+
     /// What keeps packets of this node's pods from passing, whatever policy says.
     pub(super) fn obstacles(&self) -> Vec<Obstacle> {
         let announced: Option<Vec<IpNet>> = self.speaker.as_ref().map(|speaker| {
@@ -68,10 +87,18 @@ impl World {
                 .collect()
         });
         let strays = self.strays();
+        let unrouted: Vec<(String, IpAddr)> = self
+            .foreign
+            .unrouted(self.now)
+            .map(|(key, addr)| (key.to_string(), addr))
+            .collect();
         obstacles(
             &self.store,
             &Known {
                 node: &self.setup.local.node,
+                pods: &self.pods_by_address(),
+                patterns: &self.setup.pods.patterns(),
+                unrouted: &unrouted,
                 strays: &strays,
                 announced: announced.as_deref(),
             },

@@ -121,6 +121,7 @@ impl Scene {
                 cni: true,
                 policy,
             },
+            pods: PodInterfaces::Ours,
             from: String::new(),
             run_dir: PathBuf::new(),
             state_dir: PathBuf::new(),

@@ -153,10 +153,24 @@ const RIGHTS: &[(Right, &str)] = &[
     (("default", "discovery.k8s.io", "endpointslices", "get"), "where the API servers are; only the slice `kubernetes`"),
 ];
 
-#[test]
-fn rights_are_those_that_are_used() {
+/// The rights that policy alone needs: all others are for BGP and for the CNI configuration. Those in a namespace are roles of
+/// their own.
+#[rustfmt::skip]
+const POLICY_ALONE: &[(&str, &str, &str)] = &[
+    ("", "nodes", "list"), ("", "nodes", "watch"),
+    ("", "pods", "list"), ("", "pods", "watch"),
+    ("", "namespaces", "list"), ("", "namespaces", "watch"),
+    ("networking.k8s.io", "networkpolicies", "list"), ("networking.k8s.io", "networkpolicies", "watch"),
+    ("policy.networking.k8s.io", "clusternetworkpolicies", "list"), ("policy.networking.k8s.io", "clusternetworkpolicies", "watch"),
+    ("policy.networking.k8s.io", "adminnetworkpolicies", "list"), ("policy.networking.k8s.io", "adminnetworkpolicies", "watch"),
+    ("policy.networking.k8s.io", "baselineadminnetworkpolicies", "list"), ("policy.networking.k8s.io", "baselineadminnetworkpolicies", "watch"),
+    ("events.k8s.io", "events", "create"),
+];
+
+/// Namespace, API group, resource and verb of each right that these objects grant.
+fn granted(objects: &[Value]) -> BTreeSet<(String, String, String, String)> {
     let mut granted = BTreeSet::new();
-    for object in base("rbac.yaml") {
+    for object in objects {
         let rules = object["rules"].as_array().into_iter().flatten();
         let namespace = object.pointer("/metadata/namespace");
         let namespace = namespace.and_then(Value::as_str).unwrap_or_default();
@@ -174,6 +188,12 @@ fn rights_are_those_that_are_used() {
             }
         }
     }
+    granted
+}
+
+#[test]
+fn rights_are_those_that_are_used() {
+    let granted = granted(&base("rbac.yaml"));
     let owned = |(namespace, group, resource, verb): Right| {
         let [a, b, c, d] = [namespace, group, resource, verb].map(str::to_owned);
         (a, b, c, d)
@@ -200,6 +220,105 @@ fn rights_are_those_that_are_used() {
             "{name}"
         );
     }
+}
+
+/// Beside another plugin: what is patched is there, what is taken away is what policy does not need, and the settings are
+/// such that the agent takes.
+#[test]
+fn policy_beside_another_plugin_gets_no_more_than_it_needs() {
+    let folder = root().join("overlays/policy-only");
+    let kustomization = objects(&folder.join("kustomization.yaml")).remove(0);
+    assert_eq!(texts(&kustomization["resources"]), ["../../base"]);
+    let role = objects(&folder.join("rights.yaml"));
+    let wanted = POLICY_ALONE.iter().map(|(group, resource, verb)| {
+        let [a, b, c] = [*group, *resource, *verb].map(str::to_owned);
+        (String::new(), a, b, c)
+    });
+    assert_eq!(granted(&role), wanted.collect());
+    assert!(granted(&role).is_subset(&granted(&base("rbac.yaml"))));
+    let rbac = base("rbac.yaml");
+    let is_role = |object: &&Value| {
+        object["metadata"]
+            == json!({"name": "selvage", "labels": {"app.kubernetes.io/name": "selvage"}})
+    };
+    let mut cluster_roles = rbac.iter().filter(|object| object["kind"] == "ClusterRole");
+    assert!(
+        cluster_roles.all(|object| is_role(&object)) && role[0]["metadata"]["name"] == "selvage"
+    );
+
+    // What goes: the role for Secrets with its binding, and all definitions.
+    let patches = kustomization["patches"].as_array().unwrap();
+    let gone: Vec<&Value> = patches
+        .iter()
+        .filter(|patch| patch["path"] == "without.yaml")
+        .map(|patch| &patch["target"])
+        .collect();
+    assert_eq!(
+        gone,
+        [
+            &json!({"kind": "Role", "name": "selvage"}),
+            &json!({"kind": "RoleBinding", "name": "selvage"}),
+            &json!({"kind": "CustomResourceDefinition"}),
+        ]
+    );
+    for kind in ["Role", "RoleBinding"] {
+        let named =
+            |object: &&Value| object["kind"] == kind && object["metadata"]["name"] == "selvage";
+        let found: Vec<&Value> = rbac.iter().filter(named).collect();
+        assert_eq!(found.len(), 1, "{kind}");
+        assert_eq!(found[0]["metadata"]["namespace"], "selvage-system");
+    }
+    assert_eq!(objects(&folder.join("without.yaml"))[0]["$patch"], "delete");
+
+    let patch = objects(&folder.join("agent.yaml")).remove(0);
+    let daemon_set = base("daemonset.yaml").remove(0);
+    let deleted = |list: &Value, key: &str| -> BTreeSet<String> {
+        let list = list.as_array().into_iter().flatten();
+        let deleted = list.filter(|item| item["$patch"] == "delete");
+        deleted
+            .map(|item| item[key].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let volumes = deleted(&patch["spec"]["template"]["spec"]["volumes"], "name");
+    let mut users = BTreeSet::new();
+    for container in containers(&daemon_set) {
+        let own = containers(&patch)
+            .into_iter()
+            .find(|own| own["name"] == container["name"]);
+        let own = own.unwrap();
+        let mounts = deleted(&own["volumeMounts"], "mountPath");
+        for mount in container["volumeMounts"].as_array().unwrap() {
+            let path = mount["mountPath"].as_str().unwrap();
+            let volume = mount["name"].as_str().unwrap();
+            assert_eq!(mounts.contains(path), volumes.contains(volume), "{path}");
+            users.extend(mounts.contains(path).then(|| volume.to_owned()));
+        }
+        let value = |name: &str| {
+            let env = own["env"].as_array().unwrap();
+            let found = env.iter().find(|variable| variable["name"] == name);
+            found.unwrap()["value"].as_str().unwrap().to_owned()
+        };
+        let args = selvage::config::AgentArgs {
+            node: Some("n1".into()),
+            kubeconfig: Some("/k".into()),
+            features: Some(vec![value("SELVAGE_FEATURES")]),
+            pod_interface_prefix: Some(vec![value("SELVAGE_POD_INTERFACE_PREFIX")]),
+            ..selvage::config::AgentArgs::default()
+        };
+        let config = selvage::config::AgentConfig::load(args, None).unwrap();
+        assert_eq!(config.features.names(), ["policy"]);
+        assert_eq!(config.cni_conf, None);
+    }
+    assert_eq!(users, volumes);
+    assert_eq!(users, ["cni-bin".to_owned(), "cni-conf".to_owned()].into());
+    let agent = containers(&patch)
+        .into_iter()
+        .find(|own| own["name"] == "agent")
+        .unwrap();
+    assert_eq!(
+        agent["securityContext"],
+        json!({"capabilities": {"add": ["NET_ADMIN"]}})
+    );
 }
 
 fn containers(object: &Value) -> Vec<&Value> {

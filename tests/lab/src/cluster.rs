@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -18,7 +19,7 @@ use crate::kubelet::{Kubelet, RunningPod};
 use crate::kubernetes::{ControlPlane, Rest, Settings, manifests};
 use crate::lab::Lab;
 use crate::netns::Netns;
-use crate::network::{Link, Network};
+use crate::network::{Link, Network, add_route};
 use crate::objects::{self, Objects};
 use crate::probe::server::EchoServer;
 use crate::topology::{self, Topology};
@@ -49,6 +50,16 @@ pub struct Cluster {
     nodes: BTreeMap<String, RunningNode>,
     pods: BTreeMap<String, ServingPod>,
     control: Option<ControlPlane>,
+    ptp: Option<Ptp>,
+}
+
+/// Pods made by the reference plugin `ptp`.
+#[derive(Clone, Debug)]
+struct Ptp {
+    /// Where its program is, and that of `host-local`.
+    folder: PathBuf,
+    /// What the agents are told of the names of its interfaces.
+    prefix: String,
 }
 
 /// A router of the topology.
@@ -135,9 +146,36 @@ impl Cluster {
             pods: BTreeMap::new(),
             topology,
             control: None,
+            ptp: None,
         };
         cluster.wire()?;
         Ok(cluster)
+    }
+
+    /// Has pods made by the reference plugin `ptp`, whose program and that of `host-local` are in `folder`. Agents do nothing
+    /// but policy, and take interfaces whose names begin with `prefix` for those of pods. Static routes lead from node to node.
+    /// Before anything is started.
+    ///
+    /// # Errors
+    /// When a route is refused.
+    pub fn use_ptp(&mut self, folder: &Path, prefix: &str) -> Result<()> {
+        for node in &self.topology.nodes {
+            let gateways = self.addresses(&node.name.value);
+            let others = self.topology.nodes.iter();
+            for other in others.filter(|other| other.name.value != node.name.value) {
+                for cidr in &node.pod_cidrs {
+                    let same = |gateway: &&IpAddr| gateway.is_ipv4() == cidr.addr().is_ipv4();
+                    if let Some(gateway) = gateways.iter().find(same) {
+                        add_route(self.netns(&other.name.value)?, *cidr, *gateway)?;
+                    }
+                }
+            }
+        }
+        self.ptp = Some(Ptp {
+            folder: folder.to_owned(),
+            prefix: prefix.to_owned(),
+        });
+        Ok(())
     }
 
     /// The control plane, if objects are at an API server.
@@ -528,21 +566,30 @@ impl Cluster {
             .find(|node| node.name.value == name);
         let node = node.with_context(|| format!("no node {name}"))?;
         let netns = self.netns(name)?;
+        let more: Vec<&str> = match &self.ptp {
+            None => Vec::new(),
+            Some(ptp) => [
+                "--features",
+                "policy",
+                "--pod-interface-prefix",
+                &*ptp.prefix,
+            ]
+            .into(),
+        };
         let agent = match &self.control {
-            None => Agent::start(netns, name, self.objects.directory(), &[])?,
+            None => Agent::start(netns, name, self.objects.directory(), &more)?,
             Some(control) => {
                 // With the rights that it has in a cluster, and no others.
                 let kubeconfig = control.service_account_kubeconfig("selvage-system", "selvage")?;
-                Agent::start_on_api(netns, name, &kubeconfig, &["--cni-conf", "off"])?
+                let more = [&more[..], &["--cni-conf", "off"]].concat();
+                Agent::start_on_api(netns, name, &kubeconfig, &more)?
             }
         };
-        let kubelet = Kubelet::new(
-            netns,
-            &self.objects,
-            agent.run_dir(),
-            agent.state_dir(),
-            &node.pod_cidrs,
-        )?;
+        let (objects, cidrs) = (&self.objects, &node.pod_cidrs);
+        let kubelet = match &self.ptp {
+            None => Kubelet::new(netns, objects, agent.run_dir(), agent.state_dir(), cidrs)?,
+            Some(ptp) => Kubelet::with_ptp(netns, objects, &ptp.folder, agent.state_dir(), cidrs),
+        };
         self.nodes
             .insert(name.to_owned(), RunningNode { agent, kubelet });
         Ok(())

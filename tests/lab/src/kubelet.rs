@@ -68,21 +68,6 @@ impl Kubelet {
         state_dir: &std::path::Path,
         pod_cidrs: &[IpNet],
     ) -> Result<Kubelet> {
-        let ranges: Vec<Value> = pod_cidrs
-            .iter()
-            .map(|cidr| json!([{"subnet": cidr}]))
-            .collect();
-        let default = |cidr: &IpNet| {
-            if cidr.addr().is_ipv4() {
-                "0.0.0.0/0"
-            } else {
-                "::/0"
-            }
-        };
-        let routes: Vec<Value> = pod_cidrs
-            .iter()
-            .map(|cidr| json!({"dst": default(cidr)}))
-            .collect();
         let configuration = json!({
             "cniVersion": "1.1.0",
             "name": "selvage",
@@ -91,7 +76,7 @@ impl Kubelet {
             "policy": "required",
             "runDir": run_dir,
             "stateDir": state_dir,
-            "ipam": {"type": "host-local", "dataDir": state_dir.join("leases"), "ranges": ranges, "routes": routes},
+            "ipam": ipam(state_dir, pod_cidrs),
         });
         let plugin = programs::find("selvage-cni")?;
         Ok(Kubelet {
@@ -100,6 +85,30 @@ impl Kubelet {
             plugin,
             configuration,
         })
+    }
+
+    /// The runtime of a node whose pods are made by the reference plugin `ptp` and its `host-local`, both in `folder`.
+    #[must_use]
+    pub fn with_ptp(
+        netns: &Netns,
+        objects: &Objects,
+        folder: &std::path::Path,
+        state_dir: &std::path::Path,
+        pod_cidrs: &[IpNet],
+    ) -> Kubelet {
+        let configuration = json!({
+            "cniVersion": "1.0.0",
+            "name": "ptp",
+            "type": "ptp",
+            "ipMasq": false,
+            "ipam": ipam(state_dir, pod_cidrs),
+        });
+        Kubelet {
+            netns: netns.clone(),
+            objects: objects.clone(),
+            plugin: folder.join("ptp"),
+            configuration,
+        }
     }
 
     /// The plugin's configuration, to be changed before a pod starts.
@@ -223,6 +232,26 @@ impl Kubelet {
         }
         Ok(text)
     }
+}
+
+/// Addresses from these prefixes, and default routes.
+fn ipam(state_dir: &std::path::Path, pod_cidrs: &[IpNet]) -> Value {
+    let ranges: Vec<Value> = pod_cidrs
+        .iter()
+        .map(|cidr| json!([{"subnet": cidr}]))
+        .collect();
+    let default = |cidr: &IpNet| {
+        if cidr.addr().is_ipv4() {
+            "0.0.0.0/0"
+        } else {
+            "::/0"
+        }
+    };
+    let routes: Vec<Value> = pod_cidrs
+        .iter()
+        .map(|cidr| json!({"dst": default(cidr)}))
+        .collect();
+    json!({"type": "host-local", "dataDir": state_dir.join("leases"), "ranges": ranges, "routes": routes})
 }
 
 fn file_name(pod: &Pod) -> String {

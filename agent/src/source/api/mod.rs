@@ -44,6 +44,7 @@ use self::fetch::Fetch;
 use self::hub::Hub;
 use self::resource::Resource;
 use self::watcher::{Version, Watcher};
+use super::ObjectEvent;
 use super::watch::Sink;
 use crate::config::ApiConfig;
 use crate::objects::Kind;
@@ -62,6 +63,9 @@ pub struct Settings {
     /// Policies are enforced: pods of other nodes matter, too, because they may be peers of a policy, and so do policies of
     /// kinds that this version does not enforce.
     pub all_pods: bool,
+    /// BGP is spoken: our own kinds and the passwords of neighbours are read. Else they are never asked for, and neither
+    /// rights nor definitions are needed.
+    pub bgp: bool,
     /// Where the snapshot gets its pods: they are kept once only. `None`: it has none.
     pub pods: Option<PodsAfter>,
     /// When things are given up.
@@ -135,8 +139,8 @@ pub enum NoSource {
     Thread(#[from] std::io::Error),
 }
 
-/// Starts to follow all kinds. That the API server cannot be reached is no error: it is tried again, and told.
-pub fn spawn(settings: &Settings, sink: Sink, tell: Tell) -> Result<Api, NoSource> {
+/// Starts to follow all kinds that are needed. That the API server cannot be reached is no error: it is tried again, and told.
+pub fn spawn(settings: &Settings, mut sink: Sink, tell: Tell) -> Result<Api, NoSource> {
     let (parked, woken) = (Arc::clone(&settings.pulse), Arc::clone(&settings.pulse));
     let runtime = Builder::new_current_thread()
         .enable_all()
@@ -151,7 +155,15 @@ pub fn spawn(settings: &Settings, sink: Sink, tell: Tell) -> Result<Api, NoSourc
         settings.patience.answer,
     ))?;
     let node = (!settings.all_pods).then_some(settings.node.as_str());
-    let resources = Kind::ALL.map(|kind| Resource::new(kind, &connection.namespace, node));
+    let (followed, left): (Vec<Kind>, Vec<Kind>) = Kind::ALL
+        .into_iter()
+        .partition(|kind| settings.bgp || !is_of_bgp(*kind));
+    // Nothing is to come of the others. A source without a listener ends soon.
+    let _ = sink(left.into_iter().map(ObjectEvent::Synced).collect());
+    let resources: Vec<Resource> = followed
+        .into_iter()
+        .map(|kind| Resource::new(kind, &connection.namespace, node))
+        .collect();
     let patience = settings.patience;
     let hub = Hub::new(&resources, &settings.state_dir, patience.absent, sink, tell);
     let hub = Arc::new(hub);
@@ -207,6 +219,14 @@ pub fn spawn(settings: &Settings, sink: Sink, tell: Tell) -> Result<Api, NoSourc
         end: Some(end),
         thread: Some(thread),
     })
+}
+
+/// Whether a kind says something to the speaker alone.
+fn is_of_bgp(kind: Kind) -> bool {
+    match kind {
+        Kind::BgpConfiguration | Kind::BgpPeer | Kind::Secret => true,
+        Kind::Node | Kind::Namespace | Kind::Pod | Kind::NetworkPolicy => false,
+    }
 }
 
 fn run(runtime: Runtime, ended: oneshot::Receiver<()>) {

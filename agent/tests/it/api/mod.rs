@@ -84,6 +84,7 @@ impl Bench {
             node: "n1".into(),
             state_dir: folder.0.clone(),
             all_pods: true,
+            bgp: true,
             pods: None,
             pulse: selvage_bgp::Pulse::new("kubernetes"),
             patience: api::Patience {
@@ -1001,6 +1002,31 @@ fn without_policy_they_are_not_asked_for() {
     bench.start();
     bench.settle();
     assert_eq!(discoveries(&fake), 0);
+}
+
+/// An agent without the feature `bgp` needs neither definitions of ours nor rights to read them, nor any Secret.
+#[test]
+fn without_bgp_our_kinds_and_secrets_are_not_asked_for() {
+    let fake = Fake::start();
+    for plural in ["bgpconfigurations", "bgppeers"] {
+        fake.with(|state| state.uninstall(plural));
+    }
+    fake.with(|state| state.refuse.push(("/secrets", 403, String::new())));
+    let mut bench = Bench::idle(&kubeconfig_of(&fake));
+    bench.settings.bgp = false;
+    bench.start();
+    fake.put("nodes", node("n1", "10.0.1.0/24"));
+    bench.settle();
+    assert!(bench.store.synced());
+    assert_eq!(bench.nodes(), ["n1 10.0.1.0/24"]);
+    assert_eq!(bench.lacking, BTreeMap::new());
+    fake.with(|state| {
+        let asked = |plural: &str| state.requests.iter().any(|path| path.contains(plural));
+        for plural in ["bgpconfigurations", "bgppeers", "secrets"] {
+            assert!(!asked(plural), "{plural}");
+        }
+        assert!(asked("networkpolicies"));
+    });
 }
 
 /// What may happen to objects, and to those who watch them.

@@ -4,6 +4,7 @@
 mod flows;
 mod masquerade;
 mod nft;
+mod pod_routes;
 mod rest;
 mod routes;
 

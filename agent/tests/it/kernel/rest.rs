@@ -10,6 +10,7 @@ use selvage::{
         open::{Removed, cleanup, open},
         watch::{Links, spawn},
     },
+    pod_interfaces::PodInterfaces,
     store::Observed,
 };
 
@@ -21,7 +22,10 @@ fn links_and_addresses_become_facts() {
         sh("ip link add v0 type veth peer name v1; ip addr add 10.0.0.1/24 dev v0");
         let (stop, inbox) = Inbox::new().unwrap();
         let (sender, facts) = mpsc::channel();
-        let handle = spawn(inbox, Features::ALL, move |fact| drop(sender.send(fact))).unwrap();
+        let handle = spawn(inbox, Features::ALL, PodInterfaces::Ours, move |fact| {
+            drop(sender.send(fact))
+        })
+        .unwrap();
         let mut seen = BTreeMap::new();
         let apply = |fact: Observed, seen: &mut BTreeMap<u32, _>| match fact {
             Observed::Links(links) => *seen = links,
@@ -52,13 +56,13 @@ fn links_and_addresses_become_facts() {
         });
         until("and what a new reading shows", || {
             facts.try_iter().for_each(|fact| apply(fact, &mut seen));
-            *Links::open().unwrap().all() == seen
+            *Links::open(PodInterfaces::Ours).unwrap().all() == seen
         });
         sh("ip link add br0 type bridge; ip link set v1 master br0; ip link set v1 nomaster");
         sh("ip link del br0");
         until("a port that leaves its bridge stays a link", || {
             facts.try_iter().for_each(|fact| apply(fact, &mut seen));
-            *Links::open().unwrap().all() == seen
+            *Links::open(PodInterfaces::Ours).unwrap().all() == seen
         });
         sh("ip link del v0");
         until("gone", || {
@@ -89,7 +93,10 @@ fn sysctls_that_are_wrong_become_facts() {
         set("0");
         let (stop, inbox) = Inbox::new().unwrap();
         let (sender, facts) = mpsc::channel();
-        let handle = spawn(inbox, Features::ALL, move |fact| drop(sender.send(fact))).unwrap();
+        let handle = spawn(inbox, Features::ALL, PodInterfaces::Ours, move |fact| {
+            drop(sender.send(fact))
+        })
+        .unwrap();
         let first = facts.iter().find_map(|fact| hash(&fact));
         assert_eq!(first, Some(2), "at the start");
         set("1");
@@ -191,7 +198,10 @@ fn forwarding_that_is_switched_becomes_a_fact() {
     in_netns(|| {
         let (stop, inbox) = Inbox::new().unwrap();
         let (sender, facts) = mpsc::channel();
-        let handle = spawn(inbox, Features::ALL, move |fact| drop(sender.send(fact))).unwrap();
+        let handle = spawn(inbox, Features::ALL, PodInterfaces::Ours, move |fact| {
+            drop(sender.send(fact))
+        })
+        .unwrap();
         let told = |ipv4, ipv6| {
             let (ipv4, ipv6) = (Some(ipv4), Some(ipv6));
             let wanted = Observed::Forwarding { ipv4, ipv6 };
