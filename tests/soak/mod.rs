@@ -24,6 +24,8 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use selvage_lab::Lab;
 
+use self::resources::Usage;
+
 /// What is run.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -109,6 +111,8 @@ pub struct Report {
     pub name: &'static str,
     /// Its figures, for people.
     pub lines: Vec<String>,
+    /// What its agent used at rest, before the steps and after them.
+    usage: (Usage, Usage),
 }
 
 impl fmt::Display for Report {
@@ -116,7 +120,7 @@ impl fmt::Display for Report {
         for line in &self.lines {
             writeln!(f, "{}: {line}", self.name)?;
         }
-        Ok(())
+        Usage::table(f, self.name, &self.usage.0, &self.usage.1)
     }
 }
 

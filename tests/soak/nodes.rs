@@ -108,7 +108,14 @@ struct World<'a> {
 pub(super) fn run(lab: &Lab, plan: &Plan, stop: &Stop) -> Result<Report> {
     let mut world = World::new(lab, plan, stop)?;
     let done = world.day();
-    done.with_context(|| format!("seed {}\n{}", plan.seed, world.journal.tail()))
+    done.with_context(|| {
+        let mut text = format!("seed {}\n{}", plan.seed, world.journal.tail());
+        for node in &mut world.nodes {
+            let log = node.agent.process().tail();
+            text += &format!("\nthe agent of {} says:\n{log}", node.name);
+        }
+        text
+    })
 }
 
 impl<'a> World<'a> {
@@ -195,9 +202,8 @@ impl<'a> World<'a> {
                     c.checks,
                     c.probes
                 ),
-                format!("before: {before}"),
-                format!("after:  {after}"),
             ],
+            usage: (before, after),
         })
     }
 

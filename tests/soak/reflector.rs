@@ -158,7 +158,10 @@ pub(super) fn run(lab: &Lab, plan: &Plan, stop: &Stop) -> Result<Report> {
         let mut world = World::new(lab, plan, stop, &inside, rack)?;
         let done = world.day();
         let _uplink = uplink;
-        done.with_context(|| format!("seed {}\n{}", plan.seed, world.journal.tail()))
+        done.with_context(|| {
+            let (steps, log) = (world.journal.tail(), world.agent.process().tail());
+            format!("seed {}\n{steps}\nthe reflector says:\n{log}", plan.seed)
+        })
     })
 }
 
@@ -277,9 +280,8 @@ impl<'a> World<'a> {
                     self.journal.number(),
                     c.checks
                 ),
-                format!("before: {before}"),
-                format!("after:  {after}"),
             ],
+            usage: (before, after),
         })
     }
 
@@ -314,7 +316,7 @@ impl<'a> World<'a> {
     }
 
     /// Tells people how it goes, if they want to know.
-    fn tell_of_it(&mut self) -> Result<()> {
+    pub(super) fn tell_of_it(&mut self) -> Result<()> {
         let Some(every) = self.plan.told else {
             return Ok(());
         };

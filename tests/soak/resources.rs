@@ -53,6 +53,31 @@ impl Usage {
         })
     }
 
+    /// Writes both, figure by figure.
+    pub fn table(
+        f: &mut fmt::Formatter<'_>,
+        name: &str,
+        before: &Usage,
+        after: &Usage,
+    ) -> fmt::Result {
+        writeln!(f, "{name:<24}{:>12}{:>12}", "at rest", "again")?;
+        type Figure = fn(&Usage) -> String;
+        let figures: [(&str, Figure); 6] = [
+            ("RSS, MiB", |u| format!("{:.1}", u.rss as f64 / 1024.0)),
+            ("anonymous memory, MiB", |u| {
+                format!("{:.1}", u.anonymous as f64 / 1024.0)
+            }),
+            ("descriptors", |u| u.descriptors.to_string()),
+            ("threads", |u| u.threads.to_string()),
+            ("CPU, % of a core", |u| format!("{:.2}", u.cpu * 100.0)),
+            ("wake-ups/s", |u| format!("{:.0}", u.wakeups)),
+        ];
+        for (figure, of) in figures {
+            writeln!(f, "  {figure:<22}{:>12}{:>12}", of(before), of(after))?;
+        }
+        Ok(())
+    }
+
     /// Whether a process that is quiet again is as it was.
     ///
     /// # Errors

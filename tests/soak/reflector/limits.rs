@@ -86,6 +86,7 @@ impl World<'_> {
             }
             self.pump(Duration::from_millis(100), |_| false)?;
             self.moves()?;
+            self.tell_of_it()?;
         }
         // Stale routes of those who are away or have announced less are gone, too.
         self.check()?;
