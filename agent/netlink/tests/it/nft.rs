@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::AsFd;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use rustix::io::Errno;
 use selvage_netlink::nft::expr::{
@@ -35,6 +35,16 @@ fn netfilter(space: &Space) -> Socket {
 
 /// Runs `nft` in the namespace; its output must be clean.
 fn nft(space: &Space, arguments: &[&str], input: &str) -> String {
+    let output = run_nft(space, arguments, input);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && errors.is_empty(),
+        "nft {arguments:?}: {errors}"
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn run_nft(space: &Space, arguments: &[&str], input: &str) -> Output {
     let run = || {
         let mut child = Command::new("nft")
             .args(arguments)
@@ -52,13 +62,26 @@ fn nft(space: &Space, arguments: &[&str], input: &str) -> String {
         child.wait_with_output().unwrap()
     };
     let _program = PROGRAMS.read();
-    let output = netns::within(space.netns.as_fd(), run).unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && errors.is_empty(),
-        "nft {arguments:?}: {errors}"
+    netns::within(space.netns.as_fd(), run).unwrap()
+}
+
+/// What a rule of `nft` begins with that looks a protocol and a port up in a set of ranges.
+const PROTOCOL_OF_RANGES: &str = "meta l4proto . th dport @s_ports";
+
+/// Whether the kernel takes such a rule from `nft`. Version 1.0.6 asks it to swap words of two octets in the one octet of the
+/// protocol, which Linux 6.12.117 refuses and others let pass; we do not ask for that.
+fn kernel_takes_protocols_of_ranges() -> bool {
+    let rules = format!(
+        "table inet t {{
+            set s_ports {{ type inet_proto . inet_service; flags interval; }}
+            chain c {{ {PROTOCOL_OF_RANGES} accept; }}
+        }}"
     );
-    String::from_utf8(output.stdout).unwrap()
+    let output = run_nft(&Space::new(), &["-f", "-"], &rules);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let refused = errors.contains("Could not process rule: Operation not supported");
+    assert!(output.status.success() || refused, "{errors}");
+    !refused
 }
 
 fn v4(text: &str) -> [u8; 4] {
@@ -394,6 +417,11 @@ fn nft_lists_what_we_wrote_and_loads_it_again() {
         json.contains("\"p_1\"") && !json.contains("\"xt\""),
         "{json}"
     );
+    let taken = kernel_takes_protocols_of_ranges();
+    let lines = text.split_inclusive('\n');
+    let text: String = lines
+        .filter(|line| taken || !line.contains(PROTOCOL_OF_RANGES))
+        .collect();
     let second = Space::new();
     nft(&second, &["-f", "-"], &text);
     assert_eq!(nft(&second, &["list", "ruleset"], ""), text);
