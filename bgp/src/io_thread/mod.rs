@@ -31,6 +31,7 @@ use tracing::warn;
 use self::statuses::Changed;
 use crate::{
     conn::Conn,
+    log_limit::LogCap,
     peers::Peers,
     pulse::Pulse,
     queue::{ToIo, ToRib},
@@ -144,6 +145,8 @@ pub(crate) struct IoThread {
     accept_refused: bool,
     /// Connections from nobody who is configured.
     unknown: unknown_sources::Watch,
+    /// Keeps the faults of all peers together from flooding the log.
+    fault_log: LogCap,
     /// Connections to open when the outputs at hand are through: an attempt may fail at once, and is told then.
     connects: Vec<(PeerIdx, ConnId)>,
     outputs: Vec<Output>,
@@ -198,6 +201,7 @@ impl IoThread {
             accept_at: None,
             accept_refused: false,
             unknown: unknown_sources::Watch::default(),
+            fault_log: LogCap::default(),
             connects: Vec::new(),
             outputs: Vec::new(),
             to_rib: Vec::new(),

@@ -127,7 +127,7 @@ impl IoThread {
     }
 
     /// Logs a fault that the session survives, with the prefixes and the whole message (RFC 7606 section 6): one of a
-    /// kind every ten seconds for each peer, and how many were left out meanwhile.
+    /// kind every ten seconds for each peer, twenty of all peers together, and how many were left out meanwhile.
     fn log_fault(&mut self, idx: PeerIdx, report: &FaultReport) {
         let now = self.clock.now();
         let Some(slot) = self.peers.get_mut(idx) else {
@@ -137,7 +137,7 @@ impl IoThread {
         let Some(limit) = slot.fault_log.get_mut(kind) else {
             return;
         };
-        let Some(left_out) = limit.pass(now) else {
+        let Some((left_out, left_out_of_all)) = limit.pass_within(now, &mut self.fault_log) else {
             return;
         };
         let message: String = report.message.iter().map(|o| format!("{o:02x}")).collect();
@@ -146,6 +146,7 @@ impl IoThread {
             prefixes = report.prefixes(LOGGED_PREFIXES),
             message,
             left_out,
+            left_out_of_all,
             "{}", report.fault
         );
     }

@@ -2,6 +2,7 @@
 //! Root is needed to make the namespace.
 
 mod ends;
+mod log;
 mod neighbour;
 mod places;
 mod settings;
