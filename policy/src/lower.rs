@@ -1,7 +1,8 @@
 //! Specs to model: the only step that can fail, and it says where and why.
 //!
-//! What Kubernetes' validation refuses is refused here, too, with one exception: a peer with nothing in it, which an
-//! old cache may hold, matches nothing.
+//! What Kubernetes' validation refuses is refused here, too, unless the API server may hold it from the time of an older
+//! version: a peer with nothing in it, which matches nothing; names and values of labels, which no object can have; and
+//! host bits of a block. Whoever reads files refuses these before.
 
 use crate::api::{
     IPBlock, IntOrString, LabelSelector, LabelSelectorRequirement, NetworkPolicyPeer,
@@ -129,6 +130,11 @@ fn policy_types(at: At<'_>, spec: &NetworkPolicySpec) -> Result<(bool, bool), Re
             spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()),
         ));
     }
+    if types.len() > 2 {
+        let reason =
+            "there are two policy types, \"Ingress\" and \"Egress\"; more elements say nothing";
+        return Err(at.field("policyTypes").refuse(reason));
+    }
     let (mut ingress, mut egress) = (false, false);
     for (i, name) in types.iter().enumerate() {
         match name.as_str() {
@@ -237,6 +243,12 @@ fn block(at: At<'_>, spec: &IPBlock) -> Result<AddrRanges, Refused> {
         let hole = self::cidr(at, text)?;
         if !cidr.trunc().contains(&hole.trunc()) {
             return Err(at.refuse(format!("{text} is not inside {}", spec.cidr)));
+        }
+        if cidr.prefix_len() == hole.prefix_len() {
+            return Err(at.refuse(format!(
+                "{text} is all of {}, and nothing would be left; leave out the peer",
+                spec.cidr
+            )));
         }
         except.push(hole);
     }
@@ -361,6 +373,14 @@ mod tests {
             (
                 r#"{"egress":[{"to":[{"ipBlock":{"cidr":"10.0.0.0/8","except":["10.1.0.0/16","11.0.0.0/8"]}}]}]}"#,
                 "spec.egress[0].to[0].ipBlock.except[1]",
+            ),
+            (
+                r#"{"egress":[{"to":[{"ipBlock":{"cidr":"10.0.0.0/8","except":["10.1.0.0/16","10.0.0.0/8"]}}]}]}"#,
+                "spec.egress[0].to[0].ipBlock.except[1]",
+            ),
+            (
+                r#"{"policyTypes":["Ingress","Egress","Ingress"]}"#,
+                "spec.policyTypes",
             ),
             (
                 r#"{"egress":[{"to":[{"ipBlock":{"cidr":"10.0.0.0/8","except":["fd00::/8"]}}]}]}"#,

@@ -7,6 +7,7 @@ mod selvage;
 mod serving;
 mod source;
 mod statuses;
+mod validation;
 
 use crate::harness::{Case, Need};
 
@@ -37,6 +38,7 @@ pub fn cases() -> Vec<Case> {
         control_plane::cases(),
         source::cases(),
         statuses::cases(),
+        validation::cases(),
         cluster::cases(),
         install::cases(),
         selvage::cases(),

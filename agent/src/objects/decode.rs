@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::fault::closest;
 use super::meta::{self, RawMeta};
+use super::value::Mismatch;
 use super::{
     BgpConfiguration, BgpPeer, Faults, Key, Kind, Meta, Namespace, NetworkPolicy, Node, Object,
     Pod, Rejected, Secret,
@@ -253,19 +254,17 @@ impl Context {
     pub(super) fn decode<T: DeserializeOwned>(&mut self, base: &str, value: &Value) -> Option<T> {
         let mut value = value.clone();
         loop {
-            let error = match serde_path_to_error::deserialize::<_, T>(&value) {
+            let (inner, mismatch) = match super::value::decode::<T>(&value) {
                 Ok(decoded) => return Some(decoded),
-                Err(error) => error,
+                Err(wrong) => wrong,
             };
-            let inner = error.path().to_string();
             let path = if inner == "." {
                 base.to_owned()
             } else {
                 format!("{base}.{inner}")
             };
-            let message = plain(&error.inner().to_string());
-            let Some((field, expected)) = unknown_field(&message) else {
-                self.faults.add(path, message);
+            let Mismatch::UnknownField { field, known } = &mismatch else {
+                self.faults.add(path, mismatch);
                 return None;
             };
             let holder = path
@@ -279,60 +278,28 @@ impl Context {
                 .trim_start_matches('.')
                 .to_owned();
             if !remove(&mut value, &below, field) {
-                self.faults.add(path, message);
+                self.faults.add(path, mismatch);
                 return None;
             }
             if !self.strict {
                 self.ignored.push(path);
                 continue;
             }
-            match closest(field, expected.iter().copied()) {
+            match closest(field, known.iter().copied()) {
                 Some(name) => self.faults.hinted(
                     path,
                     "unknown field",
                     format_args!("did you mean `{name}`?"),
                 ),
-                None if expected.is_empty() => self.faults.add(path, "unknown field"),
+                None if known.is_empty() => self.faults.add(path, "unknown field"),
                 None => self.faults.hinted(
                     path,
                     "unknown field",
-                    format_args!("known here: {}", expected.join(", ")),
+                    format_args!("known here: {}", known.join(", ")),
                 ),
             }
         }
     }
-}
-
-/// A message of serde_json in the words of somebody who writes YAML.
-fn plain(message: &str) -> String {
-    let message = match message.rsplit_once(" at line ") {
-        Some((message, _)) => message,
-        None => message,
-    };
-    let Some(rest) = message.strip_prefix("invalid type: ") else {
-        return message.to_owned();
-    };
-    let Some((found, expected)) = rest.rsplit_once(", expected ") else {
-        return message.to_owned();
-    };
-    let found = found
-        .replace("string \"", "the text \"")
-        .replace("map", "a mapping")
-        .replace("sequence", "a list");
-    let expected = match expected {
-        _ if expected.starts_with("struct ") || expected == "a map" => "a mapping",
-        "a sequence" => "a list",
-        other => other,
-    };
-    format!("expected {expected}, found {found}")
-}
-
-/// The field that serde did not know, and those that it knows there.
-fn unknown_field(message: &str) -> Option<(&str, Vec<&str>)> {
-    let rest = message.strip_prefix("unknown field `")?;
-    let (field, rest) = rest.split_once('`')?;
-    let expected = rest.split('`').skip(1).step_by(2).collect();
-    Some((field, expected))
 }
 
 /// Removes `field` from the mapping at `path` (as in `a.b[1].c`); false if it is not there.

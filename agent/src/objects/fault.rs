@@ -90,6 +90,11 @@ impl Faults {
         self.list.is_empty()
     }
 
+    /// Whether one of them is about this field.
+    pub fn are_about(&self, path: &str) -> bool {
+        self.list.iter().any(|fault| fault.path == path)
+    }
+
     /// The faults found.
     pub fn into_list(self) -> Vec<Fault> {
         self.list

@@ -162,7 +162,11 @@ pub(super) fn lower(kind: Kind, raw: RawMeta, mode: Mode, faults: &mut Faults) -
         faults.hinted("metadata.name", "missing", "every object needs a name");
         return None;
     }
-    if let Err(reason) = valid_name(&name, kind) {
+    let valid = match kind {
+        Kind::Namespace => valid_namespace(&name),
+        _ => valid_name(&name),
+    };
+    if let Err(reason) = valid {
         faults.add("metadata.name", reason);
     }
     let mut namespace = raw.namespace.unwrap_or_default();
@@ -177,6 +181,8 @@ pub(super) fn lower(kind: Kind, raw: RawMeta, mode: Mode, faults: &mut Faults) -
         namespace.clear();
     } else if namespace.is_empty() {
         namespace = kind.default_namespace().into();
+    } else if let Err(reason) = valid_namespace(&namespace) {
+        faults.add("metadata.namespace", reason);
     }
     let mut labels = raw.labels.unwrap_or_default();
     for (name, value) in &labels {
@@ -204,19 +210,35 @@ pub(super) fn lower(kind: Kind, raw: RawMeta, mode: Mode, faults: &mut Faults) -
     })
 }
 
-fn valid_name(name: &str, kind: Kind) -> Result<(), String> {
-    let longest = if kind == Kind::Namespace { 63 } else { 253 };
-    if name.len() > longest {
-        return Err(format!("longer than {longest} characters"));
+/// A name by RFC 1123, as Kubernetes checks it.
+fn valid_name(name: &str) -> Result<(), String> {
+    if name.len() > 253 {
+        return Err("longer than 253 characters".into());
     }
-    let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-' || c == b'.';
-    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-    if !name.bytes().all(allowed) || !edge(name.chars().next()) || !edge(name.chars().last()) {
-        return Err(format!(
-            "`{name}` is not a name: lower-case letters, digits, `-` and `.`, with a letter or digit at both ends"
-        ));
+    if name.split('.').all(is_dns_word) {
+        return Ok(());
     }
-    Ok(())
+    Err(format!(
+        "`{name}` is not a name: lower-case letters, digits, `-` and `.`, with a letter or digit at both ends and beside each `.`"
+    ))
+}
+
+/// One word of such a name, of at most 63 characters.
+fn valid_namespace(name: &str) -> Result<(), String> {
+    if name.len() > 63 {
+        return Err("longer than 63 characters".into());
+    }
+    if is_dns_word(name) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{name}` is not the name of a namespace: lower-case letters, digits and `-`, with a letter or digit at both ends"
+    ))
+}
+
+fn is_dns_word(word: &str) -> bool {
+    let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+    !word.is_empty() && word.bytes().all(allowed) && !word.starts_with('-') && !word.ends_with('-')
 }
 
 /// The syntax of a label (Kubernetes "Labels and Selectors"): `[prefix/]name`, and a value of at most 63 characters.
@@ -225,8 +247,7 @@ pub(super) fn valid_label(name: &str, value: &str) -> Result<(), String> {
         Some((prefix, short)) => (Some(prefix), short),
         None => (None, name),
     };
-    let prefix_fits = prefix.is_none_or(|prefix| !prefix.is_empty() && prefix.len() <= 253);
-    if !prefix_fits || short.is_empty() || !label_word(short) {
+    if prefix.is_some_and(|prefix| valid_name(prefix).is_err()) || !label_word(short) {
         return Err(format!("`{name}` is not a label name"));
     }
     if !value.is_empty() && !label_word(value) {

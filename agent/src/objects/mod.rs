@@ -20,6 +20,7 @@ pub mod secret;
 pub mod status;
 pub mod timestamp;
 mod unicast;
+mod value;
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,8 +1,10 @@
 //! `networking.k8s.io/v1 NetworkPolicy`: the spec is the policy compiler's; here is only the envelope.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use selvage_policy::api::{LabelSelector, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec};
 use selvage_policy::lower;
 use selvage_policy::model::{Policy, PolicyKey, Requirement, Selector};
@@ -24,8 +26,9 @@ pub struct NetworkPolicy {
 impl NetworkPolicy {
     pub(super) fn lower(meta: Meta, spec: &Value, context: &mut Context) -> Option<NetworkPolicy> {
         let mut raw: NetworkPolicySpec = context.decode("spec", spec)?;
-        if context.mode == Mode::Api {
-            narrow(&mut raw, context);
+        match context.mode {
+            Mode::Api => narrow(&mut raw, context),
+            Mode::File => check(&raw, &mut context.faults),
         }
         let key = PolicyKey::new(meta.key.namespace.as_str(), meta.key.name.as_str());
         match lower(key, &raw) {
@@ -34,8 +37,104 @@ impl NetworkPolicy {
                 policy: Arc::new(policy),
             }),
             Err(refused) => {
-                context.faults.add(refused.field, refused.reason);
+                if !context.faults.are_about(&refused.field) {
+                    context.faults.add(refused.field, refused.reason);
+                }
                 None
+            }
+        }
+    }
+}
+
+/// What the API server refuses of a new policy, beyond what [`lower`] refuses of any: it may hold such a policy from the
+/// time of an older version, but whoever writes a file can write it better.
+fn check(spec: &NetworkPolicySpec, faults: &mut Faults) {
+    check_selector("spec.podSelector", &spec.pod_selector, faults);
+    for (i, rule) in spec.ingress.iter().flatten().enumerate() {
+        check_peers(&format!("spec.ingress[{i}].from"), &rule.from, faults);
+    }
+    for (i, rule) in spec.egress.iter().flatten().enumerate() {
+        check_peers(&format!("spec.egress[{i}].to"), &rule.to, faults);
+    }
+}
+
+fn check_peers(list: &str, peers: &Option<Vec<NetworkPolicyPeer>>, faults: &mut Faults) {
+    for (i, peer) in peers.iter().flatten().enumerate() {
+        let path = format!("{list}[{i}]");
+        if peer == &NetworkPolicyPeer::default() {
+            faults.hinted(
+                &path,
+                "names nobody",
+                "write podSelector, namespaceSelector or ipBlock; everybody is a rule without peers",
+            );
+        }
+        for (name, selector) in [
+            ("podSelector", &peer.pod_selector),
+            ("namespaceSelector", &peer.namespace_selector),
+        ] {
+            if let Some(selector) = selector {
+                check_selector(&format!("{path}.{name}"), selector, faults);
+            }
+        }
+        let Some(block) = &peer.ip_block else {
+            continue;
+        };
+        check_block(format!("{path}.ipBlock.cidr"), &block.cidr, faults);
+        for (i, text) in block.except.iter().flatten().enumerate() {
+            check_block(format!("{path}.ipBlock.except[{i}]"), text, faults);
+        }
+    }
+}
+
+/// What is no block at all is for [`lower`] to refuse.
+fn check_block(path: String, text: &str, faults: &mut Faults) {
+    let Ok(net) = text.parse::<IpNet>() else {
+        return;
+    };
+    if let IpNet::V6(v6) = net
+        && v6.addr().to_ipv4_mapped().is_some()
+    {
+        return faults.add(
+            path,
+            format_args!("{text} holds no address that a packet can have; write a block of IPv4"),
+        );
+    }
+    // Zeros in front: some programs take such a number for an octal one.
+    let exact = text.split_once('/').is_some_and(|(address, length)| {
+        address.parse::<IpAddr>().is_ok() && length == net.prefix_len().to_string()
+    });
+    if !exact {
+        return faults.hinted(
+            path,
+            format_args!("{text} has zeros in front of a number"),
+            format_args!("write {}", net.trunc()),
+        );
+    }
+    if net != net.trunc() {
+        let (all, one) = (net.trunc(), IpNet::from(net.addr()));
+        faults.hinted(
+            path,
+            format_args!("{text} may mean two things"),
+            format_args!("write {all} or {one}"),
+        );
+    }
+}
+
+/// The syntax of labels in a selector.
+fn check_selector(path: &str, raw: &LabelSelector, faults: &mut Faults) {
+    for (name, value) in &raw.match_labels {
+        if let Err(reason) = valid_label(name, value) {
+            faults.add(format!("{path}.matchLabels.{name}"), reason);
+        }
+    }
+    for (i, raw) in raw.match_expressions.iter().enumerate() {
+        let path = format!("{path}.matchExpressions[{i}]");
+        if let Err(reason) = valid_label(&raw.key, "") {
+            faults.add(format!("{path}.key"), reason);
+        }
+        for (i, value) in raw.values.iter().enumerate() {
+            if let Err(reason) = valid_label("name", value) {
+                faults.add(format!("{path}.values[{i}]"), reason);
             }
         }
     }
@@ -155,8 +254,16 @@ pub fn stand_in(value: &Value) -> Option<Object> {
     }
     let spec = value.get("spec").unwrap_or(&Value::Null);
     let pods = spec.get("podSelector").cloned().unwrap_or_default();
+    // Labels that no pod can have protect nobody, so they count as not understood.
+    let valid = |raw: &LabelSelector| {
+        let mut faults = Faults::default();
+        check_selector("", raw, &mut faults);
+        faults.is_empty()
+    };
     let pods = serde_json::from_value::<LabelSelector>(pods).ok();
-    let pods = pods.and_then(|raw| Selector::try_from(&raw).ok());
+    let pods = pods
+        .filter(valid)
+        .and_then(|raw| Selector::try_from(&raw).ok());
     let types = spec.get("policyTypes").and_then(Value::as_array);
     let names = |direction: &str| match types.filter(|types| !types.is_empty()) {
         None => direction == "Ingress" || spec.get("egress").is_some_and(|rules| !rules.is_null()),
@@ -185,11 +292,9 @@ pub fn stand_in(value: &Value) -> Option<Object> {
 
 /// Lowers a label selector of one of our own kinds.
 pub(super) fn selector(path: &str, raw: &LabelSelector, faults: &mut Faults) -> Option<Selector> {
+    check_selector(path, raw, faults);
     let mut requirements = Vec::new();
     for (name, value) in &raw.match_labels {
-        if let Err(reason) = valid_label(name, value) {
-            faults.add(format!("{path}.matchLabels.{name}"), reason);
-        }
         requirements.push(Requirement::In(
             name.as_str().into(),
             [value.as_str()].into_iter().collect(),
@@ -199,9 +304,6 @@ pub(super) fn selector(path: &str, raw: &LabelSelector, faults: &mut Faults) -> 
         let path = format!("{path}.matchExpressions[{i}]");
         let key = raw.key.as_str().into();
         let values = raw.values.iter().map(String::as_str).collect();
-        if let Err(reason) = valid_label(&raw.key, "") {
-            faults.add(format!("{path}.key"), reason);
-        }
         // First of all the operator: whether it takes values is known only of one that there is.
         let (requirement, takes_values) = match raw.operator.as_str() {
             "In" => (Requirement::In(key, values), true),

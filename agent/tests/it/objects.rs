@@ -5,8 +5,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use selvage::objects::crd;
+use selvage::objects::{Object, crd};
 use selvage::source::yaml;
+use selvage_policy::model::Selector;
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -138,5 +139,65 @@ fn addresses_that_no_neighbour_can_have_are_refused_by_check_and_by_the_api_serv
         }
         let by_the_api = refused_by_the_api(field).is_match(value);
         assert_eq!(by_the_api, refuser == "api", "{line}");
+    }
+}
+
+/// The lines of a table of policies: the field at fault, if one is, and the object.
+fn policies(table: &str) -> Vec<(Option<String>, String)> {
+    let text = fs::read_to_string(folder(table)).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let (field, spec) = line.split_once(" | ").unwrap();
+            let object = format!(
+                "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p}}, spec: {spec}}}"
+            );
+            ((field != "-").then(|| format!("spec.{field}")), object)
+        })
+        .collect()
+}
+
+/// That the API server agrees with the first table is shown by the trial `kubernetes::validation`.
+#[test]
+fn policies_that_the_api_server_refuses_are_refused_with_their_field() {
+    for (field, object) in [policies("policies.txt"), policies("policies-ours.txt")].concat() {
+        let contents = yaml::read(Path::new("table"), &object);
+        let paths: Vec<_> = contents.problems.iter().map(|p| p.path.clone()).collect();
+        assert_eq!(
+            paths,
+            Vec::from_iter(field.clone()),
+            "{object}: {:?}",
+            contents.problems
+        );
+        assert_eq!(
+            contents.objects.len(),
+            usize::from(field.is_none()),
+            "{object}"
+        );
+    }
+}
+
+/// A policy that is refused closes the pods that it was to protect; where it does not say which, all of its namespace.
+#[test]
+fn a_refused_policy_opens_nothing() {
+    let stand_in = |object: &str| {
+        let stand_ins = yaml::read(Path::new("table"), object).stand_ins;
+        match &stand_ins[..] {
+            [(Object::NetworkPolicy(policy), _)] => policy.policy.clone(),
+            other => panic!("{object}: {other:?}"),
+        }
+    };
+    for (field, object) in [policies("policies.txt"), policies("policies-ours.txt")].concat() {
+        let Some(field) = field else { continue };
+        let policy = stand_in(&object);
+        let rules = policy.ingress.iter().chain(&policy.egress).flatten();
+        assert_eq!(rules.count(), 0, "{object}");
+        assert!(
+            policy.ingress.is_some() || policy.egress.is_some(),
+            "{object}"
+        );
+        if field.starts_with("spec.podSelector") {
+            assert_eq!(policy.pods, Selector::default(), "{object}");
+        }
     }
 }
