@@ -19,8 +19,8 @@ use selvage_bgp_core::prefix::Prefix;
 use selvage_policy::model::Labels;
 
 use super::routes::announced_pod_cidrs;
-use super::{Condition, Local, is_global, own_addresses, prefix};
-use crate::objects::bgp_configuration::{NodeMesh, RouterIdRule};
+use super::{Condition, Local, is_global, own_addresses, prefix, router_id};
+use crate::objects::bgp_configuration::NodeMesh;
 use crate::objects::bgp_peer::{self, Filter, Neighbor};
 use crate::objects::{BgpConfiguration, BgpPeer, Key, Kind, Node};
 use crate::store::Store;
@@ -81,10 +81,11 @@ pub fn bgp(store: &Store, local: &Local) -> Speaker {
         mut conditions,
         ..
     } = draft;
+    conditions.extend(router_id::conditions(store, &configuration, &local.node));
     conditions.sort();
     let config = SpeakerConfig {
         asn: Asn(configuration.asn),
-        router_id: router_id(&configuration, node.map(Arc::as_ref), &local.node),
+        router_id: router_id::of(&configuration, node.map(Arc::as_ref), &local.node),
         cluster_id: configuration.cluster_id.map(RouterId::from),
         listen: vec![
             SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
@@ -472,23 +473,4 @@ fn next_hop(store: &Store, node: Option<&Node>, family: Family) -> Option<IpAddr
     links
         .flat_map(|link| link.addresses.iter().map(IpNet::addr))
         .find(|address| address.is_ipv6() == v6 && is_global(*address))
-}
-
-fn router_id(configuration: &BgpConfiguration, node: Option<&Node>, name: &str) -> RouterId {
-    match configuration.router_id {
-        RouterIdRule::Address(address) => address.into(),
-        RouterIdRule::Hash => hashed(name),
-        RouterIdRule::FromInternalIp => match node.and_then(|node| node.internal_ip(false)) {
-            Some(IpAddr::V4(address)) if !address.is_unspecified() => address.into(),
-            _ => hashed(name),
-        },
-    }
-}
-
-/// FNV-1a over the name: the same on every start, never zero.
-fn hashed(name: &str) -> RouterId {
-    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
-    RouterId(hash.max(1))
 }

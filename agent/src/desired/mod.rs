@@ -4,6 +4,7 @@ pub mod bgp;
 pub mod condition;
 pub mod obstacles;
 pub mod policy;
+pub mod router_id;
 pub mod routes;
 pub mod status;
 

@@ -429,9 +429,14 @@ fn router_id(text: &str, faults: &mut Faults) -> Option<RouterIdRule> {
     }
 }
 
+/// Whether an address can be a BGP identifier.
+pub fn is_identifier(address: Ipv4Addr) -> bool {
+    unusable(address.into()).is_none()
+}
+
 fn identifier(path: &str, text: &str, faults: &mut Faults) -> Option<Ipv4Addr> {
     match text.parse::<Ipv4Addr>() {
-        Ok(address) if unusable(address.into()).is_none() => Some(address),
+        Ok(address) if is_identifier(address) => Some(address),
         _ => {
             let hint = match path {
                 "spec.routerId" => "write `fromInternalIP`, `hash` or an address as in 10.0.0.1",

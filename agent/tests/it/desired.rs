@@ -224,6 +224,57 @@ fn what_the_speaker_is() {
     );
 }
 
+/// The names of the first two have one FNV hash.
+#[test]
+fn a_router_id_that_two_nodes_have_is_said_and_can_be_set() {
+    let node = |name: &str, annotation: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Node, metadata: {{name: {name}, annotations: {{{annotation}}}}}, status: {{addresses: [{{type: InternalIP, address: 'fd00::{}'}}]}}}}\n---\n",
+            &name[1..5]
+        )
+    };
+    let said = |name: &str, annotation: &str, others: &str| {
+        let objects = node("n512789", annotation) + &node("n749192", "") + others;
+        let (speaker, lines) = speaker(name, &objects);
+        let bad: Vec<String> = lines
+            .into_iter()
+            .filter(|line| line.starts_with('!'))
+            .collect();
+        let messages: Vec<String> = speaker.conditions.into_iter().map(|c| c.message).collect();
+        (speaker.config.router_id, bad, messages)
+    };
+    let (one, bad, messages) = said("n512789", "", "");
+    assert_eq!(bad, ["! n512789 RouterIDConflict"]);
+    assert!(messages[0].contains("that of n749192, too"), "{messages:?}");
+    let (other, bad, _) = said("n749192", "", "");
+    assert_eq!(
+        (other, bad),
+        (one, vec!["! n749192 RouterIDConflict".into()])
+    );
+    // Nobody else is concerned.
+    assert_eq!(said("n1", "", "").1, [""; 0]);
+    let set = "selvage.io/router-id: 10.0.0.77";
+    let (id, bad, _) = said("n512789", set, "");
+    assert_eq!((id.to_string(), bad), ("10.0.0.77".into(), vec![]));
+    assert_eq!(said("n749192", set, "").1, [""; 0]);
+    // Another's address is no way out, nor is what is no address.
+    let (_, bad, messages) = said("n512789", "selvage.io/router-id: 10.0.0.2", "");
+    assert_eq!(bad, ["! n512789 RouterIDConflict"]);
+    assert!(messages[0].contains("that of n2, too"), "{messages:?}");
+    for wrong in ["0.0.0.0", "127.0.0.1", "'fd00::1'", "mine"] {
+        let (id, bad, _) = said("n512789", &format!("selvage.io/router-id: {wrong}"), "");
+        assert_eq!(id, one, "{wrong}");
+        assert_eq!(bad, ["! n512789 BadRouterID", "! n512789 RouterIDConflict"]);
+    }
+    // One for all is a conflict as soon as there are two nodes.
+    let (_, bad, messages) = said("n1", "", &configuration("routerId: 1.2.3.4"));
+    assert_eq!(bad, ["! n1 RouterIDConflict"]);
+    assert!(
+        messages[0].contains("n2, n3, n512789 and 1 more"),
+        "{messages:?}"
+    );
+}
+
 #[test]
 fn a_hold_time_alone_brings_its_keepalive() {
     let (speaker, _) = self::speaker(
