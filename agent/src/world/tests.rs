@@ -1,6 +1,6 @@
 //! The life of pods, with the writer, the tracker and the plugin played by the test.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use selvage_policy::plan::Delta;
 use serde_json::json;
@@ -729,17 +729,23 @@ fn links_of_pods_do_not_concern_the_speaker() {
     }
 }
 
-/// Who waits until all is in the kernel waits for the flows, too, that a change denies.
-#[test]
-fn a_wait_ends_after_the_flows_that_a_change_denies_are_cut() {
-    let dir = std::env::temp_dir().join(format!("selvage-cut-{}", std::process::id()));
+/// A scene with one pod, `x/a`, whose former flows are gone; its run directory, which the test removes, and the plugin.
+fn scene_with_a_pod(name: &str) -> (Scene, PathBuf, oneshot::Receiver<link::Reply>) {
+    let dir = std::env::temp_dir().join(format!("selvage-{name}-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
     let mut scene = Scene::new(Vec::new());
     scene.world.setup.run_dir = dir.clone();
     scene.turn_after(Duration::ZERO, vec![Work::Objects(vec![pod("a", "u")])]);
-    let _plugin = scene.attach(attachment("a", 5, "10.0.1.1"));
+    let plugin = scene.attach(attachment("a", 5, "10.0.1.1"));
     let number = scene.forgets().1;
     scene.forgot(number);
+    (scene, dir, plugin)
+}
+
+/// Who waits until all is in the kernel waits for the flows, too, that a change denies.
+#[test]
+fn a_wait_ends_after_the_flows_that_a_change_denies_are_cut() {
+    let (mut scene, dir, _plugin) = scene_with_a_pod("cut");
     let open = object(
         json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"namespace": "x", "name": "open"}, "spec": {"podSelector": {}, "ingress": [{}]}}),
@@ -795,14 +801,7 @@ fn a_wait_ends_after_the_flows_that_a_change_denies_are_cut() {
 /// A long list goes into the kernel in portions: who waits until all is there waits for the last one.
 #[test]
 fn a_wait_ends_after_the_last_portion_of_a_long_list() {
-    let dir = std::env::temp_dir().join(format!("selvage-long-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    let mut scene = Scene::new(Vec::new());
-    scene.world.setup.run_dir = dir.clone();
-    scene.turn_after(Duration::ZERO, vec![Work::Objects(vec![pod("a", "u")])]);
-    let _plugin = scene.attach(attachment("a", 5, "10.0.1.1"));
-    let number = scene.forgets().1;
-    scene.forgot(number);
+    let (mut scene, dir, _plugin) = scene_with_a_pod("long");
     let blocks: Vec<_> = (0..6000)
         .map(|n| json!({"ipBlock": {"cidr": format!("172.16.{}.{}/32", n / 100, 2 * (n % 100))}}))
         .collect();
