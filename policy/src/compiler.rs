@@ -34,6 +34,9 @@ pub struct Config {
     pub pod_interfaces: Vec<IfaceMatch>,
     /// Conntrack mark bit (or bits) of revoked flows; 0: established flows always pass.
     pub revoked_mark: u32,
+    /// Conntrack mark bit (or bits) of flows whose beginning was not seen: each of their packets is judged by itself.
+    /// Other bits than those of `revoked_mark`; 0: they pass like any established flow.
+    pub unseen_mark: u32,
     /// The name of this node, for what is known about its addresses.
     pub node: Arc<str>,
     /// A new set of more elements than this is filled over several deltas, so many in each; at least 1.
@@ -46,6 +49,7 @@ impl Default for Config {
             table: "selvage".to_owned(),
             pod_interfaces: vec![IfaceMatch::default()],
             revoked_mark: 1 << 31,
+            unseen_mark: 1 << 30,
             node: "".into(),
             // Some milliseconds of the kernel's time.
             portion: 2048,
@@ -109,9 +113,24 @@ pub struct Compiler {
     groups: BTreeMap<Name, Group>,
     sets: BTreeMap<Name, Shared>,
     staging: Staging,
-    /// Attachments whose rules are not in force yet, with the chains that they wait for.
-    waiting: BTreeMap<IfName, Vec<Name>>,
+    /// Attachments whose rules are not in force yet.
+    waiting: BTreeMap<IfName, Waiting>,
 }
+
+/// An attachment that waits for its rules.
+#[derive(Debug)]
+struct Waiting {
+    /// The chains of its rules as they were when it was looked at last.
+    wanted: Vec<Name>,
+    /// What it gets once those chains are in the kernel; `None` while large sets are being filled.
+    prepared: Option<Dispatched>,
+    /// How often its rules have changed while it waited for large sets.
+    changes: u32,
+}
+
+/// An attachment whose rules change before their large sets are full waits anew. When they have changed so often, their
+/// sets are filled at once, whatever waits behind that.
+const MOST_CHANGES: u32 = 8;
 
 /// So many chains that nobody uses any more go although there is other work.
 const MANY_UNUSED: usize = 256;
@@ -296,7 +315,9 @@ impl Compiler {
 
     /// Takes out what nobody uses or waits for since this delta, or an earlier one.
     fn collect(&mut self, since: Gen) {
-        let wanted: BTreeSet<&Name> = self.waiting.values().flatten().collect();
+        let waiting = self.waiting.values();
+        let prepared = waiting.filter_map(|waiting| waiting.prepared.as_ref());
+        let wanted: BTreeSet<&Name> = prepared.flat_map(|prepared| &prepared.chains).collect();
         let groups = self.groups.iter();
         let gone: Vec<Name> = groups
             .filter(|(name, group)| {
@@ -372,22 +393,48 @@ impl Compiler {
         let mut released = Vec::new();
         for ifname in dirty.locals {
             work.staging.unwant(&ifname);
-            self.waiting.remove(&ifname);
-            let new = match work.dispatch(ifname, next) {
+            let before = self.waiting.remove(&ifname);
+            let hurried = before.as_ref().is_some_and(|w| w.changes >= MOST_CHANGES);
+            let new = match work.dispatch(ifname, next, hurried) {
                 Outcome::Final(new) => new,
-                Outcome::Staged { chains, addresses } => {
-                    self.waiting.insert(ifname, chains);
+                Outcome::Staged {
+                    mut waiting,
+                    addresses,
+                } => {
+                    let (prepared, changes) = match before {
+                        None => (None, 0),
+                        Some(b) if b.wanted == waiting.wanted => (b.prepared, b.changes),
+                        Some(b) => (b.prepared, b.changes + 1),
+                    };
+                    waiting.changes = changes;
+                    let prepared =
+                        prepared.filter(|p| p.is_of(&addresses) && work.is_in_kernel(&p.chains));
                     let old = self.locals.entry(ifname).or_default();
                     if old.elements.is_empty() {
                         old.status = LocalStatus::Staged;
                     }
-                    if old.is_closed_or_of(&addresses) {
+                    let keeps =
+                        prepared.is_none() && (old.elements.is_empty() || old.is_of(&addresses));
+                    if let Some(prepared) = &prepared {
+                        work.acquire(&prepared.chains);
+                        waiting.changes = 0;
+                    }
+                    self.waiting.insert(ifname, waiting);
+                    if keeps {
                         continue;
                     }
-                    // Its addresses have changed: closed until its rules are there.
-                    Some(Dispatched {
-                        status: LocalStatus::Staged,
-                        ..Dispatched::default()
+                    // Its rules have changed again while it waited for a transaction: it gets those that it waited for,
+                    // or it would keep its former ones for as long as that goes on.
+                    // If its addresses have changed it is closed until its rules are there.
+                    Some(match prepared {
+                        Some(prepared) => Dispatched {
+                            status: prepared.planned(next),
+                            ..prepared
+                        },
+                        None => Dispatched {
+                            status: LocalStatus::Staged,
+                            ..Dispatched::default()
+                        },
                     })
                 }
             };
@@ -438,19 +485,27 @@ enum Outcome {
     Final(Option<Dispatched>),
     /// It waits for large sets or for its chains, with what it has if these are still its addresses.
     Staged {
-        chains: Vec<Name>,
+        waiting: Waiting,
         addresses: BTreeSet<IpAddr>,
     },
 }
 
 impl Dispatched {
-    /// Whether the interface brings packets from exactly these addresses, or is closed.
-    fn is_closed_or_of(&self, addresses: &BTreeSet<IpAddr>) -> bool {
+    /// Whether the interface brings packets from exactly these addresses.
+    fn is_of(&self, addresses: &BTreeSet<IpAddr>) -> bool {
         let sources = self.elements.iter().filter_map(|(_, key, _)| match key {
             Key::IfnameAddr(_, addr) => Some(*addr),
             _ => None,
         });
-        self.elements.is_empty() || sources.collect::<BTreeSet<_>>() == *addresses
+        sources.collect::<BTreeSet<_>>() == *addresses
+    }
+
+    /// Its status if it comes into the plan with this generation.
+    fn planned(&self, next: Gen) -> LocalStatus {
+        match self.status {
+            LocalStatus::Planned(_) => LocalStatus::Planned(next),
+            other => other,
+        }
     }
 
     /// A dispatch that did not change is in the plan since it was made.
@@ -517,7 +572,8 @@ impl Rules {
 
 impl<'a> Work<'a, '_> {
     /// What an attachment should have in the plan; its groups are there afterwards.
-    fn dispatch(&mut self, ifname: IfName, next: Gen) -> Outcome {
+    /// `hurried`: it does not wait for large sets any longer.
+    fn dispatch(&mut self, ifname: IfName, next: Gen, hurried: bool) -> Outcome {
         let Some(local) = self.facts.local(&ifname) else {
             return Outcome::Final(None);
         };
@@ -557,19 +613,13 @@ impl<'a> Work<'a, '_> {
                 both.into_iter().flatten().map(move |rules| (rules, family))
             })
             .collect();
-        if let Some(chains) = self.missing(ifname, &needed, next) {
-            return Outcome::Staged {
-                chains,
-                addresses: own,
-            };
-        }
         for family in Family::ALL {
             let addresses: Vec<_> = own.iter().filter(|a| Family::of(**a) == family).collect();
             if addresses.is_empty() {
                 continue;
             }
             let [ingress, egress] = [&ingress, &egress]
-                .map(|rules| rules.as_ref().map(|rules| self.acquire(rules, family)));
+                .map(|rules| rules.as_ref().map(|rules| rules.chain(family).clone()));
             dispatched
                 .chains
                 .extend(ingress.iter().chain(&egress).cloned());
@@ -582,7 +632,36 @@ impl<'a> Work<'a, '_> {
                 ));
             }
         }
+        let waits = |prepared: Option<Dispatched>, wanted: Vec<Name>| Outcome::Staged {
+            waiting: Waiting {
+                wanted,
+                prepared,
+                changes: 0,
+            },
+            addresses: own,
+        };
+        if !hurried && self.is_staged(ifname, &needed) {
+            return waits(None, dispatched.chains);
+        }
+        for (rules, family) in &needed {
+            self.prepare(rules, *family, next);
+        }
+        // All at once is asked for.
+        let whole = self.largest == usize::MAX;
+        if !whole && !self.is_in_kernel(&dispatched.chains) {
+            let wanted = dispatched.chains.clone();
+            return waits(Some(dispatched), wanted);
+        }
+        self.acquire(&dispatched.chains);
         Outcome::Final(Some(dispatched))
+    }
+
+    /// Whether all these chains were added by a delta that was taken.
+    fn is_in_kernel(&self, chains: &[Name]) -> bool {
+        chains.iter().all(|name| {
+            let group = self.groups.get(name);
+            group.is_some_and(|group| group.since <= self.taken)
+        })
     }
 
     /// The rules of a pod; `None` where it needs no chain.
@@ -608,34 +687,11 @@ impl<'a> Work<'a, '_> {
         self.rules.entry(key).or_insert_with(make).clone()
     }
 
-    /// The chains that the attachment has to wait for, none of them if it is for large sets; `None`: it need not wait.
-    fn missing(
-        &mut self,
-        ifname: IfName,
-        needed: &[(&Rules, Family)],
-        next: Gen,
-    ) -> Option<Vec<Name>> {
-        // All at once is asked for.
-        let whole = self.largest == usize::MAX;
-        if self.is_staged(ifname, needed) {
-            return Some(Vec::new());
-        }
-        let mut chains = Vec::new();
-        for (rules, family) in needed {
-            chains.push(self.prepare(rules, *family, next));
-        }
-        let is_new = |name: &Name| {
-            let group = self.groups.get(name);
-            group.is_some_and(|group| group.since > self.taken)
-        };
-        (!whole && chains.iter().any(is_new)).then_some(chains)
-    }
-
     /// Adds the chain and its sets, if they are not there.
-    fn prepare(&mut self, rules: &Rules, family: Family, next: Gen) -> Name {
+    fn prepare(&mut self, rules: &Rules, family: Family, next: Gen) {
         let name = rules.chain(family).clone();
         if self.groups.contains_key(&name) {
-            return name;
+            return;
         }
         let layout = rules.layout(family);
         for (name, spec) in &layout.sets {
@@ -648,17 +704,16 @@ impl<'a> Work<'a, '_> {
             unused: next,
         };
         self.groups.insert(name.clone(), group);
-        self.tx.add_chain(name.clone(), layout.chain.clone());
-        name
+        self.tx.add_chain(name, layout.chain.clone());
     }
 
-    /// One more user of a chain that was prepared.
-    fn acquire(&mut self, rules: &Rules, family: Family) -> Name {
-        let name = rules.chain(family).clone();
-        if let Some(group) = self.groups.get_mut(&name) {
-            group.users += 1;
+    /// One more user of chains that were prepared.
+    fn acquire(&mut self, chains: &[Name]) {
+        for name in chains {
+            if let Some(group) = self.groups.get_mut(name) {
+                group.users += 1;
+            }
         }
-        name
     }
 
     fn acquire_set(&mut self, name: &Name, spec: &SetSpec) {

@@ -2,7 +2,8 @@
 //!
 //! A new set of many elements is filled over several deltas, a portion in each, before any rule names the set: so no
 //! transaction is long, and other pods' changes ride with the portions instead of waiting for the whole. The pods that
-//! need the set keep the rules that they have, and a new pod stays closed, until the set is full.
+//! need the set keep the rules that they have, and a new pod stays closed, until the set is full, or until their rules
+//! have changed so often meanwhile that they are not held back any longer.
 
 use crate::model::IfName;
 use crate::plan::{Key, Name};

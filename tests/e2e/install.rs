@@ -39,7 +39,7 @@ struct Node {
 }
 
 /// What a fresh node of a distribution may look like.
-const FRESH: [(&str, &str); 8] = [
+const FRESH: [(&str, &str); 7] = [
     ("net/ipv4/ip_forward", "0"),
     ("net/ipv6/conf/all/forwarding", "0"),
     ("net/ipv6/conf/eth0/accept_ra", "1"),
@@ -47,11 +47,10 @@ const FRESH: [(&str, &str); 8] = [
     ("net/ipv4/nexthop_compat_mode", "1"),
     ("net/ipv4/fib_multipath_hash_policy", "0"),
     ("net/ipv6/fib_multipath_hash_policy", "0"),
-    ("net/netfilter/nf_conntrack_tcp_loose", "1"),
 ];
 
 /// What it is like afterwards.
-const READY: [(&str, &str); 8] = [
+const READY: [(&str, &str); 7] = [
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv6/conf/all/forwarding", "1"),
     ("net/ipv6/conf/eth0/accept_ra", "2"),
@@ -59,7 +58,6 @@ const READY: [(&str, &str); 8] = [
     ("net/ipv4/nexthop_compat_mode", "0"),
     ("net/ipv4/fib_multipath_hash_policy", "1"),
     ("net/ipv6/fib_multipath_hash_policy", "1"),
-    ("net/netfilter/nf_conntrack_tcp_loose", "0"),
 ];
 
 impl Node {
@@ -103,7 +101,7 @@ impl Node {
         answer(&self.run(Command::new(programs::find("selvage")?), &words)?)
     }
 
-    fn is(&self, wanted: [(&str, &str); 8]) -> Result<()> {
+    fn is(&self, wanted: [(&str, &str); 7]) -> Result<()> {
         for (name, value) in wanted {
             let is = self.netns.sysctl(name)?;
             ensure!(is == value, "{name} is {is}, not {value}");
@@ -158,7 +156,7 @@ fn install(lab: &Lab) -> Result<()> {
     let files = [node.bin.join("loopback"), node.bin.join("selvage-cni")];
     ensure!(first["files"] == json!(files), "{first}");
     ensure!(
-        first["sysctls"].as_array().map(Vec::len) == Some(8),
+        first["sysctls"].as_array().map(Vec::len) == Some(7),
         "{first}"
     );
     ensure!(first["warnings"] == json!([]), "{first}");
@@ -174,7 +172,7 @@ fn install(lab: &Lab) -> Result<()> {
 
     let removed = node.cleanup()?;
     ensure!(
-        removed["sysctls"].as_array().map(Vec::len) == Some(8),
+        removed["sysctls"].as_array().map(Vec::len) == Some(7),
         "{removed}"
     );
     node.is(FRESH)?;

@@ -1,24 +1,37 @@
-//! Policies are edited hundreds of times under new flows: not one allowed packet is lost, not one denied packet gets
-//! through. Every packet begins a flow, so every packet is judged.
+//! Policies are edited hundreds of times under new flows, agents restart, and tables are repaired: not one allowed packet
+//! is lost, not one denied packet gets through. Every packet begins a flow, so every packet is judged.
+
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use selvage_lab::daemon::find_program;
 use selvage_lab::probe::raw::NewFlows;
-use selvage_lab::{Cluster, Lab, eventually};
+use selvage_lab::process::output_of;
+use selvage_lab::{Cluster, Lab, eventually, eventually_ok};
 use serde_json::{Value, json};
 
-use crate::harness::Case;
+use crate::harness::{Case, Need};
 use crate::scene::{OWN, SOON, two_nodes, wait_blocked};
 
 pub fn cases() -> Vec<Case> {
-    vec![Case::alone(
-        "faults::no_new_flow_is_judged_by_half_an_edit",
-        OWN,
-        edits,
-    )]
+    vec![
+        Case::alone("faults::no_new_flow_is_judged_by_half_an_edit", OWN, edits),
+        Case::alone(
+            "faults::no_new_flow_is_judged_by_half_a_repair",
+            &[
+                Need::Own("selvage"),
+                Need::Own("selvage-cni"),
+                Need::System("nft", "nftables"),
+            ],
+            repairs,
+        ),
+    ]
 }
 
 /// Edits of each kind.
 const EDITS: u32 = 60;
+/// Restarts with other rules, and repairs.
+const REPAIRS: u32 = 25;
 /// New flows a second, of each stream.
 const RATE: u32 = 500;
 
@@ -66,47 +79,69 @@ fn both(peers: &Value, ports: &Value) -> Value {
     })
 }
 
+/// New flows between `web` and the client, in both directions and families.
+struct Streams {
+    allowed: Vec<NewFlows>,
+    denied: Vec<NewFlows>,
+}
+
+impl Streams {
+    fn start(cluster: &Cluster) -> Result<Streams> {
+        let (web, client) = (
+            cluster.netns("shop/web")?.clone(),
+            cluster.netns("default/client")?.clone(),
+        );
+        let here = cluster.addresses("shop/web");
+        let there = cluster.addresses("default/client");
+        let (mut allowed, mut denied) = (Vec::new(), Vec::new());
+        for (here, there) in here.into_iter().zip(there) {
+            for (port, flows) in [(ALLOWED, &mut allowed), (DENIED, &mut denied)] {
+                for (from, source, to, at) in
+                    [(&client, there, &web, here), (&web, here, &client, there)]
+                {
+                    flows.push(NewFlows::start(from, source, to, (at, port).into(), RATE)?);
+                }
+            }
+        }
+        for flow in &allowed {
+            eventually(SOON, "new flows come", || flow.heard() > 100)?;
+        }
+        Ok(Streams { allowed, denied })
+    }
+
+    /// Not one lost, not one let in.
+    fn ensure_perfect(self) -> Result<()> {
+        for flow in self.allowed {
+            let (sent, heard) = flow.stop()?;
+            ensure!(
+                sent == heard,
+                "{} of {sent} allowed flows lost",
+                sent - heard
+            );
+        }
+        for flow in self.denied {
+            let (sent, heard) = flow.stop()?;
+            ensure!(heard == 0, "{heard} of {sent} denied flows got through");
+        }
+        Ok(())
+    }
+}
+
 fn edits(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
     write(&cluster, "edited", both(&blocks(0), &ports(0)))?;
     wait_blocked(&cluster, "default/client", "shop/web", Some(81))?;
-    let (web, client) = (
-        cluster.netns("shop/web")?.clone(),
-        cluster.netns("default/client")?.clone(),
-    );
-    let here = cluster.addresses("shop/web");
-    let there = cluster.addresses("default/client");
-    let (mut allowed, mut denied) = (Vec::new(), Vec::new());
-    for (here, there) in here.into_iter().zip(there) {
-        for (port, flows) in [(ALLOWED, &mut allowed), (DENIED, &mut denied)] {
-            flows.push(NewFlows::start(
-                &client,
-                there,
-                &web,
-                (here, port).into(),
-                RATE,
-            )?);
-            flows.push(NewFlows::start(
-                &web,
-                here,
-                &client,
-                (there, port).into(),
-                RATE,
-            )?);
-        }
-    }
-    for flow in &allowed {
-        eventually(SOON, "new flows come", || flow.heard() > 100)?;
-    }
+    let streams = Streams::start(&cluster)?;
+    let allowed = &streams.allowed;
     let pods = |edit: u32| json!([{"namespaceSelector": {}}, {"podSelector": {"matchLabels": {"edit": format!("e{edit}")}}}]);
     for edit in 0..EDITS {
         // What allows the flows is edited: blocks, ports, selectors.
         write(&cluster, "edited", both(&blocks(edit), &ports(0)))?;
-        meet(&allowed)?;
+        meet(allowed)?;
         write(&cluster, "edited", both(&blocks(0), &ports(edit)))?;
-        meet(&allowed)?;
+        meet(allowed)?;
         write(&cluster, "edited", both(&pods(edit), &ports(0)))?;
-        meet(&allowed)?;
+        meet(allowed)?;
         // Another policy for the same pod comes and goes.
         if edit % 2 == 0 {
             let other = [json!({"ipBlock": {"cidr": "192.0.2.0/28"}})];
@@ -114,7 +149,7 @@ fn edits(lab: &Lab) -> Result<()> {
         } else {
             cluster.objects().remove("beside")?;
         }
-        meet(&allowed)?;
+        meet(allowed)?;
     }
     let agent = &cluster.node("n1")?.agent;
     agent.ask(&["wait", "--for", "synced", "--timeout", "30s"])?;
@@ -125,19 +160,44 @@ fn edits(lab: &Lab) -> Result<()> {
         "too few edits were seen one by one: {}",
         status["policy"]
     );
-    for flow in allowed {
-        let (sent, heard) = flow.stop()?;
-        ensure!(
-            sent == heard,
-            "{} of {sent} allowed flows lost",
-            sent - heard
-        );
+    streams.ensure_perfect()
+}
+
+/// The agent ends, the policy becomes another one for the same flows, and the agent starts: it finds a table that lacks
+/// chains and has too many. Then somebody else adds rules that do nothing to its chains, which are taken away.
+fn repairs(lab: &Lab) -> Result<()> {
+    let mut cluster = two_nodes(lab)?;
+    write(&cluster, "edited", both(&blocks(0), &ports(0)))?;
+    wait_blocked(&cluster, "default/client", "shop/web", Some(81))?;
+    let streams = Streams::start(&cluster)?;
+    for repair in 1..=REPAIRS {
+        cluster.node("n1")?.agent.process().kill()?;
+        write(&cluster, "edited", both(&blocks(repair), &ports(repair)))?;
+        let agent = &mut cluster.node("n1")?.agent;
+        agent.restart()?;
+        agent.ask(&["wait", "--for", "synced", "--timeout", "30s"])?;
+        meet(&streams.allowed)?;
     }
-    for flow in denied {
-        let (sent, heard) = flow.stop()?;
-        ensure!(heard == 0, "{heard} of {sent} denied flows got through");
+    let netns = cluster.netns("n1")?;
+    let nft = |words: &[&str]| {
+        let mut command = Command::new(find_program("nft").context("nft")?);
+        command.args(words);
+        output_of(netns, command)
+    };
+    for repair in 0..REPAIRS {
+        let chain = ["forward", "prerouting", "output"][repair as usize % 3];
+        let verb = ["add", "insert"][repair as usize % 2];
+        nft(&[
+            verb, "rule", "inet", "selvage", chain, "counter", "comment", "stranger",
+        ])?;
+        eventually_ok(SOON, "the rule is taken away", || {
+            let listed = nft(&["list", "table", "inet", "selvage"])?;
+            ensure!(!listed.contains("stranger"), "{listed}");
+            Ok(())
+        })?;
+        meet(&streams.allowed)?;
     }
-    Ok(())
+    streams.ensure_perfect()
 }
 
 /// Some packets of the first flow have met the edit, or what was before it.

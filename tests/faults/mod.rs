@@ -3,6 +3,7 @@
 
 pub mod agent;
 mod edits;
+mod entries;
 pub mod flows;
 mod objects;
 pub mod obstacles;
@@ -18,6 +19,7 @@ pub fn cases() -> Vec<Case> {
     [
         agent::cases(),
         edits::cases(),
+        entries::cases(),
         flows::cases(),
         routes::cases(),
         objects::cases(),

@@ -79,7 +79,6 @@ fn sysctls(cluster: &KubernetesCluster) -> Result<Vec<String>> {
         "net/ipv4/nexthop_compat_mode",
         "net/ipv4/fib_multipath_hash_policy",
         "net/ipv6/fib_multipath_hash_policy",
-        "net/netfilter/nf_conntrack_tcp_loose",
     ];
     let nodes = cluster.nodes().values();
     nodes

@@ -174,7 +174,7 @@ mod tests {
         }
     }
 
-    const FRESH: [(&str, &str); 11] = [
+    const FRESH: [(&str, &str); 10] = [
         ("net/ipv4/ip_forward", "0"),
         ("net/ipv6/conf/all/forwarding", "0"),
         ("net/ipv6/conf/eth0/accept_ra", "1"),
@@ -185,7 +185,6 @@ mod tests {
         ("net/ipv4/nexthop_compat_mode", "1"),
         ("net/ipv4/fib_multipath_hash_policy", "0"),
         ("net/ipv6/fib_multipath_hash_policy", "0"),
-        ("net/netfilter/nf_conntrack_tcp_loose", "1"),
     ];
 
     fn uplinks() -> Uplinks {
@@ -215,7 +214,6 @@ mod tests {
                 "net.ipv4.nexthop_compat_mode=0",
                 "net.ipv4.fib_multipath_hash_policy=1",
                 "net.ipv6.fib_multipath_hash_policy=1",
-                "net.netfilter.nf_conntrack_tcp_loose=0",
             ]
         );
         let none = Features {
@@ -266,7 +264,6 @@ mod tests {
         assert_eq!(
             Record::of(&state).restore(&root).unwrap(),
             [
-                "net/netfilter/nf_conntrack_tcp_loose=1",
                 "net/ipv6/fib_multipath_hash_policy=0",
                 "net/ipv4/fib_multipath_hash_policy=0",
                 "net/ipv6/conf/all/forwarding=0",

@@ -2,8 +2,9 @@
 //!
 //! The rules accept what is established, so a flow that began when it was allowed would live on.
 //! A deleted entry is no cut: the answer of the other side makes a new one, reversed
-//! (`nf_conntrack_tcp_loose`), which passes as established. So a bit of the flow's mark is set,
-//! for which the rules drop; other bits and other flows are not touched.
+//! (`nf_conntrack_tcp_loose`). So a bit of the flow's mark is set, for which the rules drop; other
+//! bits and other flows are not touched. When somebody else deletes the entry, the rules judge what
+//! follows packet by packet (ADR 25).
 //!
 //! Whether a flow is allowed is the compiler's to say. The thread lists the flows of local pods,
 //! asks in portions, and marks by the answers; changes that come meanwhile make one more pass.

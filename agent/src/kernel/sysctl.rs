@@ -48,7 +48,7 @@ fn is_zero(is: &str, _: bool) -> bool {
 
 /// In the order in which they are written: an uplink goes on listening to its routers before the node becomes one itself,
 /// or the kernel drops the routes that they gave.
-const TABLE: [Sysctl; 8] = [
+const TABLE: [Sysctl; 7] = [
     Sysctl {
         name: "net/ipv6/conf/UPLINK/accept_ra",
         wanted: "2",
@@ -114,15 +114,6 @@ const TABLE: [Sysctl; 8] = [
         of: None,
         essential: false,
         why: "which one of several equal paths an IPv6 connection takes depends on its flow label alone: without one, all between two addresses take the same",
-    },
-    Sysctl {
-        name: "net/netfilter/nf_conntrack_tcp_loose",
-        wanted: "0",
-        wrong: |is, _| is != "0",
-        needed: |features| features.policy,
-        of: None,
-        essential: false,
-        why: "a TCP connection that a policy has cut lives again after its conntrack entry is lost",
     },
 ];
 

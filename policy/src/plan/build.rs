@@ -12,14 +12,18 @@
 //!   the input interface is not known there, so the source address alone finds the egress rules. What has a source
 //!   address of the node passes: traffic between a node and its own pods is always allowed. The chain stands before
 //!   the hook at which sources are masqueraded, so it sees the client's address.
+//! * A TCP flow whose conntrack entry was lost (a flush, an entry that expired) is taken up again by the next packet,
+//!   from whichever side it comes (`nf_conntrack_tcp_loose`). Who began it is not known any more, and a flow that is
+//!   denied in one direction must not live again as the answer in the other. So `forward` and `output` mark a new flow
+//!   that does not begin as its protocol does (`unseen_mark`), and judge each of its packets as if it were the first.
 //! * There is no chain at input: what a pod sends to its own node is always allowed.
 //!
 //! Interfaces of pods are recognised in one or several ways ([`Config::pod_interfaces`]); a rule that looks at an interface
 //! is there once for each.
 
 use super::{
-    Action, Base, Chain, Hook, IfaceMatch, Key, KeyType, LookupKey, Match, Name, Plan, Rule,
-    SetDef, Side, Verdict,
+    Action, Base, Chain, Connecting, Hook, IfaceMatch, Key, KeyType, LookupKey, Match, Name, Plan,
+    Rule, SetDef, Side, Verdict,
 };
 use crate::compiler::Config;
 use crate::model::{Direction, Family, IfName};
@@ -219,6 +223,7 @@ fn source_rules(interfaces: &IfaceMatch) -> Vec<Rule> {
 fn forward_rules(config: &Config) -> Vec<Rule> {
     let mut rules = vec![unrevoked(config)];
     rules.extend(revoked(config));
+    rules.extend(unseen(config, true));
     rules.extend(dispatch_rules(config, true));
     rules
 }
@@ -252,20 +257,54 @@ fn output_rules(config: &Config) -> Vec<Rule> {
         rules.push(rule(matches, Verdict::Accept));
     }
     rules.extend(revoked(config));
+    rules.extend(unseen(config, false));
     rules.extend(dispatch_rules(config, false));
     rules
 }
 
-/// What is established or related passes, unless it is revoked.
+/// What is established or related passes, unless it is revoked or its beginning was not seen.
 fn unrevoked(config: &Config) -> Rule {
     let mut matches = vec![Match::Established];
-    if config.revoked_mark != 0 {
-        matches.push(Match::CtMark {
-            mask: config.revoked_mark,
-            set: false,
-        });
+    let mask = config.revoked_mark | config.unseen_mark;
+    if mask != 0 {
+        matches.push(Match::CtMark { mask, set: false });
     }
     rule(matches, Verdict::Accept)
+}
+
+/// Marks new flows whose beginning was not seen. `iif`: the interface that a packet came in by is known, so only those
+/// are looked at that come from a pod's interface or go to one. What is related to such a flow passes: ICMP errors say
+/// nothing that a rule could judge. No rule if the mark is not used.
+fn unseen(config: &Config, iif: bool) -> Vec<Rule> {
+    if config.unseen_mark == 0 {
+        return Vec::new();
+    }
+    let mut rules = vec![rule(vec![Match::Related], Verdict::Accept)];
+    let interfaces = config
+        .pod_interfaces
+        .iter()
+        .flat_map(|pods| [Match::Iif(pods.clone()), Match::Oif(pods.clone())].map(Some));
+    let of: Vec<Option<Match>> = match iif {
+        true => interfaces.collect(),
+        false => vec![None],
+    };
+    for packets in of {
+        for protocol in [Connecting::Tcp, Connecting::Sctp] {
+            let mut matches = vec![Match::New];
+            matches.extend(packets.clone());
+            matches.extend([
+                Match::Proto(protocol.number()),
+                Match::NoBeginning(protocol),
+            ]);
+            rules.push(Rule {
+                matches,
+                counter: false,
+                log: None,
+                action: Action::Mark(config.unseen_mark),
+            });
+        }
+    }
+    rules
 }
 
 /// What is established or related and revoked is dropped; no rule if flows are never revoked.

@@ -90,7 +90,7 @@ impl Chain {
             let target = match &rule.action {
                 Action::Vmap { map, .. } => Some(map),
                 Action::Verdict(Verdict::Jump(chain)) => Some(chain),
-                Action::Verdict(_) => None,
+                Action::Verdict(_) | Action::Mark(_) => None,
             };
             sets.chain(target)
         })
@@ -165,6 +165,10 @@ pub enum Match {
     LocalSource,
     /// `ct state established,related`: ct load STATE; bitwise and mask 0x06 (host order, 4 bytes); cmp neq 0.
     Established,
+    /// `ct state new`: ct load STATE; bitwise and mask 0x08 (host order, 4 bytes); cmp neq 0.
+    New,
+    /// `ct state related`: ct load STATE; bitwise and mask 0x04 (host order, 4 bytes); cmp neq 0.
+    Related,
     /// `ct mark & mask`: ct load MARK; bitwise and mask (host order); cmp neq 0 if `set`, else cmp eq 0.
     CtMark {
         /// Bits to look at.
@@ -182,6 +186,10 @@ pub enum Match {
         /// Last port.
         last: u16,
     },
+    /// No packet with which a connection begins. TCP without SYN, `tcp flags & syn == 0`: payload load transport header
+    /// offset 13, length 1; bitwise and mask 0x02; cmp eq 0. SCTP with another first chunk than INIT, `@th,96,8 != 1`:
+    /// payload load transport header offset 12, length 1; cmp neq 1. Always after [`Match::Proto`] of this protocol.
+    NoBeginning(Connecting),
     /// `icmpv6 type`: payload load transport header offset 0, length 1; cmp gte first, cmp lte last. After `Proto(58)`.
     Icmp6Type {
         /// First type.
@@ -206,6 +214,26 @@ pub enum Match {
         /// Where.
         set: Name,
     },
+}
+
+/// A protocol whose connections begin with a packet that nothing else begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connecting {
+    /// SYN.
+    Tcp,
+    /// INIT.
+    Sctp,
+}
+
+impl Connecting {
+    /// The number of the protocol.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Connecting::Tcp => Proto::Tcp.number(),
+            Connecting::Sctp => Proto::Sctp.number(),
+        }
+    }
 }
 
 /// What a rule looks up; each part is loaded to the next free 32-bit register boundary.
@@ -245,6 +273,9 @@ impl LookupKey {
 pub enum Action {
     /// Immediate verdict.
     Verdict(Verdict),
+    /// Sets bits of the flow's mark and goes on with the next rule, `ct mark set ct mark or bits`: ct load MARK; bitwise
+    /// mask !bits, xor bits (host order, 4 bytes); ct set MARK.
+    Mark(u32),
     /// Lookup in a verdict map with destination register 0 (verdict); no element: next rule.
     Vmap {
         /// What is looked up.

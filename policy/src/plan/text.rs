@@ -1,8 +1,8 @@
 //! A plan or a delta as an `nft -f` script, for people and for tests. The agent writes netlink, not text.
 
 use super::{
-    Action, Chain, Field, Hook, IfaceMatch, Key, KeyType, LookupKey, Match, Name, Op, Plan, Rule,
-    SetDef, Side, Verdict,
+    Action, Chain, Connecting, Field, Hook, IfaceMatch, Key, KeyType, LookupKey, Match, Name, Op,
+    Plan, Rule, SetDef, Side, Verdict,
 };
 use crate::model::{Family, Proto};
 use std::fmt::{self, Display, Formatter};
@@ -151,6 +151,7 @@ impl Display for Rule {
         }
         match &self.action {
             Action::Verdict(verdict) => verdict.fmt(f),
+            Action::Mark(bits) => write!(f, "ct mark set ct mark or {bits:#x}"),
             Action::Vmap { key, map } => write!(f, "{key} vmap @{map}"),
         }
     }
@@ -165,6 +166,10 @@ impl Display for Match {
             Match::Oif(interface) => interface.fmt_as(f, 'o'),
             Match::LocalSource => f.write_str("fib saddr type local"),
             Match::Established => f.write_str("ct state established,related"),
+            Match::New => f.write_str("ct state new"),
+            Match::Related => f.write_str("ct state related"),
+            Match::NoBeginning(Connecting::Tcp) => f.write_str("tcp flags & syn == 0"),
+            Match::NoBeginning(Connecting::Sctp) => f.write_str("@th,96,8 != 1"),
             Match::CtMark { mask, set } => write!(
                 f,
                 "ct mark and {mask:#x} {} 0",

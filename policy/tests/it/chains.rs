@@ -1,7 +1,7 @@
 //! The fixed chains, packet by packet: what is established or revoked, neighbour discovery, what is not about pods.
 
 use crate::equivalence::POD_GROUP;
-use crate::interpreter::{Interface, Packet, passes};
+use crate::interpreter::{Interface, Packet, judge, passes};
 use crate::world::{NODE, addresses};
 use selvage_policy::api::NetworkPolicySpec;
 use selvage_policy::model::{LocalPod, PodKey, PolicyKey};
@@ -12,6 +12,7 @@ use selvage_policy::{Change, Compiler, Config, LocalStatus, lower};
 use std::sync::Arc;
 
 const MARK: u32 = 1 << 31;
+const UNSEEN: u32 = 1 << 30;
 
 fn config() -> Config {
     Config {
@@ -78,6 +79,8 @@ fn packet(iif: &str, source: &str, oif: &str, destination: &str) -> Packet {
         port: 80,
         kind: 0,
         established: false,
+        related: false,
+        begins: true,
         mark: 0,
         local_source: false,
     }
@@ -105,6 +108,7 @@ fn established_flows_pass_unless_revoked() {
     assert!(!passes(&plan, Hook::Forward, &revoked));
     let keep = compiler(Config {
         revoked_mark: 0,
+        unseen_mark: 0,
         ..config()
     })
     .plan()
@@ -215,6 +219,71 @@ fn what_the_node_sends_for_others_is_judged() {
         ..packet("", "192.0.2.1", "sv11", "10.0.1.1")
     };
     assert!(passes(keep.plan(), Hook::Output, &established));
+}
+
+/// A flow that is taken up without its beginning: whoever sends, each packet is judged by itself. `a` may neither be
+/// reached nor reach anything, so nothing of its flows passes in the direction that ends or begins at `a`.
+#[test]
+fn packets_of_a_flow_without_its_beginning_are_judged_one_by_one() {
+    let mut compiler = compiler(config());
+    compiler.apply(policy(
+        r#"{"podSelector":{"matchLabels":{"pod":"a"}},"policyTypes":["Ingress"]}"#,
+    ));
+    let plan = compiler.plan().clone();
+    for hook in [Hook::Forward, Hook::Output] {
+        let iif = |name| if hook == Hook::Forward { name } else { "" };
+        for protocol in [6, 132] {
+            let out = Packet {
+                begins: false,
+                protocol,
+                mark: 5,
+                ..packet(iif("sv11"), "10.0.1.1", "eth0", "192.0.2.1")
+            };
+            let back = Packet {
+                established: true,
+                mark: UNSEEN | 5,
+                ..packet(iif("eth0"), "192.0.2.1", "sv11", "10.0.1.1")
+            };
+            // The first one is taken up, for `a` may send; what comes back is no answer.
+            assert_eq!(judge(&plan, hook, &out), (true, UNSEEN | 5), "{hook:?}");
+            assert!(!passes(&plan, hook, &back), "{hook:?}");
+            let out_again = Packet {
+                established: true,
+                mark: UNSEEN | 5,
+                ..out.clone()
+            };
+            assert!(passes(&plan, hook, &out_again), "{hook:?}");
+            // Errors about it come back.
+            let error = Packet {
+                established: false,
+                related: true,
+                ..back.clone()
+            };
+            assert!(passes(&plan, hook, &error), "{hook:?}");
+            let revoked = Packet {
+                mark: UNSEEN | MARK,
+                ..error
+            };
+            assert!(!passes(&plan, hook, &revoked), "{hook:?}");
+            // A beginning is not marked, nor is what does not begin in this way.
+            let begins = Packet {
+                begins: true,
+                ..out.clone()
+            };
+            assert_eq!(judge(&plan, hook, &begins), (true, 5), "{hook:?}");
+            let datagram = Packet {
+                protocol: 17,
+                ..out
+            };
+            assert_eq!(judge(&plan, hook, &datagram), (true, 5), "{hook:?}");
+        }
+    }
+    // Flows that do not concern pods keep their mark.
+    let transit = Packet {
+        begins: false,
+        ..packet("eth0", "192.0.2.1", "eth1", "198.51.100.1")
+    };
+    assert_eq!(judge(&plan, Hook::Forward, &transit), (true, 0));
 }
 
 #[test]

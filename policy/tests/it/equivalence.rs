@@ -48,6 +48,8 @@ pub fn packet(world: &World, probe: &Probe) -> Packet {
         port: probe.port,
         kind: 8,
         established: false,
+        related: false,
+        begins: true,
         mark: 0,
         local_source: oracle::is_own_node(probe.source),
     }

@@ -27,6 +27,9 @@ pub struct Packet {
     /// First byte behind the network header.
     pub kind: u8,
     pub established: bool,
+    pub related: bool,
+    /// A packet with which a connection of its protocol begins; true where the protocol has none.
+    pub begins: bool,
     pub mark: u32,
     /// The source address is one of the node's own.
     pub local_source: bool,
@@ -34,6 +37,11 @@ pub struct Packet {
 
 /// Whether the packet survives a hook.
 pub fn passes(plan: &Plan, hook: Hook, packet: &Packet) -> bool {
+    judge(plan, hook, packet).0
+}
+
+/// Whether the packet survives a hook, and the mark of its flow afterwards.
+pub fn judge(plan: &Plan, hook: Hook, packet: &Packet) -> (bool, u32) {
     let mut chains: Vec<_> = plan
         .chains
         .values()
@@ -41,13 +49,15 @@ pub fn passes(plan: &Plan, hook: Hook, packet: &Packet) -> bool {
         .filter(|(base, _)| base.hook == hook)
         .collect();
     chains.sort_by_key(|(base, _)| base.priority);
-    chains
+    let mut packet = packet.clone();
+    let passes = chains
         .into_iter()
-        .all(|(_, chain)| run(plan, chain, packet, 0) != Some(false))
+        .all(|(_, chain)| run(plan, chain, &mut packet, 0) != Some(false));
+    (passes, packet.mark)
 }
 
 /// `Some(true)` accepted, `Some(false)` dropped, `None` the chain came to its end or returned.
-fn run(plan: &Plan, chain: &Chain, packet: &Packet, depth: usize) -> Option<bool> {
+fn run(plan: &Plan, chain: &Chain, packet: &mut Packet, depth: usize) -> Option<bool> {
     assert!(depth < 16, "the kernel's jump stack");
     for rule in &chain.rules {
         assert_guards(rule);
@@ -56,6 +66,10 @@ fn run(plan: &Plan, chain: &Chain, packet: &Packet, depth: usize) -> Option<bool
         }
         let verdict = match &rule.action {
             Action::Verdict(verdict) => Some(verdict.clone()),
+            Action::Mark(bits) => {
+                packet.mark |= bits;
+                None
+            }
             Action::Vmap { key, map } => key_of(*key, packet)
                 .and_then(|key| lookup(plan, map, &key))
                 .flatten(),
@@ -82,7 +96,10 @@ fn matches(plan: &Plan, condition: &Match, packet: &Packet) -> bool {
         Match::Iif(wanted) => is_interface(wanted, packet.iif.as_ref()),
         Match::Oif(wanted) => is_interface(wanted, packet.oif.as_ref()),
         Match::LocalSource => packet.local_source,
-        Match::Established => packet.established,
+        Match::Established => packet.established || packet.related,
+        Match::New => !packet.established && !packet.related,
+        Match::Related => packet.related,
+        Match::NoBeginning(_) => !packet.begins,
         Match::CtMark { mask, set } => (packet.mark & mask != 0) == *set,
         Match::Proto(number) => packet.protocol == *number,
         Match::Dport { first, last } => (*first..=*last).contains(&packet.port),
@@ -167,14 +184,14 @@ fn assert_guards(rule: &Rule) {
                 );
                 continue;
             }
-            Some(Match::Dport { .. } | Match::Icmp6Type { .. }) => {
+            Some(Match::Dport { .. } | Match::Icmp6Type { .. } | Match::NoBeginning(_)) => {
                 assert!(proto, "{rule:?}");
                 continue;
             }
             Some(Match::Lookup { key, .. }) => *key,
             None => match &rule.action {
                 Action::Vmap { key, .. } => *key,
-                Action::Verdict(_) => continue,
+                Action::Verdict(_) | Action::Mark(_) => continue,
             },
             Some(_) => continue,
         };
@@ -238,7 +255,7 @@ pub fn assert_sound(plan: &Plan) {
             });
             let vmap = match &rule.action {
                 Action::Vmap { key, map } => Some((*key, map)),
-                Action::Verdict(_) => None,
+                Action::Verdict(_) | Action::Mark(_) => None,
             };
             for (key, set) in lookups.chain(vmap) {
                 assert_eq!(key.key_type(), plan.sets[set].def.key, "{rule:?}");

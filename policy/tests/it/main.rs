@@ -1,5 +1,6 @@
 //! The compiler against an oracle written from the specification, an interpreter of its plans, and the real `nft`.
 
+mod bounds;
 mod chains;
 mod equivalence;
 mod incremental;

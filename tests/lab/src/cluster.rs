@@ -28,11 +28,10 @@ use crate::topology::{self, Topology};
 const PROTOCOL_BGP: u8 = 85;
 
 /// Sysctls of a node that its agent may not be able to write: the installing container's work.
-pub const NODE_SYSCTLS: [(&str, &str); 4] = [
+pub const NODE_SYSCTLS: [(&str, &str); 3] = [
     ("net/ipv4/nexthop_compat_mode", "0"),
     ("net/ipv4/fib_multipath_hash_policy", "1"),
     ("net/ipv6/fib_multipath_hash_policy", "1"),
-    ("net/netfilter/nf_conntrack_tcp_loose", "0"),
 ];
 
 /// A running topology. Dropping it ends everything in it.

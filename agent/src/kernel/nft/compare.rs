@@ -14,9 +14,8 @@ use super::plan::{ChainPlan, SetKind, TablePlan};
 pub(super) enum Comparison {
     /// The same.
     Equal,
-    /// The plan, but for sets, elements and chains that come or go. What stands in a packet's way meanwhile stays as
-    /// it is: a base chain that is replaced loses packets that are in it (Linux 6.18: about one in six times at a
-    /// thousand packets a second).
+    /// The plan, but for sets, elements and chains that come or go, and for rules. Base chains stay: one that is
+    /// replaced loses packets that are in it (Linux 6.18: about one in six times at a thousand packets a second).
     Differs(Difference),
     /// Not there, or not made by us, or changed by somebody while it was read.
     Strange,
@@ -29,6 +28,8 @@ pub(super) struct Difference {
     pub add_sets: Vec<String>,
     /// Chains that are missing.
     pub add_chains: Vec<String>,
+    /// Chains that stay, with other rules than they should have: they are emptied and filled again.
+    pub rewrite: Vec<String>,
     /// Sets of ranges with other ranges than they should have: they are emptied and filled again.
     pub refill: Vec<String>,
     /// Elements that are too many, by set.
@@ -53,6 +54,7 @@ impl Difference {
     fn is_of_elements(&self) -> bool {
         self.add_sets.is_empty()
             && self.add_chains.is_empty()
+            && self.rewrite.is_empty()
             && self.del_chains.is_empty()
             && self.del_sets.is_empty()
     }
@@ -102,9 +104,10 @@ pub(super) fn has_chains(socket: &mut Socket, plan: &dyn TablePlan) -> Result<bo
         Err(error) if changed_meanwhile(&error) => return Ok(false),
         Err(error) => return Err(error),
     }
-    match rules(socket, &table, &wanted, &difference) {
+    match rules(socket, &table, &wanted, &mut difference) {
+        Ok(()) => Ok(difference.rewrite.is_empty()),
         Err(error) if changed_meanwhile(&error) => Ok(false),
-        other => other,
+        Err(error) => Err(error),
     }
 }
 
@@ -119,9 +122,11 @@ fn read_once(socket: &mut Socket, plan: &dyn TablePlan) -> Result<Comparison, Er
     }
     let mut difference = Difference::default();
     let wanted = plan.chains();
-    let known = chains(socket, &table, &wanted, &mut difference)?
-        && rules(socket, &table, &wanted, &difference)?
-        && sets(socket, &table, plan, &mut difference)?;
+    let known = chains(socket, &table, &wanted, &mut difference)?;
+    if known {
+        rules(socket, &table, &wanted, &mut difference)?;
+    }
+    let known = known && sets(socket, &table, plan, &mut difference)?;
     Ok(if !known {
         Comparison::Strange
     } else if difference.is_nothing() {
@@ -131,7 +136,7 @@ fn read_once(socket: &mut Socket, plan: &dyn TablePlan) -> Result<Comparison, Er
     })
 }
 
-/// False if a base chain that is there is not as it should be, or is one too many.
+/// False if a chain that is there hooks in elsewhere than it should.
 fn chains(
     socket: &mut Socket,
     table: &nft::Table<'_>,
@@ -149,35 +154,37 @@ fn chains(
             _ => return Ok(false),
         }
     }
-    if listed.values().any(|chain| chain.base.is_some()) {
-        return Ok(false);
-    }
     difference.del_chains = listed.into_keys().collect();
     difference.del_chains.sort();
     Ok(true)
 }
 
-/// False if a chain that stays has other rules than the plan has.
+/// Notes the chains that stay and have other rules than the plan has.
 fn rules(
     socket: &mut Socket,
     table: &nft::Table<'_>,
     wanted: &[(&str, ChainPlan)],
-    difference: &Difference,
-) -> Result<bool, Error> {
+    difference: &mut Difference,
+) -> Result<(), Error> {
     let mut listed: HashMap<String, Vec<list::RuleInfo>> = HashMap::new();
     for rule in list::rules(socket, table, None)? {
         listed.entry(rule.chain.clone()).or_default().push(rule);
     }
     let missing: HashSet<&str> = difference.add_chains.iter().map(String::as_str).collect();
-    let mut stay = wanted.iter().filter(|(name, _)| !missing.contains(name));
-    Ok(stay.all(|(name, chain)| {
-        let rules = listed.get(*name).map(Vec::as_slice).unwrap_or_default();
+    let stay = wanted.iter().filter(|(name, _)| !missing.contains(name));
+    let same = |name: &str, chain: &ChainPlan| {
+        let rules = listed.get(name).map(Vec::as_slice).unwrap_or_default();
         rules.len() == chain.rules.len()
             && rules
                 .iter()
                 .zip(&chain.rules)
                 .all(|(rule, wanted)| rule.does(wanted))
-    }))
+    };
+    difference.rewrite = stay
+        .filter(|(name, chain)| !same(name, chain))
+        .map(|(name, _)| (*name).to_owned())
+        .collect();
+    Ok(())
 }
 
 /// False if a set is of another kind than it should be.

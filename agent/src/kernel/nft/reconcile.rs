@@ -21,10 +21,14 @@ pub enum Loaded {
     Replaced,
 }
 
-/// Makes the kernel's table equal to the plan: by one transaction, or by none if it is.
+/// Makes the kernel's table equal to the plan: by none, one or two transactions. The first of two adds what no rule and
+/// no element leads to yet; the second leads there and takes away what is too many. A packet that is on its way through
+/// the rules while a transaction is committed reads the maps as they are now and the chains as they were: it must not be
+/// led to a chain that it finds empty.
 ///
 /// # Errors
-/// The kernel's refusal: then nothing was changed. After any other error it is unknown whether the plan is in effect.
+/// The kernel's refusal: then nothing that matters to a packet was changed. After any other error it is unknown whether
+/// the plan is in effect.
 pub(super) fn reconcile(
     socket: &mut Socket,
     transaction: &mut Transaction,
@@ -32,16 +36,12 @@ pub(super) fn reconcile(
 ) -> Result<Loaded, Error> {
     match compare::compare(socket, plan)? {
         Comparison::Equal => return Ok(Loaded::Unchanged),
-        Comparison::Differs(difference) => {
-            transaction.clear();
-            change(transaction, plan, &difference);
-            match transaction.commit(socket) {
-                Ok(()) => return Ok(Loaded::Replaced),
-                Err(error) => {
-                    tracing::warn!(table = plan.name(), %error, "nft: the table cannot be changed, it is written anew");
-                }
+        Comparison::Differs(difference) => match change(socket, transaction, plan, &difference) {
+            Ok(()) => return Ok(Loaded::Replaced),
+            Err(error) => {
+                tracing::warn!(table = plan.name(), %error, "nft: the table cannot be changed, it is written anew");
             }
-        }
+        },
         Comparison::Strange => {}
     }
     transaction.clear();
@@ -50,22 +50,50 @@ pub(super) fn reconcile(
     Ok(Loaded::Replaced)
 }
 
-/// From what is there to the plan, with what both have left alone.
-fn change(transaction: &mut Transaction, plan: &dyn TablePlan, difference: &Difference) {
+/// From what is there to the plan.
+fn change(
+    socket: &mut Socket,
+    transaction: &mut Transaction,
+    plan: &dyn TablePlan,
+    difference: &Difference,
+) -> Result<(), Error> {
     let table = nft::Table::inet(plan.name());
     let all = plan.sets();
     let kinds: HashMap<&str, &SetKind> = all.iter().map(|(name, kind)| (*name, kind)).collect();
-    let is_new = |names: &[String], name: &str| names.iter().any(|new| new == name);
-    let chains: Vec<_> = plan
-        .chains()
-        .into_iter()
-        .filter(|(name, _)| is_new(&difference.add_chains, name))
-        .collect();
+    let named = |names: &[String], name: &str| names.iter().any(|other| other == name);
+    let chains = plan.chains();
+    // A base chain that is missing meets packets at once: it comes when all that its rules lead to is there.
+    let (base, to_jump_to): (Vec<_>, Vec<_>) = chains
+        .iter()
+        .filter(|(name, _)| named(&difference.add_chains, name))
+        .cloned()
+        .partition(|(_, chain)| chain.base.is_some());
     let sets = all
         .iter()
-        .filter(|(name, _)| is_new(&difference.add_sets, name));
-    let sets = sets.map(|(name, kind)| (*name, kind));
-    add_frame(transaction, &table, &chains, sets);
+        .filter(|(name, _)| named(&difference.add_sets, name));
+    transaction.clear();
+    add_frame(
+        transaction,
+        &table,
+        &to_jump_to,
+        sets.map(|(name, kind)| (*name, kind)),
+    );
+    for name in &difference.add_sets {
+        if let Some(kind) = kinds.get(name.as_str()) {
+            add_all(transaction, &table, plan, name, kind);
+        }
+    }
+    if !transaction.is_empty() {
+        transaction.commit(socket)?;
+    }
+    transaction.clear();
+    add_frame(transaction, &table, &base, std::iter::empty());
+    for (name, chain) in &chains {
+        if named(&difference.rewrite, name) {
+            transaction.flush_chain(&table, name);
+            add_rules(transaction, &table, name, chain);
+        }
+    }
     for (name, surplus) in &difference.del_elements {
         if let Some(kind) = kinds.get(name.as_str()) {
             let surplus = surplus.iter().map(|element| element.deletion());
@@ -74,8 +102,6 @@ fn change(transaction: &mut Transaction, plan: &dyn TablePlan, difference: &Diff
     }
     for name in &difference.refill {
         transaction.flush_set(&table, name);
-    }
-    for name in difference.add_sets.iter().chain(&difference.refill) {
         if let Some(kind) = kinds.get(name.as_str()) {
             add_all(transaction, &table, plan, name, kind);
         }
@@ -95,6 +121,10 @@ fn change(transaction: &mut Transaction, plan: &dyn TablePlan, difference: &Diff
     for set in &difference.del_sets {
         transaction.delete_set(&table, set);
     }
+    if transaction.is_empty() {
+        return Ok(());
+    }
+    transaction.commit(socket)
 }
 
 /// The whole plan, whatever was there under the table's name.
@@ -126,9 +156,13 @@ fn add_frame<'a>(
         transaction.add_set(table, &kind.named(name));
     }
     for (name, chain) in chains {
-        for rule in &chain.rules {
-            transaction.add_rule(table, name, rule, None);
-        }
+        add_rules(transaction, table, name, chain);
+    }
+}
+
+fn add_rules(transaction: &mut Transaction, table: &nft::Table<'_>, name: &str, chain: &ChainPlan) {
+    for rule in &chain.rules {
+        transaction.add_rule(table, name, rule, None);
     }
 }
 

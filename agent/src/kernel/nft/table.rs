@@ -74,7 +74,7 @@ impl NftTable {
         &self.skeleton.name
     }
 
-    /// Makes the kernel's table equal to the plan: by one transaction, or by none if it is.
+    /// Makes the kernel's table equal to the plan.
     pub fn load(&mut self, plan: &Plan) -> Result<Loaded, Misapplied> {
         self.skeleton = WholeTable::skeleton(plan);
         let loaded = reconcile::reconcile(&mut self.socket, &mut self.transaction, plan)?;

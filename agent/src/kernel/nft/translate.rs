@@ -6,8 +6,8 @@ use selvage_netlink::nft::{self, DataType, Expr, Reg, expr, list};
 use selvage_policy::{
     model::Family,
     plan::{
-        Action, Base, Chain, Field, Hook, IfaceMatch, Key, KeyType, LookupKey, Match, Plan, Rule,
-        SetDef, Side, Verdict,
+        Action, Base, Chain, Connecting, Field, Hook, IfaceMatch, Key, KeyType, LookupKey, Match,
+        Plan, Rule, SetDef, Side, Verdict,
     },
 };
 
@@ -75,6 +75,15 @@ const PASSING: u32 = expr::ct_state::ESTABLISHED | expr::ct_state::RELATED;
 /// `RTN_LOCAL`: an address of the machine itself.
 const RTN_LOCAL: u32 = 2;
 
+/// Where the flags of a TCP header are,
+const TCP_FLAGS: u32 = 13;
+/// and the flag of the packet that begins a connection.
+const TCP_SYN: u8 = 0x02;
+/// Where the type of the first chunk of an SCTP packet is,
+const SCTP_CHUNK: u32 = 12;
+/// and the type of the one that begins an association.
+const SCTP_INIT: u8 = 1;
+
 /// The types of a key's fields.
 pub fn key_types(key: KeyType) -> Vec<DataType> {
     key.fields()
@@ -128,6 +137,19 @@ pub fn rule(rule: &Rule) -> Vec<Expr> {
     }
     match &rule.action {
         Action::Verdict(action) => out.push(Expr::Verdict(owned(action))),
+        Action::Mark(bits) => out.extend([
+            Expr::ct(expr::CtKey::MARK),
+            Expr::Bitwise {
+                sreg: Reg::FIRST,
+                dreg: Reg::FIRST,
+                mask: (!bits).to_ne_bytes().to_vec(),
+                xor: bits.to_ne_bytes().to_vec(),
+            },
+            Expr::CtSet {
+                sreg: Reg::FIRST,
+                key: expr::CtKey::MARK,
+            },
+        ]),
         Action::Vmap { key, map } => {
             load(&mut out, *key);
             out.push(Expr::vmap(map.as_str()));
@@ -156,6 +178,21 @@ fn push_match(out: &mut Vec<Expr>, condition: &Match) {
             Expr::eq(RTN_LOCAL.to_ne_bytes()),
         ]),
         Match::Established => out.extend(Expr::ct_states(PASSING)),
+        Match::New => out.extend(Expr::ct_states(expr::ct_state::NEW)),
+        Match::Related => out.extend(Expr::ct_states(expr::ct_state::RELATED)),
+        Match::NoBeginning(Connecting::Tcp) => out.extend([
+            transport_byte(TCP_FLAGS),
+            Expr::Bitwise {
+                sreg: Reg::FIRST,
+                dreg: Reg::FIRST,
+                mask: vec![TCP_SYN],
+                xor: vec![0],
+            },
+            Expr::eq([0]),
+        ]),
+        Match::NoBeginning(Connecting::Sctp) => {
+            out.extend([transport_byte(SCTP_CHUNK), Expr::ne([SCTP_INIT])]);
+        }
         Match::CtMark { mask, set: true } => out.extend(Expr::ct_mark_any(*mask)),
         Match::CtMark { mask, set: false } => {
             out.extend([
@@ -174,12 +211,7 @@ fn push_match(out: &mut Vec<Expr>, condition: &Match) {
             );
         }
         Match::Icmp6Type { first, last } => {
-            out.push(Expr::Payload {
-                dreg: Reg::FIRST,
-                base: expr::PayloadBase::Transport,
-                offset: 0,
-                len: 1,
-            });
+            out.push(transport_byte(0));
             push_range(out, vec![*first], vec![*last]);
         }
         Match::Addr { side, first, last } => {
@@ -190,6 +222,16 @@ fn push_match(out: &mut Vec<Expr>, condition: &Match) {
             load(out, *key);
             out.push(Expr::in_set(set.as_str(), false));
         }
+    }
+}
+
+/// Loads a byte of the transport header.
+fn transport_byte(offset: u32) -> Expr {
+    Expr::Payload {
+        dreg: Reg::FIRST,
+        base: expr::PayloadBase::Transport,
+        offset,
+        len: 1,
     }
 }
 
