@@ -90,7 +90,7 @@ impl Plan {
             time,
             clients: 64,
             birds: 2,
-            ends: 24,
+            ends: 40,
             storm: 400,
             linger: Duration::from_secs(45),
             nodes: 3,

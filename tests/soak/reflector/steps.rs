@@ -23,7 +23,7 @@ impl World<'_> {
             _ => {}
         }
         // The settings change beside everything else.
-        if self.random.percent(20) {
+        if self.random.percent(25) {
             self.configure()?;
         }
         let end = Instant::now() + SETTLE;
