@@ -21,7 +21,7 @@ export K8S
 # The kernels of `make test-kernels`.
 export KERNELS ?= 6.1 6.12
 
-.PHONY: all install build lint test shim image test-image unit cluster-programs system test-kernels demo demo-kubernetes conformance bench soak crds
+.PHONY: all install build lint test shim image test-image unit kernels cluster-programs system test-kernels demo demo-kubernetes conformance bench soak crds
 all: build
 
 install:
@@ -38,7 +38,7 @@ lint:
 	$(CARGO) deny --locked --log-level error check licenses bans sources
 
 # The programs of a Kubernetes cluster come after cargo: their linker wants 2 GB.
-test: install lint build shim unit test-image cluster-programs system
+test: install lint build shim unit kernels test-image cluster-programs system
 
 # The plugin as it is shipped.
 shim:
@@ -57,6 +57,10 @@ unit:
 	$(CARGO) test $(PROFILE) --workspace --exclude selvage-tests
 
 # etcd, Kubernetes and containerd, once, into a folder outside the tree.
+# The short part of test-kernels.
+kernels:
+	KERNELS=known tests/kernels/run.sh netlink
+
 cluster-programs:
 	@tests/cluster/build.sh >/dev/null
 

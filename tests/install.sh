@@ -32,6 +32,7 @@ kernels_packages=(
 )
 test_packages=(
   "${kubernetes_packages[@]}"
+  "${kernels_packages[@]}"
   frr:/usr/lib/frr/bgpd
   gobgpd:gobgpd
   iproute2:ip

@@ -3,6 +3,7 @@
 # Prints the folder: `image`, `initramfs.gz`, `modules` (of the network and what it stands on, uncompressed), `release`.
 #
 #   tests/kernels/fetch.sh 6.1|6.12
+#   tests/kernels/fetch.sh known      prints those of them that are there or that this machine's package sources have
 #
 # Remove the folder to get the newest kernel of that series.
 set -euo pipefail
@@ -16,6 +17,22 @@ if [ -e "$folder/release" ]; then
   echo "$folder"
   exit 0
 fi
+# The newest of the series with ordinary settings; nothing where there is none.
+packages() {
+  apt-cache pkgnames "linux-image-$series." |
+    { grep -E -- '-amd64$' || true; } | { grep -v -E -- '-(rt|cloud)-' || true; } | sort -V | tail -n 1
+}
+if [ "$series" = known ]; then
+  for series in 6.1 6.12; do
+    if [ -e "$cache/kernels/$series/release" ]; then
+      echo "$series"
+      continue
+    fi
+    package=$(packages)
+    if [ -n "$package" ]; then echo "$series"; else say "no package of a kernel $series is known here"; fi
+  done
+  exit 0
+fi
 for program in apt-get dpkg-deb busybox xz; do
   if ! command -v "$program" >/dev/null; then
     say "no $program: kernels come as Debian's packages; tests/install.sh kernels installs what can be installed"
@@ -26,11 +43,6 @@ mkdir -p "$cache/kernels"
 new=$(mktemp -d "$cache/kernels/.$series.XXXXXX")
 trap 'rm -rf "$new"' EXIT
 
-# The newest of the series with ordinary settings.
-packages() {
-  apt-cache pkgnames "linux-image-$series." |
-    { grep -E -- '-amd64$' || true; } | { grep -v -E -- '-(rt|cloud)-' || true; } | sort -V | tail -n 1
-}
 package=$(packages)
 if [ -z "$package" ]; then
   # As root the lists can be fetched; without, whoever owns the machine does.

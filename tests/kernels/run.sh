@@ -8,6 +8,7 @@
 #       lab e2e faults interop conformance  the system trials, without those that need Kubernetes' programs
 #       e2e::NAME …                        one trial
 #
+# KERNELS=known: those that this machine's package sources have; one has to be there.
 # Where KVM does not work the machines are emulated, and everything takes ten times as long. Deadlines are longer there
 # (SELVAGE_DEADLINE_FACTOR, 10 without), and measured times mean nothing. SELVAGE_MACHINE_LIMIT is how many seconds one
 # part may take (14400).
@@ -15,6 +16,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 kernels=${KERNELS:-6.1 6.12}
+if [ "$kernels" = known ]; then
+  kernels=$(tests/kernels/fetch.sh known | tr '\n' ' ')
+  if [ -z "$kernels" ]; then
+    echo "kernels: no kernel to be had here: apt-get update, and see tests/kernels/fetch.sh" >&2
+    exit 1
+  fi
+fi
 parts=("$@")
 [ ${#parts[@]} -gt 0 ] || parts=(netlink plugin policy bgp agent lab e2e faults interop conformance)
 target=$(realpath "${CARGO_TARGET_DIR:-target}")
@@ -56,7 +64,7 @@ find_test() {
 # Sets `command` for a part.
 describe() {
   case $1 in
-    netlink) find_test agent/netlink it && command=("$program") ;;
+    netlink) find_test agent/netlink it && command=("$program" --test-threads 1) ;;
     plugin) find_test cni-shim it && command=("$program") ;;
     policy) find_test policy it && command=("$program" kernel:: nft::) ;;
     bgp) find_test bgp it && command=("$program") ;;
