@@ -50,6 +50,9 @@ impl World<'_> {
     /// Three go for good and players come in the place of others. When all of them are through and the time for which an agent
     /// may remember somebody is over, everybody holds what the model says; then newcomers take all these places.
     pub(super) fn limits(&mut self) -> Result<()> {
+        // Those who stay away are needed: somebody has to talk to the deaf one.
+        self.come_back()?;
+        self.check()?;
         let over = Instant::now() + self.plan.linger;
         let mut places = Vec::new();
         for _ in 0..3 {
