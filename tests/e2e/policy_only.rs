@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::process::Command;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use selvage_lab::probe::server::EchoServer;
 use selvage_lab::probe::tcp::Conversation;
 use selvage_lab::process::output_of;
 use selvage_lab::{Agent, Cluster, Lab, Netns, eventually, eventually_ok, objects};
+use selvage_netlink::{Protocol, Socket, conntrack};
 use serde_json::{Value, json};
 
 use crate::e2e::control::http;
@@ -309,6 +311,21 @@ fn unknown(lab: &Lab) -> Result<()> {
     end(flows)
 }
 
+/// How many TCP connections to port 80 of each address the kernel of n1 knows.
+fn flows_of(cluster: &Cluster, addresses: &[IpAddr]) -> Result<Vec<(IpAddr, usize)>> {
+    let netns = cluster.netns("n1")?.open()?;
+    let mut socket = Socket::open_in(netns.as_fd(), Protocol::Netfilter)?;
+    let all = conntrack::list(&mut socket, &conntrack::Filter::default())?;
+    let of = |address: &IpAddr| {
+        let to_it = |flow: &&conntrack::Flow| {
+            let web = matches!(flow.orig.ports, conntrack::Ports::Ports { dst: 80, .. });
+            flow.orig.dst == *address && flow.orig.proto == 6 && web
+        };
+        (*address, all.iter().filter(to_it).count())
+    };
+    Ok(addresses.iter().map(of).collect())
+}
+
 /// The address of an open pod goes to an isolated one, while the object of the former still says that it has it.
 fn reused(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
@@ -359,6 +376,10 @@ fn reused(lab: &Lab) -> Result<()> {
         Ok(())
     };
     closed("the API says it is the former pod's")?;
+    // The kernel has forgotten what the former owner had: nothing of it is established.
+    for (address, left) in flows_of(&cluster, &before.addresses)? {
+        ensure!(left == 0, "{left} flows of {address} are left");
+    }
     // Anything else that it says of the former pod is no news of the address.
     let mut labelled = before.clone();
     labelled.pod.labels.insert("leaving".into(), "true".into());
