@@ -85,11 +85,11 @@ fn pod(n: u32, app: &str) -> Change {
         uid: format!("uid-{n}").into(),
         key: PodKey::new("ns", format!("pod-{n}")),
         labels: [("app", app)].into(),
-        ips: vec![address(n)],
+        ips: vec![address(n)].into(),
         node: None,
         host_network: false,
         phase: Phase::Live,
-        ports: Vec::new(),
+        ports: [].into(),
         created: 0,
     }))
 }

@@ -93,11 +93,11 @@ fn pod(n: u32) -> Result<[Change; 2], Failure> {
         uid: format!("uid-{n}").into(),
         key: key.clone(),
         labels: [("app", "a")].into(),
-        ips: addresses.clone(),
+        ips: addresses.clone().into(),
         node: None,
         host_network: false,
         phase: Phase::Live,
-        ports: Vec::new(),
+        ports: [].into(),
         created: 0,
     };
     let local = LocalPod {

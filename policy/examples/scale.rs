@@ -138,11 +138,11 @@ fn pod(n: u32, namespaces: u32, app: u32) -> Arc<PodFact> {
         uid: format!("uid-{n}").into(),
         key: PodKey::new(namespace(home), format!("pod-{n}")),
         labels,
-        ips: addresses(n),
+        ips: addresses(n).into(),
         node: None,
         host_network: false,
         phase: Phase::Live,
-        ports: Vec::new(),
+        ports: [].into(),
         created: i64::from(n),
     })
 }
@@ -161,7 +161,7 @@ fn attachment(fact: &PodFact) -> Result<Change, Failure> {
     Ok(Change::Local(LocalPod {
         ifname,
         ifindex: 0,
-        addresses: fact.ips.clone(),
+        addresses: fact.ips.iter().collect(),
         pod,
     }))
 }

@@ -8,17 +8,17 @@
 //! Changes only mark; the plan catches up when it is asked for. So many changes become one delta, and what came and
 //! went in between leaves no trace.
 
-use crate::group::{GroupSpec, Layout, Members, SetSpec};
+use crate::group::{Candidate, GroupSpec, Layout, Members, SetSpec};
 use crate::index::{Dirty, Facts, Standing};
 use crate::model::{
     Direction, Family, IfName, LocalPod, NamedPort, NamespaceFact, PodFact, PodKey, Policy,
     PolicyKey,
 };
-use crate::plan::build::{self, Elements};
+use crate::plan::build::{self, DispatchElements};
 use crate::plan::order::Transaction;
 use crate::plan::{Delta, Gen, IfaceMatch, Key, Name, Op, Plan};
 use crate::rules;
-use crate::staging::{Element, Staging};
+use crate::staging::{Remainder, Staging};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -107,7 +107,10 @@ pub struct Compiler {
     pub(crate) facts: Facts,
     dirty: Dirty,
     plan: Plan,
+    /// What was done to the plan since the last delta, unless a whole plan was asked for meanwhile.
     pending: Vec<Op>,
+    /// The plan is another one than that of the generation that was taken last.
+    changed: bool,
     taken: Gen,
     locals: BTreeMap<IfName, Dispatched>,
     groups: BTreeMap<Name, Group>,
@@ -138,7 +141,7 @@ const MANY_UNUSED: usize = 256;
 /// What an attachment has in the plan.
 #[derive(Debug, Default)]
 struct Dispatched {
-    elements: Elements,
+    elements: DispatchElements,
     chains: Vec<Name>,
     status: LocalStatus,
 }
@@ -167,6 +170,7 @@ impl Compiler {
         let plan = build::base(&config);
         Compiler {
             pending: plan.ops(),
+            changed: true,
             plan,
             config,
             facts: Facts::default(),
@@ -207,7 +211,7 @@ impl Compiler {
 
     /// The plan for all changes so far.
     pub fn plan(&mut self) -> &Plan {
-        self.settle_whole();
+        self.settle_whole(true);
         &self.plan
     }
 
@@ -216,16 +220,17 @@ impl Compiler {
     pub fn take_delta(&mut self) -> Option<Delta> {
         let portion = self.config.portion.max(1);
         self.dirty.locals.extend(self.waiting.keys().copied());
-        self.settle(portion);
+        self.settle(portion, true);
         // Elements may have vanished meanwhile: a portion without any is no reason to stop.
-        while self.fill(portion) && self.pending.is_empty() {}
+        while self.fill(portion, true) && self.pending.is_empty() {}
         let unused = self.groups.values().filter(|group| group.users == 0);
         if self.pending.is_empty() && self.waiting.is_empty() || unused.count() > MANY_UNUSED {
-            self.collect(self.taken);
+            self.collect(self.taken, true);
         }
         if self.pending.is_empty() {
             return None;
         }
+        self.changed = false;
         let (from, to) = (self.taken, self.next());
         self.taken = to;
         Some(Delta {
@@ -244,9 +249,9 @@ impl Compiler {
 
     /// The whole plan, for a start or a repair: deltas go on from its generation.
     pub fn take_plan(&mut self) -> (Gen, &Plan) {
-        self.settle_whole();
-        if !self.pending.is_empty() {
-            self.pending.clear();
+        self.settle_whole(false);
+        self.pending = Vec::new();
+        if std::mem::take(&mut self.changed) {
             self.taken = self.next();
         }
         (self.taken, &self.plan)
@@ -280,13 +285,13 @@ impl Compiler {
         facts.nodes().for_each(|(name, addresses)| {
             fresh.apply(Change::Node(name.clone(), addresses.clone()))
         });
-        fresh.settle_whole();
+        fresh.settle_whole(false);
         fresh.plan
     }
 
     /// How far an attachment is, with all changes so far.
     pub fn status(&mut self, ifname: &IfName) -> LocalStatus {
-        self.settle(self.config.portion.max(1));
+        self.settle(self.config.portion.max(1), true);
         self.locals
             .get(ifname)
             .map_or(LocalStatus::Unknown, |local| local.status)
@@ -305,16 +310,22 @@ impl Compiler {
         Gen(self.taken.0 + 1)
     }
 
-    /// Brings the plan up to date, with no set left to be filled.
-    fn settle_whole(&mut self) {
+    /// Brings the plan up to date, with no set left to be filled. `recording`: a delta may be asked for later.
+    fn settle_whole(&mut self, recording: bool) {
         self.dirty.locals.extend(self.waiting.keys().copied());
-        self.settle(usize::MAX);
-        self.fill(usize::MAX);
-        self.collect(Gen(u64::MAX));
+        self.settle(usize::MAX, recording);
+        self.fill(usize::MAX, recording);
+        self.collect(Gen(u64::MAX), recording);
+    }
+
+    /// Takes over what a transaction did to the plan.
+    fn record(pending: &mut Vec<Op>, changed: &mut bool, tx: Transaction<'_>) {
+        *changed |= tx.has_changed();
+        pending.extend(tx.finish());
     }
 
     /// Takes out what nobody uses or waits for since this delta, or an earlier one.
-    fn collect(&mut self, since: Gen) {
+    fn collect(&mut self, since: Gen, recording: bool) {
         let waiting = self.waiting.values();
         let prepared = waiting.filter_map(|waiting| waiting.prepared.as_ref());
         let wanted: BTreeSet<&Name> = prepared.flat_map(|prepared| &prepared.chains).collect();
@@ -325,7 +336,7 @@ impl Compiler {
             })
             .map(|(name, _)| name.clone())
             .collect();
-        let mut tx = Transaction::new(&mut self.plan);
+        let mut tx = Transaction::new(&mut self.plan, recording);
         for name in gone {
             let group = self.groups.remove(&name);
             tx.del_chain(name);
@@ -340,42 +351,36 @@ impl Compiler {
                 }
             }
         }
-        self.pending.extend(tx.finish());
+        Compiler::record(&mut self.pending, &mut self.changed, tx);
     }
 
     /// Puts at most so many elements into large sets that no rule names yet. Attachments that waited for them only get
     /// their rules. False if there is nothing to fill.
-    fn fill(&mut self, most: usize) -> bool {
+    fn fill(&mut self, most: usize, recording: bool) -> bool {
         let (elements, ready) = self.staging.next(most);
         if elements.is_empty() && ready.is_empty() {
             return false;
         }
-        let mut tx = Transaction::new(&mut self.plan);
-        for (name, element) in elements {
+        let mut tx = Transaction::new(&mut self.plan, recording);
+        for (name, some) in elements {
             let members = self.sets.get(&name).and_then(|set| set.members.as_ref());
-            match (element, members) {
-                (Element::Fixed(key), _) => tx.put(&name, key, None),
-                (Element::Of(addr), Some(members)) => contribution(&self.facts, members, addr)
-                    .into_iter()
-                    .for_each(|key| tx.put(&name, key, None)),
-                (Element::Of(_), None) => {}
-            }
+            put_all(&self.facts, &mut tx, &name, members, some);
         }
-        self.pending.extend(tx.finish());
+        Compiler::record(&mut self.pending, &mut self.changed, tx);
         self.dirty.locals.extend(ready);
-        self.settle(most);
+        self.settle(most, recording);
         true
     }
 
     /// Brings the plan up to date, but for attachments that need new sets of more than `largest` elements: those sets
     /// are begun, and the attachments wait.
-    fn settle(&mut self, largest: usize) {
+    fn settle(&mut self, largest: usize, recording: bool) {
         let dirty = std::mem::take(&mut self.dirty);
         if dirty.addresses.is_empty() && dirty.locals.is_empty() {
             return;
         }
         let next = self.next();
-        let mut tx = Transaction::new(&mut self.plan);
+        let mut tx = Transaction::new(&mut self.plan, recording);
         let mut work = Work {
             facts: &self.facts,
             groups: &mut self.groups,
@@ -384,6 +389,7 @@ impl Compiler {
             largest,
             taken: self.taken,
             rules: BTreeMap::new(),
+            found: BTreeMap::new(),
             tx: &mut tx,
         };
         for addr in &dirty.addresses {
@@ -467,8 +473,8 @@ impl Compiler {
         }
         work.release(released, next);
         work.drop_unwanted();
-        self.pending.extend(tx.finish());
-        if self.pending.is_empty() {
+        Compiler::record(&mut self.pending, &mut self.changed, tx);
+        if !self.changed {
             // There will be no delta to wait for: what nobody has to be told is in the plan already.
             for local in self.locals.values_mut() {
                 if local.status == LocalStatus::Planned(next) {
@@ -530,6 +536,8 @@ struct Work<'a, 'p> {
     taken: Gen,
     /// Rules that were put together in this settling already: many pods are selected by the same policies.
     rules: BTreeMap<RulesKey<'a>, Option<Rc<Rules>>>,
+    /// What new sets get that were looked at in this settling, until they are made.
+    found: BTreeMap<Name, Remainder>,
     tx: &'a mut Transaction<'p>,
 }
 
@@ -640,14 +648,14 @@ impl<'a> Work<'a, '_> {
             },
             addresses: own,
         };
-        if !hurried && self.is_staged(ifname, &needed) {
+        // All at once is asked for.
+        let whole = self.largest == usize::MAX;
+        if !hurried && !whole && self.is_staged(ifname, &needed) {
             return waits(None, dispatched.chains);
         }
         for (rules, family) in &needed {
             self.prepare(rules, *family, next);
         }
-        // All at once is asked for.
-        let whole = self.largest == usize::MAX;
         if !whole && !self.is_in_kernel(&dispatched.chains) {
             let wanted = dispatched.chains.clone();
             return waits(Some(dispatched), wanted);
@@ -671,7 +679,7 @@ impl<'a> Work<'a, '_> {
             .filter(|policy| policy.rules(direction).is_some() && policy.pods.matches(&pod.labels))
             .collect();
         let ports = match direction {
-            Direction::Ingress => pod.ports.as_slice(),
+            Direction::Ingress => &*pod.ports,
             Direction::Egress => &[],
         };
         let key = (
@@ -726,30 +734,20 @@ impl<'a> Work<'a, '_> {
                 self.tx.add_set(name.clone(), spec.def());
                 let members = spec.as_members().cloned();
                 self.sets.insert(name.clone(), Shared { users: 1, members });
-                self.elements(spec)
+                let found = self.found.remove(name);
+                Some(found.unwrap_or_else(|| self.elements(spec)))
             }
         };
-        for element in elements {
-            match (element, spec) {
-                (Element::Fixed(key), _) => self.tx.put(name, key, None),
-                (Element::Of(addr), SetSpec::Members(members)) => {
-                    contribution(self.facts, members, addr)
-                        .into_iter()
-                        .for_each(|key| self.tx.put(name, key, None));
-                }
-                (Element::Of(_), _) => {}
-            }
+        if let Some(elements) = elements {
+            put_all(self.facts, self.tx, name, spec.as_members(), elements);
         }
     }
 
     /// What a new set gets.
-    fn elements(&self, spec: &SetSpec) -> Vec<Element> {
+    fn elements(&self, spec: &SetSpec) -> Remainder {
         match spec {
-            SetSpec::Members(members) => {
-                let candidates = self.facts.candidates(members).into_iter();
-                candidates.map(Element::Of).collect()
-            }
-            fixed => fixed.fixed().into_iter().map(Element::Fixed).collect(),
+            SetSpec::Members(members) => Remainder::Of(self.facts.candidates(members)),
+            fixed => Remainder::Fixed(fixed.fixed()),
         }
     }
 
@@ -761,7 +759,7 @@ impl<'a> Work<'a, '_> {
                 continue;
             }
             for (name, spec) in &rules.layout(*family).sets {
-                if !self.sets.contains_key(name) {
+                if !self.sets.contains_key(name) && !self.found.contains_key(name) {
                     self.begin(name, spec);
                 }
                 if self.staging.contains(name) {
@@ -782,6 +780,7 @@ impl<'a> Work<'a, '_> {
     fn begin(&mut self, name: &Name, spec: &SetSpec) {
         let elements = self.elements(spec);
         if elements.len() <= self.largest {
+            self.found.insert(name.clone(), elements);
             return;
         }
         self.tx.add_set(name.clone(), spec.def());
@@ -802,25 +801,17 @@ impl<'a> Work<'a, '_> {
 
     /// Brings the elements of one address up to date in every set.
     fn update_members(&mut self, addr: IpAddr) {
+        let (family, pod) = (Family::of(addr), candidate(self.facts, addr));
         for (name, shared) in self.sets.iter() {
-            let Some(members) = shared
-                .members
-                .as_ref()
-                .filter(|m| m.family() == Family::of(addr))
-            else {
+            let members = shared.members.as_ref();
+            let Some(members) = members.filter(|members| members.family() == family) else {
                 continue;
             };
-            let new = contribution(self.facts, members, addr);
-            let old: Vec<Key> = self
-                .tx
-                .plan()
-                .sets
-                .get(name)
-                .into_iter()
-                .flat_map(|set| set.of_address(addr))
-                .cloned()
-                .collect();
-            for key in old.iter().filter(|key| !new.contains(*key)) {
+            let new = pod.map(|pod| members.elements(addr, pod));
+            let new = new.unwrap_or_default();
+            let set = self.tx.plan().sets.get(name);
+            let old = set.map(|set| set.elements.of_address(addr));
+            for key in old.iter().flatten().filter(|key| !new.contains(*key)) {
                 self.tx.remove(name, key);
             }
             for key in new {
@@ -840,11 +831,30 @@ impl<'a> Work<'a, '_> {
     }
 }
 
-/// The elements that an address has in a set, by its owner.
-fn contribution(facts: &Facts, members: &Members, addr: IpAddr) -> BTreeSet<Key> {
+/// The pod that has an address, as selectors see it.
+fn candidate(facts: &Facts, addr: IpAddr) -> Option<Candidate<'_>> {
     let owner = facts.owner(addr).and_then(|owner| owner.pod);
-    let candidate = owner.and_then(|id| facts.candidate(id));
-    candidate
-        .map(|pod| members.elements(addr, pod))
-        .unwrap_or_default()
+    owner.and_then(|id| facts.candidate(id))
+}
+
+/// Puts elements into a set: fixed ones, or what the owners of addresses contribute now.
+fn put_all(
+    facts: &Facts,
+    tx: &mut Transaction<'_>,
+    name: &Name,
+    members: Option<&Members>,
+    elements: Remainder,
+) {
+    match (elements, members) {
+        (Remainder::Fixed(keys), _) => keys.into_iter().for_each(|key| tx.put(name, key, None)),
+        (Remainder::Of(addresses), Some(members)) => {
+            for addr in addresses {
+                if let Some(pod) = candidate(facts, addr) {
+                    let keys = members.elements(addr, pod);
+                    keys.into_iter().for_each(|key| tx.put(name, key, None));
+                }
+            }
+        }
+        (Remainder::Of(_), None) => {}
+    }
 }

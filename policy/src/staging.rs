@@ -19,17 +19,52 @@ pub(crate) struct Staging {
 /// What a set still lacks, and who waits for it.
 #[derive(Debug)]
 struct Staged {
-    left: Vec<Element>,
+    left: Remainder,
     wanted: BTreeSet<IfName>,
 }
 
 /// What is still to be put into a set.
 #[derive(Debug)]
-pub(crate) enum Element {
-    /// An element that depends on no facts.
-    Fixed(Key),
-    /// Whatever the owner of this address contributes by then.
-    Of(IpAddr),
+pub(crate) enum Remainder {
+    /// Elements that depend on no facts.
+    Fixed(Vec<Key>),
+    /// Whatever the owners of these addresses contribute by then.
+    Of(Vec<IpAddr>),
+}
+
+impl Remainder {
+    /// How many elements or addresses.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Remainder::Fixed(keys) => keys.len(),
+            Remainder::Of(addresses) => addresses.len(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes out the first of them, at most so many.
+    fn take(&mut self, most: usize) -> Remainder {
+        match self {
+            Remainder::Fixed(keys) => Remainder::Fixed(take_end(keys, most)),
+            Remainder::Of(addresses) => Remainder::Of(take_end(addresses, most)),
+        }
+    }
+
+    /// The first is taken first, and it is taken from the end.
+    fn reverse(&mut self) {
+        match self {
+            Remainder::Fixed(keys) => keys.reverse(),
+            Remainder::Of(addresses) => addresses.reverse(),
+        }
+    }
+}
+
+fn take_end<T>(from: &mut Vec<T>, most: usize) -> Vec<T> {
+    let start = from.len().saturating_sub(most);
+    from.drain(start..).rev().collect()
 }
 
 impl Staging {
@@ -49,11 +84,10 @@ impl Staging {
     }
 
     /// A set that is to get these elements.
-    pub(crate) fn add(&mut self, name: Name, mut elements: Vec<Element>) {
-        // They are taken from the end.
-        elements.reverse();
+    pub(crate) fn add(&mut self, name: Name, mut left: Remainder) {
+        left.reverse();
         let staged = Staged {
-            left: elements,
+            left,
             wanted: BTreeSet::new(),
         };
         self.sets.insert(name, staged);
@@ -74,12 +108,14 @@ impl Staging {
     }
 
     /// The next elements, at most so many, and the attachments all of whose sets are full then.
-    pub(crate) fn next(&mut self, most: usize) -> (Vec<(Name, Element)>, BTreeSet<IfName>) {
-        let mut out = Vec::new();
+    pub(crate) fn next(&mut self, most: usize) -> (Vec<(Name, Remainder)>, BTreeSet<IfName>) {
+        let (mut out, mut room) = (Vec::new(), most);
         for (name, set) in &mut self.sets {
-            let from = set.left.len().saturating_sub(most - out.len());
-            let taken = set.left.drain(from..).rev();
-            out.extend(taken.map(|element| (name.clone(), element)));
+            let taken = set.left.take(room);
+            if !taken.is_empty() {
+                room -= taken.len();
+                out.push((name.clone(), taken));
+            }
         }
         let wanted = |full: bool| {
             let sets = self.sets.values();
@@ -94,10 +130,9 @@ impl Staging {
     }
 
     /// All that a set still lacks, for somebody who cannot wait.
-    pub(crate) fn rest(&mut self, name: &Name) -> Vec<Element> {
-        let set = self.sets.get_mut(name);
-        set.map(|set| std::mem::take(&mut set.left))
-            .unwrap_or_default()
+    pub(crate) fn rest(&mut self, name: &Name) -> Option<Remainder> {
+        let set = self.sets.get_mut(name)?;
+        Some(set.left.take(usize::MAX))
     }
 
     /// Takes out the sets that nobody waits for.

@@ -316,7 +316,10 @@ impl Compiler {
                     .pod_id(key)
                     .ok_or_else(|| NoAnswer::UnknownPod(key.clone()))?;
                 let host = self.facts.pod(id).filter(|fact| fact.host_network);
-                Ok(host.map_or_else(|| self.facts.addresses_of(id), |fact| fact.ips.clone()))
+                Ok(host.map_or_else(
+                    || self.facts.addresses_of(id),
+                    |fact| fact.ips.iter().collect(),
+                ))
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Figures beside those of other daemons, in the same run on the same machine.
 //!
-//! `selvage-bench b1 b3 b6 b10 busy kubernetes` (or `all`), `--runs 3`, `--daemons selvage,bird,frr`. Runs of different daemons are interleaved;
+//! `selvage-bench b1 b3 b6 b7 b10 busy kubernetes` (or `all`), `--runs 3`, `--daemons selvage,bird,frr`. Runs of different daemons are interleaved;
 //! each row shows minimum, median and maximum. The load generator is this program: one thread, sockets of its own.
 
 mod busy;
@@ -9,7 +9,9 @@ mod cni;
 mod daemon;
 mod enforcement;
 mod fib;
+mod packets;
 mod report;
+mod scale;
 mod scrape;
 mod storm;
 mod table;
@@ -30,8 +32,8 @@ use selvage_tests::fleet;
 /// Measures Selvage beside other daemons.
 #[derive(Parser)]
 struct Arguments {
-    /// Which: b1 (join storm), b3 (full table), b6 (kernel routes), b10 (CNI), busy (CNI beside other
-    /// work of the agent and the kernel), kubernetes (a real cluster), or all.
+    /// Which: b1 (join storm), b3 (full table), b6 (kernel routes), b7 (policy in a large cluster), b10 (CNI), busy (CNI
+    /// beside other work of the agent and the kernel), kubernetes (a real cluster), or all.
     #[arg(default_value = "all")]
     benches: Vec<String>,
     /// Runs of each daemon.
@@ -49,6 +51,15 @@ struct Arguments {
     /// Kernel routes.
     #[arg(long, default_value_t = 100_000)]
     fib: usize,
+    /// Policies of the clusters of the policy bench; fifteen pods for each.
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 10_000])]
+    policies: Vec<u32>,
+    /// Pods of the node of the policy bench.
+    #[arg(long, default_value_t = 110)]
+    local: usize,
+    /// How often each change of the policy bench is made.
+    #[arg(long, default_value_t = 100)]
+    changes: usize,
     /// Pods of the CNI bench.
     #[arg(long, default_value_t = 50)]
     pods: usize,
@@ -82,7 +93,7 @@ fn main() -> ExitCode {
 }
 
 /// All of them, in the order in which they run.
-const BENCHES: [&str; 6] = ["b1", "b3", "b6", "b10", "busy", "kubernetes"];
+const BENCHES: [&str; 7] = ["b1", "b3", "b6", "b7", "b10", "busy", "kubernetes"];
 
 fn run(arguments: &Arguments) -> Result<()> {
     fleet::raise_open_files();
@@ -113,6 +124,15 @@ fn run(arguments: &Arguments) -> Result<()> {
                 report(&title, arguments, |d, n| {
                     fib::run(&lab, d, arguments.fib, n)
                 })?;
+            }
+            "b7" => {
+                for &policies in &arguments.policies {
+                    let size = scale::Size {
+                        pods: 15 * policies,
+                        policies,
+                    };
+                    scale::run(&lab, size, arguments.local, arguments.changes)?;
+                }
             }
             "b10" => cni::run(&lab, arguments.pods, arguments.runs)?,
             "busy" => {

@@ -129,7 +129,7 @@ fn strays(
         here && !pod.host_network
             && pod.phase == Phase::Live
             && !pod.ips.is_empty()
-            && !pod.ips.iter().any(|addr| attached.contains_key(addr))
+            && !pod.ips.iter().any(|addr| attached.contains_key(&addr))
     };
     let lost: Vec<_> = store.pods().filter(|pod| is_lost(pod)).collect();
     let names = named(lost.iter().map(|pod| pod.key.to_string()));
@@ -149,7 +149,7 @@ fn strays(
         todo: "was the state directory lost or changed? nobody knows whose they are, and their addresses may be given \
                again: delete these pods, so that they are made anew"
             .into(),
-        stops: Stops::Addresses(lost.iter().flat_map(|pod| pod.ips.clone()).collect()),
+        stops: Stops::Addresses(lost.iter().flat_map(|pod| pod.ips.iter()).collect()),
     })
 }
 

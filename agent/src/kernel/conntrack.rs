@@ -36,6 +36,11 @@ pub const PORTION: usize = 2048;
 /// Up to so many IPv4 addresses are looked up one by one: each takes two walks of the kernel over its table, which copy
 /// only what matches; one listing copies and decodes every flow.
 const FILTERED: usize = 4;
+/// Up to so many flows are listed whole, by one walk. A walk of an empty table of the usual size (262,144 buckets) takes
+/// milliseconds, in which its processor takes in no packets.
+const FEW_FLOWS: usize = 4096;
+/// How many flows the calling thread's network namespace has, those included whose first packet is still on its way.
+const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 
 /// A listing that fails is begun again after once, twice, … this time,
 const RETRY: Duration = Duration::from_millis(20);
@@ -76,6 +81,8 @@ pub struct Passed {
     pub revoked: usize,
     /// Let go on by this pass.
     pub restored: usize,
+    /// Cut by this pass or an earlier one. What could not be looked at counts as one.
+    pub still_cut: usize,
 }
 
 impl Conntrack {
@@ -89,29 +96,22 @@ impl Conntrack {
     }
 
     /// The flows that begin or end at one of these addresses; what is translated counts as it
-    /// arrives. For a few IPv4 addresses the kernel filters its table (a walk without a copy, for each); for more of them,
-    /// and for IPv6, the table of the family is read once.
+    /// arrives. A small table is read once. Of a large one, for a few IPv4 addresses the kernel filters it (a walk without a
+    /// copy, for each); for more of them, and for IPv6, the table of the family is read once.
     pub fn flows_of(&mut self, local: &BTreeSet<IpAddr>) -> Result<Vec<Tracked>, Error> {
+        let flows = count();
+        if flows == Some(0) {
+            return Ok(Vec::new());
+        }
+        let filters = match flows.is_some_and(|flows| flows <= FEW_FLOWS) {
+            true => vec![Filter::default()],
+            false => filters_for(local),
+        };
         let mut found = Vec::new();
-        for v6 in [false, true] {
-            let family: Vec<IpAddr> = local
-                .iter()
-                .filter(|addr| addr.is_ipv6() == v6)
-                .copied()
-                .collect();
-            let filters = if !v6 && family.len() <= FILTERED {
-                family.iter().flat_map(filters_of).collect()
-            } else {
-                vec![Filter {
-                    v6: Some(v6),
-                    ..Filter::default()
-                }]
-            };
-            for filter in filters {
-                let bit = self.bit;
-                let take = |flow| tracked(bit, flow, local);
-                found.extend(conntrack::list_some(&mut self.socket, &filter, take)?);
-            }
+        for filter in filters {
+            let bit = self.bit;
+            let take = |flow| tracked(bit, flow, local);
+            found.extend(conntrack::list_some(&mut self.socket, &filter, take)?);
         }
         // A flow between two of the addresses is listed for either.
         found.sort_by_key(|tracked| (tracked.kernel.orig, tracked.kernel.zone));
@@ -148,6 +148,7 @@ impl Conntrack {
         };
         self.batch.clear();
         for (tracked, allowed) in flows.iter().zip(allowed) {
+            passed.still_cut += usize::from(!allowed);
             match (tracked.revoked, allowed) {
                 (false, false) => {
                     passed.revoked += 1;
@@ -184,6 +185,27 @@ impl Conntrack {
             .send_batch(&mut self.batch)?
             .ignoring(Errno::NOENT)
     }
+}
+
+/// `None` if the kernel does not say.
+fn count() -> Option<usize> {
+    std::fs::read_to_string(COUNT).ok()?.trim().parse().ok()
+}
+
+/// What the kernel is asked for addresses beside many others.
+fn filters_for(local: &BTreeSet<IpAddr>) -> Vec<Filter> {
+    let of = |v6: bool| {
+        let family = local.iter().filter(move |addr| addr.is_ipv6() == v6);
+        if !v6 && family.clone().count() <= FILTERED {
+            return family.flat_map(filters_of).collect();
+        }
+        let whole = Filter {
+            v6: Some(v6),
+            ..Filter::default()
+        };
+        Vec::from_iter(family.clone().next().map(|_| whole))
+    };
+    [of(false), of(true)].concat()
 }
 
 /// What the kernel is asked for one address: flows that it began, and flows that it answers.
@@ -360,7 +382,10 @@ impl<F: FnMut(FlowEvent)> Walker<F> {
                 tracing::error!(%error, "conntrack: flows cannot be listed: what is established is not cut");
                 self.next = None;
                 self.failed = 0;
-                (self.output)(FlowEvent::Passed(Passed::default()));
+                (self.output)(FlowEvent::Passed(Passed {
+                    still_cut: 1,
+                    ..Passed::default()
+                }));
             }
         }
     }
@@ -390,8 +415,12 @@ impl<F: FnMut(FlowEvent)> Walker<F> {
                 pass.done.seen += passed.seen;
                 pass.done.revoked += passed.revoked;
                 pass.done.restored += passed.restored;
+                pass.done.still_cut += passed.still_cut;
             }
-            Err(error) => tracing::warn!(%error, "conntrack: flows could not be marked"),
+            Err(error) => {
+                pass.done.still_cut += 1;
+                tracing::warn!(%error, "conntrack: flows could not be marked");
+            }
         }
         self.ask();
     }

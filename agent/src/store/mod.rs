@@ -5,11 +5,11 @@
 
 mod intern;
 pub mod observed;
+mod pods;
 mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::ops::Bound;
 use std::sync::Arc;
 
 use selvage_cni::link::Attachment;
@@ -35,7 +35,7 @@ use sweep::Sweep;
 pub struct Store {
     nodes: BTreeMap<String, Arc<Node>>,
     namespaces: BTreeMap<String, Arc<NamespaceFact>>,
-    pods: BTreeMap<PodKey, Arc<PodFact>>,
+    pods: pods::Pods,
     shared: Interner,
     policies: BTreeMap<PolicyKey, Arc<NetworkPolicy>>,
     configuration: Option<Arc<BgpConfiguration>>,
@@ -298,7 +298,7 @@ impl Store {
             Object::Pod(pod) => {
                 let fact = pod_fact(&pod, &mut self.shared);
                 let key = fact.key.clone();
-                if replace(&mut self.pods, key.clone(), Arc::new(fact)) {
+                if self.pods.put(fact) {
                     dirty.pods.insert(key);
                 }
             }
@@ -343,7 +343,7 @@ impl Store {
             }
             Kind::Pod => {
                 let key = PodKey::new(key.namespace.as_str(), key.name.as_str());
-                if self.pods.remove(&key).is_some() {
+                if self.pods.remove(&key) {
                     dirty.pods.insert(key);
                 }
             }
@@ -379,8 +379,8 @@ impl Store {
             Kind::Namespace => self.namespaces.keys().map(cluster).collect(),
             Kind::Pod => self
                 .pods
-                .keys()
-                .map(|key| Key::new(&*key.namespace, &*key.name))
+                .iter()
+                .map(|pod| Key::new(&*pod.key.namespace, &*pod.key.name))
                 .collect(),
             Kind::NetworkPolicy => self
                 .policies
@@ -422,14 +422,12 @@ impl Store {
 
     /// All pods, by key.
     pub fn pods(&self) -> impl Iterator<Item = &Arc<PodFact>> {
-        self.pods.values()
+        self.pods.iter()
     }
 
     /// The pods that come after a key.
     pub fn pods_after(&self, key: Option<&PodKey>) -> impl Iterator<Item = &Arc<PodFact>> {
-        let after = key.map_or(Bound::Unbounded, Bound::Excluded);
-        let pods = self.pods.range::<PodKey, _>((after, Bound::Unbounded));
-        pods.map(|(_, pod)| pod)
+        self.pods.after(key)
     }
 
     /// A pod.
@@ -594,30 +592,29 @@ fn pod_fact(pod: &Pod, shared: &mut Interner) -> PodFact {
     let meta = &pod.meta;
     let uid = meta.annotations.get(CONFIG_MIRROR).unwrap_or(&meta.uid);
     let named = pod.ports.iter().filter(|port| !port.name.is_empty());
-    let mut fact = PodFact {
+    let ports: Vec<NamedPort> = named
+        .map(|port| NamedPort {
+            name: shared.word(&port.name),
+            protocol: match port.protocol {
+                pod::Protocol::Tcp => Proto::Tcp,
+                pod::Protocol::Udp => Proto::Udp,
+                pod::Protocol::Sctp => Proto::Sctp,
+            },
+            port: port.port,
+        })
+        .collect();
+    PodFact {
         uid: uid.as_str().into(),
         key: PodKey::new(shared.word(&meta.key.namespace), meta.key.name.as_str()),
         labels: shared.labels(&meta.labels),
-        ips: pod.ips.clone(),
+        ips: pod.ips.as_slice().into(),
         node: (!pod.node.is_empty()).then(|| shared.word(&pod.node)),
         host_network: pod.host_network,
         phase: match pod.phase {
             pod::Phase::Succeeded | pod::Phase::Failed => Phase::Finished,
             pod::Phase::Pending | pod::Phase::Running | pod::Phase::Unknown => Phase::Live,
         },
-        ports: named
-            .map(|port| NamedPort {
-                name: shared.word(&port.name),
-                protocol: match port.protocol {
-                    pod::Protocol::Tcp => Proto::Tcp,
-                    pod::Protocol::Udp => Proto::Udp,
-                    pod::Protocol::Sctp => Proto::Sctp,
-                },
-                port: port.port,
-            })
-            .collect(),
+        ports: shared.ports(ports),
         created: meta.created.map_or(0, |time| time.0),
-    };
-    fact.ports.shrink_to_fit();
-    fact
+    }
 }

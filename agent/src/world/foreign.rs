@@ -19,7 +19,7 @@ use std::{
 
 use selvage_policy::{
     Change,
-    model::{IfName, LocalPod, Phase, PodFact, PodKey, PodRef},
+    model::{IfName, LocalPod, Phase, PodFact, PodKey, PodRef, Uid},
 };
 
 use super::World;
@@ -53,7 +53,7 @@ pub(super) struct Foreign {
 
 /// Where a pod was found.
 struct Place {
-    uid: Arc<str>,
+    uid: Uid,
     index: u32,
     addresses: BTreeSet<IpAddr>,
 }
@@ -161,11 +161,11 @@ impl Foreign {
         }
         self.stale = true;
         if let Some(before) = self.pods.remove(key) {
-            for addr in &before.ips {
-                if let Some(keys) = self.by_address.get_mut(addr) {
+            for addr in before.ips.iter() {
+                if let Some(keys) = self.by_address.get_mut(&addr) {
                     keys.remove(key);
                     if keys.is_empty() {
-                        self.by_address.remove(addr);
+                        self.by_address.remove(&addr);
                     }
                 }
             }
@@ -178,11 +178,8 @@ impl Foreign {
         if now.ips.is_empty() {
             self.without_address.insert(key.clone());
         }
-        for addr in &now.ips {
-            self.by_address
-                .entry(*addr)
-                .or_default()
-                .insert(key.clone());
+        for addr in now.ips.iter() {
+            self.by_address.entry(addr).or_default().insert(key.clone());
         }
         self.pods.insert(key.clone(), Arc::clone(now));
     }
@@ -192,7 +189,7 @@ impl Foreign {
         let owner = self.owner(interface);
         if let Some(owner) = &owner {
             let place = Place {
-                uid: Arc::clone(&owner.uid),
+                uid: owner.uid.clone(),
                 index: interface.index,
                 addresses: interface.addresses.clone(),
             };
@@ -201,7 +198,7 @@ impl Foreign {
         let pod = match &owner {
             Some(fact) => PodRef {
                 key: fact.key.clone(),
-                uid: Some(Arc::clone(&fact.uid)),
+                uid: Some(fact.uid.clone()),
             },
             None => PodRef {
                 key: nobody(),
@@ -249,7 +246,7 @@ impl Foreign {
             .filter(|addr| interface.addresses.contains(addr));
         place.uid == fact.uid
             && place.index != interface.index
-            && own.all(|addr| place.addresses.contains(addr))
+            && own.all(|addr| place.addresses.contains(&addr))
     }
 
     fn note_unrouted(&mut self, locals: &BTreeMap<IfName, LocalPod>, now: Instant) {
@@ -260,7 +257,7 @@ impl Foreign {
         let before = std::mem::take(&mut self.unrouted);
         for (key, fact) in &self.pods {
             for addr in fact.ips.iter().filter(|addr| !routed.contains(addr)) {
-                let place = (key.clone(), *addr);
+                let place = (key.clone(), addr);
                 let since = before.get(&place).copied().unwrap_or(now);
                 self.unrouted.insert(place, since);
             }

@@ -238,7 +238,6 @@ impl PolicyOut {
 }
 
 /// Established flows that have to be looked at again.
-#[derive(Default)]
 struct Flows {
     /// Addresses whose flows are to be looked at when the kernel has the generation in flight.
     coming: BTreeSet<IpAddr>,
@@ -253,9 +252,38 @@ struct Flows {
     passing: u64,
     /// The count when the last complete pass began: what is denied since then is cut.
     done: u64,
+    /// Some flow may be cut: of an earlier run until all were looked at, or of this one.
+    some_cut: bool,
+    /// Whether `coming`, `due` and the pass under way are about all local addresses.
+    coming_whole: bool,
+    due_whole: bool,
+    passing_whole: bool,
+}
+
+impl Default for Flows {
+    fn default() -> Self {
+        Flows {
+            coming: BTreeSet::new(),
+            due: BTreeSet::new(),
+            in_pass: false,
+            last: None,
+            number: 0,
+            passing: 0,
+            done: 0,
+            some_cut: true,
+            coming_whole: false,
+            due_whole: false,
+            passing_whole: false,
+        }
+    }
 }
 
 impl Flows {
+    /// Whether some flow is cut, or will be by a pass that is under way or due.
+    fn may_be_cut(&self) -> bool {
+        self.some_cut || self.in_pass || !(self.due.is_empty() && self.coming.is_empty())
+    }
+
     /// Until when the kernel's table of flows is left alone; `None`: it may be read now.
     fn rests_until(&self, now: Instant) -> Option<Instant> {
         self.last

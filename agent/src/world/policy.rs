@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use selvage_policy::{LocalStatus, plan::Gen};
+use selvage_policy::{
+    LocalStatus,
+    plan::{Gen, Op},
+};
 use tracing::{error, info, warn};
 
 use super::{RETRY, World};
@@ -49,7 +52,11 @@ impl World {
                 true => self.policy.done,
                 false => self.policy.told,
             };
-            if delta.may_revoke() || delta.may_allow() {
+            // Where no flow is cut there is none to let go on. What is known of that is not of pods that come.
+            let opens_pod = |op: &Op| matches!(op, Op::AddElem(_, _, Some(_)));
+            if delta.may_revoke()
+                || delta.may_allow() && (self.flows.may_be_cut() || delta.ops.iter().any(opens_pod))
+            {
                 let none = self.without_flows();
                 let affected = delta.affected().into_iter();
                 self.flows
@@ -70,6 +77,7 @@ impl World {
         self.policy.flying = self.policy.told;
         self.policy.whole_at = None;
         self.flows.coming = self.compiler.local_addresses();
+        self.flows.coming_whole = true;
         self.tell_nft(NftWork::Plan(generation, plan));
     }
 
@@ -92,8 +100,10 @@ impl World {
                 self.policy.repaired += u64::from(repaired);
                 if repaired {
                     self.flows.due = self.compiler.local_addresses();
+                    self.flows.due_whole = true;
                 }
                 self.flows.due.append(&mut self.flows.coming);
+                self.flows.due_whole |= std::mem::take(&mut self.flows.coming_whole);
                 if !self.flows.due.is_empty() {
                     self.flows.number += 1;
                 }
@@ -156,6 +166,7 @@ impl World {
         }
         let due = std::mem::take(&mut self.flows.due);
         self.flows.passing = self.flows.number;
+        self.flows.passing_whole = std::mem::take(&mut self.flows.due_whole);
         match &self.out.flows {
             Some(flows) => {
                 self.flows.in_pass = true;
@@ -189,6 +200,11 @@ impl World {
             FlowEvent::Passed(passed) => {
                 self.flows.in_pass = false;
                 self.flows.done = self.flows.passing;
+                if passed.still_cut > 0 {
+                    self.flows.some_cut = true;
+                } else if self.flows.passing_whole {
+                    self.flows.some_cut = false;
+                }
                 self.flows.last = Some(self.now);
                 if passed.revoked + passed.restored > 0 {
                     info!(

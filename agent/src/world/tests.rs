@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    kernel::nft::Want,
+    kernel::{conntrack::Passed, nft::Want},
     objects::{self, Kind, Mode},
     store,
 };
@@ -844,4 +844,51 @@ fn a_wait_ends_after_the_last_portion_of_a_long_list() {
     }
     assert_eq!(answer.try_recv(), Ok(Ok(())));
     std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// A change that only allows more takes no look at the kernel's flows unless some of them are cut.
+#[test]
+fn cut_flows_are_looked_for_only_where_there_are_some() {
+    let mut scene = Scene::new(Vec::new());
+    let of_peers = object(json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "x", "name": "of-peers"},
+        "spec": {"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "peer"}}}]}]}}));
+    let peer = object(json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"namespace": "x", "name": "peer", "uid": "p", "labels": {"app": "peer"}},
+        "spec": {"nodeName": "n2"}, "status": {"podIPs": [{"ip": "10.0.2.1"}]}}));
+    let gone = ObjectEvent::Deleted(Kind::Pod, objects::Key::new("x", "peer"));
+    scene.tell(Work::Objects(vec![pod("a", "u"), of_peers]));
+    let _plugin = scene.attach(attachment("a", 5, "10.0.1.1"));
+    let number = scene.forgets().1;
+    scene.forgot(number);
+    // The kernel has all that was told, and the flows were looked at.
+    let settle = |scene: &mut Scene, still_cut| {
+        let mut passes = 0;
+        loop {
+            while let Some(delta) = scene.delta() {
+                scene.apply(delta.to, false);
+            }
+            scene.turn_after(FLOWS_REST, Vec::new());
+            if !scene.world.flows.in_pass {
+                scene.flows.recv_all();
+                return passes;
+            }
+            passes += 1;
+            let passed = Passed {
+                still_cut,
+                ..Passed::default()
+            };
+            scene.tell(Work::Flows(FlowEvent::Passed(passed)));
+        }
+    };
+    for (still_cut, is_looked_for) in [(0, false), (1, true), (0, true)] {
+        scene.tell(Work::Objects(vec![peer.clone()]));
+        settle(&mut scene, 0);
+        scene.tell(Work::Objects(vec![gone.clone()]));
+        assert_eq!(settle(&mut scene, still_cut), 1, "it is denied");
+        scene.tell(Work::Objects(vec![peer.clone()]));
+        assert_eq!(settle(&mut scene, 0), usize::from(is_looked_for));
+    }
 }

@@ -149,8 +149,9 @@ impl Members {
         self.terms.keys()
     }
 
-    /// What the owner of an address contributes to the set. Nobody else contributes elements of that address.
-    pub(crate) fn elements(&self, addr: IpAddr, owner: Candidate<'_>) -> BTreeSet<Key> {
+    /// What the owner of an address contributes to the set, a key perhaps twice. Nobody else contributes elements of that
+    /// address.
+    pub(crate) fn elements(&self, addr: IpAddr, owner: Candidate<'_>) -> Vec<Key> {
         let matching = self
             .terms
             .iter()

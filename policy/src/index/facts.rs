@@ -1,16 +1,13 @@
 //! The store of facts, and which of them a change touches.
 
-use super::Dirty;
+use super::{Dirty, PodId, PodTable};
 use crate::model::{
     IfName, Labels, LocalPod, NamespaceFact, Phase, PodFact, PodKey, Policy, PolicyKey,
 };
+use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-
-/// A pod by number; numbers are reused and never show in a plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct PodId(u32);
 
 /// Somebody who says that an address is theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,15 +19,13 @@ pub(crate) enum Claim {
 /// Everything the compiler was told.
 #[derive(Debug, Default)]
 pub(crate) struct Facts {
-    namespaces: BTreeMap<Arc<str>, Namespace>,
-    pods: Vec<Option<Arc<PodFact>>>,
-    free: Vec<PodId>,
-    ids: BTreeMap<PodKey, PodId>,
+    namespaces: HashMap<Arc<str>, Namespace>,
+    pods: PodTable,
     locals: BTreeMap<IfName, LocalPod>,
     attached: BTreeMap<PodKey, BTreeSet<IfName>>,
     /// Addresses that one pod claims and nobody else: nearly all that there are.
-    sole4: BTreeMap<Ipv4Addr, PodId>,
-    sole6: BTreeMap<Ipv6Addr, PodId>,
+    sole4: HashMap<Ipv4Addr, PodId>,
+    sole6: HashMap<Ipv6Addr, PodId>,
     /// All the others; no address is in both.
     claims: BTreeMap<IpAddr, Vec<Claim>>,
     nodes: BTreeMap<Arc<str>, Vec<IpAddr>>,
@@ -46,15 +41,21 @@ struct Namespace {
 
 impl Facts {
     pub(crate) fn pod(&self, id: PodId) -> Option<&Arc<PodFact>> {
-        self.pods.get(id.0 as usize)?.as_ref()
+        self.pods.get(id)
     }
 
     pub(crate) fn pod_id(&self, key: &PodKey) -> Option<PodId> {
-        self.ids.get(key).copied()
+        self.pods.id(key)
     }
 
+    /// All pods, in no particular order.
     pub(crate) fn pods(&self) -> impl Iterator<Item = &Arc<PodFact>> {
-        self.ids.values().filter_map(|id| self.pod(*id))
+        self.pods.iter()
+    }
+
+    /// Labels that pods have, with all pods that have exactly these.
+    pub(crate) fn pods_by_labels(&self) -> impl Iterator<Item = (&Labels, &[PodId])> {
+        self.pods.by_labels()
     }
 
     pub(crate) fn local(&self, ifname: &IfName) -> Option<&LocalPod> {
@@ -74,15 +75,20 @@ impl Facts {
             .filter_map(|name| self.locals.get(name))
     }
 
-    pub(crate) fn claims(&self, addr: IpAddr) -> impl Iterator<Item = Claim> {
-        let sole = match addr {
-            IpAddr::V4(addr) => self.sole4.get(&addr),
-            IpAddr::V6(addr) => self.sole6.get(&addr),
-        };
-        let several = self.claims.get(&addr).into_iter().flatten().copied();
-        sole.copied().map(Claim::Pod).into_iter().chain(several)
+    /// The pod that alone claims an address.
+    pub(crate) fn sole(&self, addr: IpAddr) -> Option<PodId> {
+        match addr {
+            IpAddr::V4(addr) => self.sole4.get(&addr).copied(),
+            IpAddr::V6(addr) => self.sole6.get(&addr).copied(),
+        }
     }
 
+    /// The claims of an address that is no [`sole`](Self::sole) pod's.
+    pub(crate) fn claims(&self, addr: IpAddr) -> impl Iterator<Item = Claim> {
+        self.claims.get(&addr).into_iter().flatten().copied()
+    }
+
+    /// All namespaces, in no particular order.
     pub(crate) fn namespaces(&self) -> impl Iterator<Item = (&Arc<str>, Option<&Labels>)> {
         self.namespaces
             .iter()
@@ -91,6 +97,11 @@ impl Facts {
 
     pub(crate) fn namespace_labels(&self, name: &str) -> Option<&Labels> {
         self.namespaces.get(name)?.labels.as_ref()
+    }
+
+    /// How many pods a namespace has.
+    pub(crate) fn count_of(&self, namespace: &str) -> usize {
+        self.namespaces.get(namespace).map_or(0, |n| n.pods.len())
     }
 
     pub(crate) fn pods_of(&self, namespace: &str) -> impl Iterator<Item = PodId> {
@@ -123,38 +134,34 @@ impl Facts {
     }
 
     pub(crate) fn set_pod(&mut self, fact: Arc<PodFact>, dirty: &mut Dirty) {
-        let known = self.ids.get(&fact.key).copied();
-        if known.and_then(|id| self.pod(id)) == Some(&fact) {
-            return;
+        let known = self.pod_id(&fact.key);
+        if let Some(id) = known {
+            if self.pod(id) == Some(&fact) {
+                return;
+            }
+            self.touch_pod(&fact.key, dirty);
+            self.release_claims(id);
         }
-        self.touch_pod(&fact.key, dirty);
-        let id = match known {
-            Some(id) => id,
-            None => self.new_id(&fact.key),
-        };
-        self.release_claims(id);
-        let key = fact.key.clone();
-        if fact.phase == Phase::Live && !fact.host_network {
-            fact.ips
-                .iter()
-                .for_each(|addr| self.claim(*addr, Claim::Pod(id)));
+        let (key, live) = (fact.key.clone(), fact.phase == Phase::Live);
+        let claims = (live && !fact.host_network).then(|| fact.ips.clone());
+        let id = self.pods.put(known, fact);
+        if known.is_none() {
+            let namespace = self.namespaces.entry(key.namespace.clone()).or_default();
+            namespace.pods.insert(id);
         }
-        if let Some(slot) = self.pods.get_mut(id.0 as usize) {
-            *slot = Some(fact);
+        for addr in claims.iter().flat_map(|ips| ips.iter()) {
+            self.claim(addr, Claim::Pod(id));
         }
         self.touch_pod(&key, dirty);
     }
 
     pub(crate) fn remove_pod(&mut self, key: &PodKey, dirty: &mut Dirty) {
         self.touch_pod(key, dirty);
-        let Some(id) = self.ids.remove(key) else {
+        let Some(id) = self.pod_id(key) else {
             return;
         };
         self.release_claims(id);
-        if let Some(slot) = self.pods.get_mut(id.0 as usize) {
-            *slot = None;
-        }
-        self.free.push(id);
+        self.pods.remove(id);
         if let Some(namespace) = self.namespaces.get_mut(&key.namespace) {
             namespace.pods.remove(&id);
         }
@@ -251,21 +258,6 @@ impl Facts {
         self.nodes.remove(name);
     }
 
-    fn new_id(&mut self, key: &PodKey) -> PodId {
-        let id = self.free.pop().unwrap_or_else(|| {
-            self.pods.push(None);
-            // A cluster ends two orders of magnitude before u32 does.
-            PodId(self.pods.len() as u32 - 1)
-        });
-        self.ids.insert(key.clone(), id);
-        self.namespaces
-            .entry(key.namespace.clone())
-            .or_default()
-            .pods
-            .insert(id);
-        id
-    }
-
     fn claim(&mut self, addr: IpAddr, claim: Claim) {
         let sole = self.take_sole(addr);
         if let Claim::Pod(id) = claim
@@ -319,8 +311,8 @@ impl Facts {
         let Some(fact) = self.pod(id).cloned() else {
             return;
         };
-        for addr in &fact.ips {
-            self.unclaim(*addr, Claim::Pod(id));
+        for addr in fact.ips.iter() {
+            self.unclaim(addr, Claim::Pod(id));
         }
     }
 
@@ -332,6 +324,7 @@ impl Facts {
         }
     }
 
+    /// Attachments never are sole claimants.
     fn touch_addr(&self, addr: IpAddr, dirty: &mut Dirty) {
         dirty.touch(addr);
         for claim in self.claims(addr) {
@@ -345,7 +338,7 @@ impl Facts {
         if let Some(fact) = self.pod_id(key).and_then(|id| self.pod(id)) {
             fact.ips
                 .iter()
-                .for_each(|addr| self.touch_addr(*addr, dirty));
+                .for_each(|addr| self.touch_addr(addr, dirty));
         }
         for local in self.attached(key) {
             dirty.locals.insert(local.ifname);
@@ -372,8 +365,7 @@ impl Facts {
 
     fn touch_namespace(&self, name: &str, dirty: &mut Dirty) {
         for id in self.pods_of(name) {
-            let addresses = self.addresses_of(id);
-            addresses.into_iter().for_each(|addr| dirty.touch(addr));
+            self.each_address(id, |addr| dirty.touch(addr));
         }
     }
 

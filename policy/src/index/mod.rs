@@ -5,7 +5,9 @@
 mod dirty;
 mod facts;
 mod owner;
+mod pod_table;
 
 pub(crate) use dirty::Dirty;
-pub(crate) use facts::{Facts, PodId};
+pub(crate) use facts::Facts;
 pub(crate) use owner::Standing;
+pub(crate) use pod_table::{PodId, PodTable};

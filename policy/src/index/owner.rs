@@ -3,10 +3,13 @@
 use super::facts::Claim;
 use super::{Facts, PodId};
 use crate::group::{Candidate, Members};
-use crate::model::{IfName, LocalPod, NamespaceMatch, Phase, PodFact};
+use crate::model::{
+    Family, IfName, Labels, LocalPod, NamespaceMatch, PeerSelector, Phase, PodFact,
+};
+use hashbrown::HashSet;
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// What an attachment stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +55,10 @@ impl Facts {
 
     /// Who has the address.
     pub(crate) fn owner(&self, addr: IpAddr) -> Option<Owner> {
+        if let Some(id) = self.sole(addr) {
+            let pod = Some(id);
+            return (!self.is_attached(id)).then_some(Owner { local: None, pod });
+        }
         let claims = self.claims(addr);
         let locals = claims.filter_map(|claim| match claim {
             Claim::Local(ifname) => self.local(&ifname),
@@ -84,22 +91,25 @@ impl Facts {
 
     /// The addresses that a pod would have if nobody else claimed them.
     pub(crate) fn addresses_of(&self, id: PodId) -> Vec<IpAddr> {
-        let Some(fact) = self.pod(id) else {
-            return Vec::new();
+        let mut addresses = Vec::new();
+        self.each_address(id, |addr| addresses.push(addr));
+        addresses
+    }
+
+    /// The same, one by one.
+    pub(crate) fn each_address(&self, id: PodId, mut each: impl FnMut(IpAddr)) {
+        let Some(fact) = self.pod(id).filter(|fact| counts(fact)) else {
+            return;
         };
-        if !counts(fact) {
-            return Vec::new();
+        let mut is_attached = false;
+        for local in self.attached(&fact.key) {
+            if self.standing(local) == Standing::Pod(id) {
+                is_attached = true;
+                local.addresses.iter().copied().for_each(&mut each);
+            }
         }
-        let own = self
-            .attached(&fact.key)
-            .filter(|local| self.standing(local) == Standing::Pod(id));
-        let attached: Vec<_> = own
-            .flat_map(|local| local.addresses.iter().copied())
-            .collect();
-        if self.is_attached(id) {
-            attached
-        } else {
-            fact.ips.clone()
+        if !is_attached {
+            fact.ips.iter().for_each(each);
         }
     }
 
@@ -114,36 +124,58 @@ impl Facts {
         })
     }
 
-    /// The addresses that may have elements in a set, found by namespace.
-    pub(crate) fn candidates(&self, members: &Members) -> BTreeSet<IpAddr> {
-        let mut out = BTreeSet::new();
+    /// The addresses that may have elements in a set, ascending.
+    pub(crate) fn candidates(&self, members: &Members) -> Vec<IpAddr> {
+        let mut out = Vec::new();
         for term in members.terms() {
-            let mut collect = |namespace: &str| {
-                for id in self.pods_of(namespace) {
-                    if self
-                        .candidate(id)
-                        .is_some_and(|pod| term.select.matches(pod))
-                    {
-                        out.extend(
-                            self.addresses_of(id)
-                                .into_iter()
-                                .filter(|a| crate::model::Family::of(*a) == members.family()),
-                        );
+            self.each_selected(&term.select, |id| {
+                self.each_address(id, |addr| {
+                    if Family::of(addr) == members.family() {
+                        out.push(addr);
                     }
-                }
-            };
-            match &term.select.namespaces {
-                NamespaceMatch::Any => self.namespaces().for_each(|(name, _)| collect(name)),
-                NamespaceMatch::Named(name) => collect(name),
-                NamespaceMatch::Selected(selector) => {
-                    let selected = self
-                        .namespaces()
-                        .filter(|(_, l)| l.is_some_and(|l| selector.matches(l)));
-                    selected.for_each(|(name, _)| collect(name));
+                });
+            });
+        }
+        out.sort_unstable();
+        out.dedup();
+        out
+    }
+
+    /// The pods that a selector selects: found by namespace or by labels, whichever are fewer to look at.
+    fn each_selected(&self, select: &PeerSelector, mut each: impl FnMut(PodId)) {
+        let wanted = |labels: &Labels| select.pods.matches(labels);
+        let mut of_namespace = |name: &str| {
+            for id in self.pods_of(name) {
+                if self.pod(id).is_some_and(|pod| wanted(&pod.labels)) {
+                    each(id);
                 }
             }
+        };
+        let is_selected = |labels: Option<&Labels>| match &select.namespaces {
+            NamespaceMatch::Any => true,
+            NamespaceMatch::Selected(selector) => labels.is_some_and(|l| selector.matches(l)),
+            // By its name.
+            NamespaceMatch::Named(_) => false,
+        };
+        if let NamespaceMatch::Named(name) = &select.namespaces {
+            return of_namespace(name);
         }
-        out
+        let namespaces = self.namespaces();
+        let selected = namespaces.filter(|(_, labels)| is_selected(*labels));
+        let selected: HashSet<&str> = selected.map(|(name, _)| &**name).collect();
+        let in_namespaces: usize = selected.iter().map(|name| self.count_of(name)).sum();
+        let labelled = || self.pods_by_labels().filter(|(labels, _)| wanted(labels));
+        if select.pods.is_everything()
+            || labelled().map(|(_, ids)| ids.len()).sum::<usize>() >= in_namespaces
+        {
+            return selected.into_iter().for_each(of_namespace);
+        }
+        for id in labelled().flat_map(|(_, ids)| ids.iter().copied()) {
+            let is_there = |pod: &Arc<PodFact>| selected.contains(&*pod.key.namespace);
+            if self.pod(id).is_some_and(is_there) {
+                each(id);
+            }
+        }
     }
 
     /// Whether an attachment of this node is the pod's: then its addresses count, not those that the API shows.

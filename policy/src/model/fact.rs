@@ -1,6 +1,6 @@
 //! Facts about the cluster and this node: what the store keeps and the compiler is told.
 
-use super::{Labels, Proto};
+use super::{Labels, PodIps, Proto, Uid};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -55,21 +55,21 @@ pub struct NamedPort {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodFact {
     /// Its UID; a pod that was deleted and made again under its name has another.
-    pub uid: Arc<str>,
+    pub uid: Uid,
     /// Namespace and name.
     pub key: PodKey,
     /// `metadata.labels`.
     pub labels: Labels,
     /// `status.podIPs`; for a pod of this node the attachment's addresses count instead.
-    pub ips: Vec<IpAddr>,
+    pub ips: PodIps,
     /// `spec.nodeName`, if bound.
     pub node: Option<Arc<str>>,
     /// `spec.hostNetwork`: such a pod is neither selected nor a peer.
     pub host_network: bool,
     /// Whether it still counts.
     pub phase: Phase,
-    /// Its named ports.
-    pub ports: Vec<NamedPort>,
+    /// Its named ports; equal lists of many pods should be one.
+    pub ports: Arc<[NamedPort]>,
     /// `metadata.creationTimestamp`, seconds since 1970: of two pods with one address the newest has it.
     pub created: i64,
 }
@@ -90,7 +90,7 @@ pub struct PodRef {
     pub key: PodKey,
     /// `K8S_POD_UID`; absent with runtimes that do not pass it, then the key alone decides.
     /// For a static pod it is the UID in `kubernetes.io/config.mirror`; the store's fact carries the same.
-    pub uid: Option<Arc<str>>,
+    pub uid: Option<Uid>,
 }
 
 /// An interface of a pod on this node, as the plugin attached it.

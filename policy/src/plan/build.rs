@@ -73,13 +73,7 @@ pub(crate) fn base(config: &Config) -> Plan {
             (sources(family), plain(KeyType::IfnameAddr(family))),
             (itself(family), plain(KeyType::AddrPair(family))),
         ] {
-            plan.sets.insert(
-                name,
-                super::Set {
-                    def,
-                    elements: Default::default(),
-                },
-            );
+            plan.sets.insert(name, super::Set::new(def));
         }
     }
     let prerouting = Base {
@@ -119,7 +113,7 @@ pub(crate) fn base(config: &Config) -> Plan {
 }
 
 /// Elements that a pod's address needs: where, what, and the verdict in a map.
-pub(crate) type Elements = Vec<(Name, Key, Option<Verdict>)>;
+pub(crate) type DispatchElements = Vec<(Name, Key, Option<Verdict>)>;
 
 /// Dispatch of one address: the chains of its pod, or `None` where no policy isolates it (or all is allowed).
 pub(crate) fn dispatch_elements(
@@ -127,7 +121,7 @@ pub(crate) fn dispatch_elements(
     addr: IpAddr,
     ingress: Option<Name>,
     egress: Option<Name>,
-) -> Elements {
+) -> DispatchElements {
     let family = Family::of(addr);
     let mut out = vec![(sources(family), Key::IfnameAddr(ifname, addr), None)];
     if ingress.is_some() || egress.is_some() {

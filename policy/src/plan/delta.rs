@@ -92,13 +92,7 @@ impl Plan {
 
     fn apply_one(&mut self, op: &Op) -> bool {
         match op {
-            Op::AddSet(name, def) => {
-                let set = Set {
-                    def: *def,
-                    elements: Default::default(),
-                };
-                self.sets.insert(name.clone(), set).is_none()
-            }
+            Op::AddSet(name, def) => self.sets.insert(name.clone(), Set::new(*def)).is_none(),
             Op::AddChain(name, chain) => {
                 let known = chain
                     .names()
@@ -120,7 +114,7 @@ impl Plan {
             Op::DelElem(name, key) => self
                 .sets
                 .get_mut(name)
-                .is_some_and(|s| s.elements.remove(key).is_some()),
+                .is_some_and(|s| s.elements.remove(key)),
             Op::DelChain(name) => !self.is_used(name) && self.chains.remove(name).is_some(),
             Op::DelSet(name) => !self.is_used(name) && self.sets.remove(name).is_some(),
         }

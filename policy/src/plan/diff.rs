@@ -1,7 +1,6 @@
 //! The difference of two plans, in an order that holds within one transaction.
 
-use super::{Key, Name, Op, Plan, Set, Verdict};
-use std::collections::BTreeMap;
+use super::{Elements, Name, Op, Plan, Set};
 
 /// The operations that turn `old` into `new`: sets and chains before their users, removals after them.
 #[must_use]
@@ -28,7 +27,7 @@ pub fn diff(old: &Plan, new: &Plan) -> Vec<Op> {
     }
     fresh
         .iter()
-        .for_each(|(name, set)| elements(&mut ops, name, &BTreeMap::new(), set));
+        .for_each(|(name, set)| elements(&mut ops, name, &Elements::default(), set));
     ops.extend(
         old.chains
             .keys()
@@ -46,14 +45,14 @@ pub fn diff(old: &Plan, new: &Plan) -> Vec<Op> {
     ops
 }
 
-fn elements(ops: &mut Vec<Op>, name: &Name, old: &BTreeMap<Key, Option<Verdict>>, new: &Set) {
+fn elements(ops: &mut Vec<Op>, name: &Name, old: &Elements, new: &Set) {
     let gone = old
         .iter()
-        .filter(|(key, verdict)| new.elements.get(*key) != Some(*verdict));
-    ops.extend(gone.map(|(key, _)| Op::DelElem(name.clone(), key.clone())));
+        .filter(|(key, verdict)| new.elements.get(key) != Some(*verdict));
+    ops.extend(gone.map(|(key, _)| Op::DelElem(name.clone(), key)));
     let come = new
         .elements
         .iter()
-        .filter(|(key, verdict)| old.get(*key) != Some(*verdict));
-    ops.extend(come.map(|(key, verdict)| Op::AddElem(name.clone(), key.clone(), verdict.clone())));
+        .filter(|(key, verdict)| old.get(key) != Some(*verdict));
+    ops.extend(come.map(|(key, verdict)| Op::AddElem(name.clone(), key, verdict.cloned())));
 }

@@ -12,12 +12,14 @@
 pub(crate) mod build;
 mod delta;
 mod diff;
+mod elements;
 mod key;
 pub(crate) mod order;
 pub mod text;
 
 pub use delta::{Delta, Gen, Misfit, Op};
 pub use diff::diff;
+pub use elements::Elements;
 pub use key::{Field, IfaceMatch, Key, KeyType, Name};
 
 use crate::model::{Family, Proto};
@@ -41,21 +43,15 @@ pub struct Set {
     /// What it is.
     pub def: SetDef,
     /// Its elements; the verdict is present exactly in a map.
-    pub elements: BTreeMap<Key, Option<Verdict>>,
+    pub elements: Elements,
 }
 
 impl Set {
-    /// The elements of an address in a set of pods' addresses.
-    pub(crate) fn of_address(&self, addr: IpAddr) -> impl Iterator<Item = &Key> {
-        let alone = self
-            .elements
-            .get_key_value(&Key::Addr(addr))
-            .map(|(key, _)| key);
-        let first = Key::AddrProtoPort(addr, Proto::Tcp, 0);
-        let last = Key::AddrProtoPort(addr, Proto::Sctp, u16::MAX);
-        alone
-            .into_iter()
-            .chain(self.elements.range(first..=last).map(|(key, _)| key))
+    /// A set without elements.
+    #[must_use]
+    pub fn new(def: SetDef) -> Self {
+        let elements = Elements::of(&def);
+        Set { def, elements }
     }
 }
 

@@ -5,6 +5,9 @@ use super::{Chain, Key, Name, Op, Plan, Set, SetDef, Verdict};
 /// Changes a plan and records what it did, by phase.
 pub(crate) struct Transaction<'a> {
     plan: &'a mut Plan,
+    /// Nobody will read the operations if not: a whole plan is asked for, and it may have as many as the cluster has pods.
+    recording: bool,
+    changed: bool,
     add_sets: Vec<Op>,
     add_chains: Vec<Op>,
     del_elements: Vec<Op>,
@@ -14,9 +17,11 @@ pub(crate) struct Transaction<'a> {
 }
 
 impl<'a> Transaction<'a> {
-    pub(crate) fn new(plan: &'a mut Plan) -> Self {
+    pub(crate) fn new(plan: &'a mut Plan, recording: bool) -> Self {
         Transaction {
             plan,
+            recording,
+            changed: false,
             add_sets: Vec::new(),
             add_chains: Vec::new(),
             del_elements: Vec::new(),
@@ -30,20 +35,25 @@ impl<'a> Transaction<'a> {
         self.plan
     }
 
+    /// Whether the plan is another one now.
+    pub(crate) fn has_changed(&self) -> bool {
+        self.changed
+    }
+
     pub(crate) fn add_set(&mut self, name: Name, def: SetDef) {
-        self.plan.sets.insert(
-            name.clone(),
-            Set {
-                def,
-                elements: Default::default(),
-            },
-        );
-        self.add_sets.push(Op::AddSet(name, def));
+        self.plan.sets.insert(name.clone(), Set::new(def));
+        self.changed = true;
+        if self.recording {
+            self.add_sets.push(Op::AddSet(name, def));
+        }
     }
 
     pub(crate) fn add_chain(&mut self, name: Name, chain: Chain) {
         self.plan.chains.insert(name.clone(), chain.clone());
-        self.add_chains.push(Op::AddChain(name, chain));
+        self.changed = true;
+        if self.recording {
+            self.add_chains.push(Op::AddChain(name, chain));
+        }
     }
 
     /// The element is there afterwards, with this verdict.
@@ -51,12 +61,17 @@ impl<'a> Transaction<'a> {
         let Some(set) = self.plan.sets.get_mut(name) else {
             return;
         };
-        match set.elements.insert(key.clone(), verdict.clone()) {
-            Some(old) if old == verdict => return,
-            Some(_) => self
-                .del_elements
-                .push(Op::DelElem(name.clone(), key.clone())),
-            None => {}
+        let before = set.elements.insert(key.clone(), verdict.clone());
+        if before.as_ref() == Some(&verdict) {
+            return;
+        }
+        self.changed = true;
+        if !self.recording {
+            return;
+        }
+        if before.is_some() {
+            self.del_elements
+                .push(Op::DelElem(name.clone(), key.clone()));
         }
         self.add_elements
             .push(Op::AddElem(name.clone(), key, verdict));
@@ -67,7 +82,11 @@ impl<'a> Transaction<'a> {
         let Some(set) = self.plan.sets.get_mut(name) else {
             return;
         };
-        if set.elements.remove(key).is_some() {
+        if !set.elements.remove(key) {
+            return;
+        }
+        self.changed = true;
+        if self.recording {
             self.del_elements
                 .push(Op::DelElem(name.clone(), key.clone()));
         }
@@ -75,12 +94,18 @@ impl<'a> Transaction<'a> {
 
     pub(crate) fn del_chain(&mut self, name: Name) {
         self.plan.chains.remove(&name);
-        self.del_chains.push(Op::DelChain(name));
+        self.changed = true;
+        if self.recording {
+            self.del_chains.push(Op::DelChain(name));
+        }
     }
 
     pub(crate) fn del_set(&mut self, name: Name) {
         self.plan.sets.remove(&name);
-        self.del_sets.push(Op::DelSet(name));
+        self.changed = true;
+        if self.recording {
+            self.del_sets.push(Op::DelSet(name));
+        }
     }
 
     pub(crate) fn finish(self) -> impl Iterator<Item = Op> {

@@ -51,7 +51,7 @@ fn in_force(plan: &Plan) -> u16 {
     let port = matches.filter_map(|m| match m {
         Match::Dport { first, .. } => Some(*first),
         Match::Lookup { set, .. } => plan.sets[set].elements.keys().find_map(|key| match key {
-            Key::PortRange(first, _) | Key::ProtoPort(_, first) => Some(*first),
+            Key::PortRange(first, _) | Key::ProtoPort(_, first) => Some(first),
             _ => None,
         }),
         _ => None,

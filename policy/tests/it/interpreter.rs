@@ -149,7 +149,7 @@ fn key_of(key: LookupKey, packet: &Packet) -> Option<Key> {
 fn lookup(plan: &Plan, set: &Name, key: &Key) -> Option<Option<Verdict>> {
     let set = plan.sets.get(set).expect("a set to look up");
     if !set.def.interval {
-        return set.elements.get(key).cloned();
+        return set.elements.get(key).map(Option::<&Verdict>::cloned);
     }
     let hit = |element: &Key| match (element, key) {
         (Key::AddrRange(first, last), Key::Addr(a)) => first <= a && a <= last,
@@ -159,7 +159,7 @@ fn lookup(plan: &Plan, set: &Name, key: &Key) -> Option<Option<Verdict>> {
     set.elements
         .iter()
         .find(|(element, _)| hit(element))
-        .map(|(_, verdict)| verdict.clone())
+        .map(|(_, verdict)| verdict.cloned())
 }
 
 /// Every load of a header stands behind its guard.

@@ -67,7 +67,7 @@ fn ranges(plan: &Plan) -> Vec<(IpAddr, IpAddr)> {
     let set = sets.next().expect("a set of ranges");
     assert!(sets.next().is_none());
     let ends = set.elements.keys().map(|key| match key {
-        Key::AddrRange(first, last) => (*first, *last),
+        Key::AddrRange(first, last) => (first, last),
         other => panic!("{other:?}"),
     });
     ends.collect()
@@ -213,5 +213,8 @@ fn isolated(world: &World) -> Plan {
 
 fn dispatch(plan: &Plan) -> BTreeMap<Key, Option<Verdict>> {
     let map = plan.sets.iter().find(|(name, _)| name.as_str() == "in4");
-    map.expect("a map").1.elements.clone()
+    let elements = map.expect("a map").1.elements.iter();
+    elements
+        .map(|(key, verdict)| (key, verdict.cloned()))
+        .collect()
 }

@@ -119,7 +119,7 @@ impl Pod {
             uid: format!("uid-{}-{}", self.namespace, self.name).into(),
             key: self.key(),
             labels: Labels::from(self.labels.clone()),
-            ips: self.addresses.clone(),
+            ips: self.addresses.clone().into(),
             node: Some(if self.ifname.is_some() { NODE } else { "node2" }.into()),
             host_network: self.host_network,
             phase: if self.finished {

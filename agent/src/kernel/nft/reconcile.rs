@@ -12,6 +12,9 @@ use super::{
     plan::{ChainPlan, SetKind, TablePlan},
 };
 
+/// So many elements are translated before they are encoded.
+const AT_ONCE: usize = 4096;
+
 /// What making a table equal to its plan took.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Loaded {
@@ -173,7 +176,14 @@ fn add_all(
     name: &str,
     kind: &SetKind,
 ) {
-    let elements: Vec<_> = plan.elements(name).collect();
-    let elements = elements.iter().map(|element| element.element());
-    transaction.add_elements(table, &kind.named(name), elements);
+    let mut elements = plan.elements(name);
+    loop {
+        // A set may be as large as the cluster.
+        let some: Vec<_> = elements.by_ref().take(AT_ONCE).collect();
+        if some.is_empty() {
+            return;
+        }
+        let some = some.iter().map(|element| element.element());
+        transaction.add_elements(table, &kind.named(name), some);
+    }
 }

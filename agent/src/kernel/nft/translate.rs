@@ -37,7 +37,7 @@ impl TablePlan for Plan {
         Box::new(set.into_iter().flat_map(|set| {
             set.elements
                 .iter()
-                .map(|(key, verdict)| element(key, verdict.as_ref(), set.def.interval))
+                .map(|(key, verdict)| element(&key, verdict, set.def.interval))
         }))
     }
 }

@@ -218,7 +218,7 @@ pub(super) fn pod(fact: &PodFact) -> String {
         "metadata": {
             "namespace": *fact.key.namespace,
             "name": *fact.key.name,
-            "uid": *fact.uid,
+            "uid": fact.uid.to_string(),
             "labels": fact.labels,
             "creationTimestamp": created,
         },

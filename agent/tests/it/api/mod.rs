@@ -156,7 +156,7 @@ impl Bench {
 
     fn pods(&self) -> Vec<String> {
         let show = |pod: &selvage_policy::model::PodFact| {
-            let ips: Vec<String> = pod.ips.iter().map(ToString::to_string).collect();
+            let ips: Vec<String> = pod.ips.iter().map(|ip| ip.to_string()).collect();
             format!("{} {}", pod.key, ips.join(","))
         };
         self.store.pods().map(|pod| show(pod)).collect()

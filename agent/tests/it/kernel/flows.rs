@@ -112,7 +112,8 @@ fn exactly_the_flow_that_is_no_longer_allowed_is_cut() {
             Passed {
                 seen: 3,
                 revoked: 1,
-                restored: 0
+                restored: 0,
+                still_cut: 1
             }
         );
 
@@ -139,7 +140,8 @@ fn exactly_the_flow_that_is_no_longer_allowed_is_cut() {
             Passed {
                 seen: 3,
                 revoked: 0,
-                restored: 1
+                restored: 1,
+                still_cut: 0
             }
         );
         until(
@@ -200,7 +202,8 @@ fn the_thread_asks_in_portions_and_follows_the_answers() {
                             Passed {
                                 seen: 10,
                                 revoked,
-                                restored
+                                restored,
+                                still_cut: if odd_only { 5 } else { 0 }
                             }
                         );
                         break;

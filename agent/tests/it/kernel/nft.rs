@@ -64,11 +64,11 @@ fn pod(n: u64, app: &str) -> Change {
         uid: format!("uid-{n}").into(),
         key: PodKey::new("ns", format!("pod-{n}")),
         labels: [("app", app)].into(),
-        ips: addresses(n),
+        ips: addresses(n).into(),
         node: None,
         host_network: false,
         phase: Phase::Live,
-        ports: Vec::new(),
+        ports: [].into(),
         created: 0,
     }))
 }
