@@ -81,13 +81,16 @@ describe() {
 # The results of a part: counts, and the names of what failed or has no result.
 results() {
   local output=$1/output rc=$2
-  # Both test harnesses print "test NAME ... ok", "FAILED" or "ignored, WHY"; output of a test may stand before the result.
-  local passed failed ignored
-  passed=$(grep -c -E '^test .* \.\.\. ok$' "$output" || true)
-  failed=$(grep -c -E '^test .* \.\.\. FAILED$' "$output" || true)
-  ignored=$(grep -c -E '^test .* \.\.\. ignored' "$output" || true)
-  printf '%-9s %-14s %3s passed, %s failed, %s ignored; exit status %s\n' "$3" "$4" "$passed" "$failed" "$ignored" "$rc"
-  grep -E '^test .* \.\.\. (FAILED|ignored)' "$output" | sed 's/^test /    /' || true
+  # Both test harnesses end with "test result: … N passed; N failed; N ignored"; without that line the machine died before.
+  local passed failed ignored counts
+  counts=$(grep -a '^test result: ' "$output" | tail -n 1 || true)
+  passed=$(sed -n 's/.* \([0-9]*\) passed.*/\1/p' <<<"$counts")
+  failed=$(sed -n 's/.* \([0-9]*\) failed.*/\1/p' <<<"$counts")
+  ignored=$(sed -n 's/.* \([0-9]*\) ignored.*/\1/p' <<<"$counts")
+  printf '%-9s %-14s %3s passed, %s failed, %s ignored; exit status %s\n' "$3" "$4" "${passed:-?}" "${failed:-?}" "${ignored:-?}" "$rc"
+  # What a test prints may stand between its name and its result: the list of those that failed comes at the end.
+  grep -a -E '^test .* \.\.\. ignored' "$output" | sed 's/^test /    /' || true
+  sed -n '/^failures:$/,/^test result: /p' "$output" | grep -a -E '^    [a-z_0-9:]+$' | sort -u | sed 's/$/ FAILED/' || true
 }
 
 summary=
