@@ -3,16 +3,18 @@
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
 use selvage_lab::cluster::RunningRouter;
-use selvage_lab::daemon::Router;
+use selvage_lab::daemon::{Router, find_program};
 use selvage_lab::kubernetes::Settings;
 use selvage_lab::probe::flow::Flow;
 use selvage_lab::probe::ping::ping;
 use selvage_lab::probe::{Answer, tcp};
+use selvage_lab::process::output_of;
 use selvage_lab::topology::Topology;
 use selvage_lab::{Cluster, Lab, Netns, eventually, eventually_ok};
 use selvage_netlink::Prefix;
@@ -113,6 +115,13 @@ pub fn other<'a>(cluster: &'a mut Cluster, name: &str) -> Result<&'a mut Router>
         RunningRouter::Other(router) => Ok(router),
         RunningRouter::Own(_) => bail!("{name} is our own"),
     }
+}
+
+/// Runs `nft` in a namespace; what it printed.
+pub fn nft(netns: &Netns, words: &[&str]) -> Result<String> {
+    let mut command = Command::new(find_program("nft").context("nft")?);
+    command.args(words);
+    output_of(netns, command)
 }
 
 /// Our route to exactly `to` in the kernel.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use selvage_lab::kubernetes::{AGNHOST, ClusterSettings, KubernetesCluster, PATIENCE};
-use selvage_lab::{Lab, eventually_ok, programs};
+use selvage_lab::{Lab, eventually_ok, programs, usage::status};
 
 use crate::enforcement;
 use crate::report::{Figures, Report};
@@ -139,17 +139,11 @@ fn usage(pid: u32) -> Result<f64> {
 }
 
 fn figures(pid: u32, before: f64, time: Duration) -> Result<Figures> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let megabytes = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let number = line.and_then(|line| line.split_whitespace().next());
-        let kilobytes: f64 = number.context("no such line")?.parse()?;
-        Ok::<_, anyhow::Error>(kilobytes / 1024.0)
-    };
+    let megabytes = |field: &str| Ok::<_, anyhow::Error>(status(pid, field)? as f64 / 1024.0);
     let used = usage(pid)? - before;
     Ok(vec![
         ("CPU (ms a second)", used / time.as_secs_f64() * 1e3),
-        ("RSS (MiB)", megabytes("VmRSS:")?),
-        ("anonymous (MiB)", megabytes("RssAnon:")?),
+        ("RSS (MiB)", megabytes("VmRSS")?),
+        ("anonymous (MiB)", megabytes("RssAnon")?),
     ])
 }

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use selvage_lab::{Lab, Netns, Process, daemon::Kind, programs};
+use selvage_lab::{Lab, Netns, Process, daemon::Kind, programs, usage};
 use selvage_netlink::{
     Prefix, Protocol, Socket,
     addr::{self, Address},
@@ -169,17 +169,7 @@ impl Running {
                     .unwrap_or(0.0)
             };
             cpu += (ticks(11) + ticks(12)) / 100.0;
-            let status = fs::read_to_string(format!("/proc/{}/status", process.pid()))?;
-            let line = status
-                .lines()
-                .find_map(|l| l.strip_prefix("VmHWM:"))
-                .unwrap_or_default();
-            peak += line
-                .trim()
-                .trim_end_matches(" kB")
-                .parse::<f64>()
-                .unwrap_or(0.0)
-                / 1024.0;
+            peak += usage::status(process.pid(), "VmHWM")? as f64 / 1024.0;
         }
         Ok(vec![("CPU s", cpu), ("peak MiB", peak)])
     }

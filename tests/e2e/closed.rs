@@ -78,13 +78,9 @@ fn pod(cluster: &Cluster, name: &str, netns: &Netns) -> Result<RunningPod> {
 /// ADD; the addresses that it gave.
 fn add(cluster: &mut Cluster, pod: &RunningPod) -> Result<Vec<IpAddr>> {
     let kubelet = cluster.node("n1")?.kubelet.clone();
-    let result: serde_json::Value = serde_json::from_str(&kubelet.call("ADD", pod)?)?;
-    let ips = result["ips"].as_array().context("ips")?;
-    let address = |ip: &serde_json::Value| -> Result<IpAddr> {
-        let text = ip["address"].as_str().context("address")?;
-        Ok(text.parse::<ipnet::IpNet>()?.addr())
-    };
-    ips.iter().map(address).collect()
+    let mut pod = pod.clone();
+    kubelet.add(&mut pod)?;
+    Ok(pod.addresses)
 }
 
 /// The address after this one.

@@ -1,18 +1,15 @@
 //! A pod with a host port on a node with an agent: policy by source holds, on the way through the node as well.
 
 use std::net::SocketAddr;
-use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
-use selvage_lab::daemon::find_program;
+use anyhow::{Result, bail, ensure};
 use selvage_lab::probe::tcp::Conversation;
 use selvage_lab::probe::{Answer, tcp};
-use selvage_lab::process::output_of;
 use selvage_lab::{Cluster, Lab, Netns, eventually_ok};
 use serde_json::{Value, json};
 
 use crate::harness::{Case, Need};
-use crate::scene::{ATTEMPT, SOON, two_nodes};
+use crate::scene::{ATTEMPT, SOON, nft, two_nodes};
 
 const ALL: &[Need] = &[
     Need::Own("selvage"),
@@ -82,9 +79,7 @@ fn by_source(lab: &Lab) -> Result<()> {
         if !alive {
             cluster.node("n1")?.agent.process().kill()?;
         }
-        let mut command = Command::new(find_program("nft").context("nft")?);
-        command.args(["flush", "ruleset"]);
-        output_of(cluster.netns("n1")?, command)?;
+        nft(cluster.netns("n1")?, &["flush", "ruleset"])?;
         if !alive {
             cluster.node("n1")?.agent.restart()?;
         }

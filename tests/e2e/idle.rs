@@ -6,16 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use selvage_lab::kubernetes::plain_kubeconfig;
 use selvage_lab::process::Process;
 use selvage_lab::{
     Agent, Lab, Netns, Network, cluster, deadline::patience, eventually, eventually_ok,
-    objects::Objects, programs,
+    objects::Objects, programs, usage,
 };
 use serde_json::json;
 
@@ -49,36 +49,12 @@ struct Cost {
 impl Cost {
     fn of(pid: u32) -> Result<Cost> {
         let mut cost = Cost::default();
-        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-            let task = task?.path();
-            // A thread may end between the listing and the look.
-            let Ok(name) = fs::read_to_string(task.join("comm")) else {
-                continue;
-            };
-            let Ok(status) = fs::read_to_string(task.join("status")) else {
-                continue;
-            };
-            let sleeps = status
-                .lines()
-                .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))
-                .context("no count of context switches")?;
-            let id = task.file_name().unwrap_or_default().to_string_lossy();
-            let name = format!("{}/{id}", name.trim());
-            cost.sleeps.insert(name, sleeps.trim().parse()?);
-            cost.cpu += Cost::cpu(&task)?;
+        for thread in usage::threads(pid)? {
+            let name = format!("{}/{}", thread.name, thread.id);
+            cost.sleeps.insert(name, thread.sleeps);
+            cost.cpu += thread.cpu;
         }
         Ok(cost)
-    }
-
-    fn cpu(task: &Path) -> Result<u64> {
-        let Ok(text) = fs::read_to_string(task.join("schedstat")) else {
-            return Ok(0);
-        };
-        let run = text
-            .split_whitespace()
-            .next()
-            .context("an empty schedstat")?;
-        Ok(run.parse()?)
     }
 
     /// What it has cost since an earlier look.
@@ -233,10 +209,7 @@ impl Scene<'_> {
             fake.put(plural, object.clone());
         }
         let kubeconfig = self.lab.directory().join(format!("{name}.kubeconfig"));
-        let text = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-            "clusters": [{"name": "c", "cluster": {"server": format!("http://{}", fake.addr)}}],
-            "users": [{"name": "u", "user": {}}]});
+        let text = plain_kubeconfig(fake.addr);
         fs::write(&kubeconfig, text.to_string())?;
         self.fakes.push(fake);
         let conf = self.conf(name)?;

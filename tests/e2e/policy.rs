@@ -1,13 +1,10 @@
 //! NetworkPolicy from a YAML file to dropped packets: allow, deny, change, and what `why` says about it.
 
 use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use selvage_lab::daemon::find_program;
 use selvage_lab::probe::Answer;
 use selvage_lab::probe::tcp::{self, Conversation};
-use selvage_lab::process::output_of;
 use selvage_lab::{Cluster, Lab, eventually_ok};
 use serde_json::{Value, json};
 
@@ -258,22 +255,15 @@ pub fn why(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Three pods on one node, one on another.
-const FOUR_PODS: &str = "
-networks: [{name: rack, cidrs: [192.0.2.0/24, '2001:db8::/64']}]
-nodes:
-  - {name: n1, networks: [rack], podCIDRs: [10.244.1.0/24, 'fd00:10:244:1::/64']}
-  - {name: n2, networks: [rack], podCIDRs: [10.244.2.0/24, 'fd00:10:244:2::/64']}
-pods:
-  - {name: web, namespace: shop, node: n1, labels: {app: web}, ports: [80, 81]}
-  - {name: near, namespace: shop, node: n1, labels: {app: near}, ports: [80]}
+/// Two more pods on the first node of [`scene::TWO_NODES`].
+const TWO_MORE_PODS: &str =
+    "  - {name: near, namespace: shop, node: n1, labels: {app: near}, ports: [80]}
   - {name: other, namespace: default, node: n1, labels: {app: near}, ports: [80]}
-  - {name: client, namespace: default, node: n2, labels: {app: client}, ports: [80]}
 ";
 
 /// Peers by pod and by namespace, in both directions, on the pod's own node and on another.
 pub fn selectors(lab: &Lab) -> Result<()> {
-    let mut cluster = scene::cluster(lab, FOUR_PODS)?;
+    let mut cluster = scene::cluster(lab, &format!("{}{TWO_MORE_PODS}", scene::TWO_NODES))?;
     cluster.start(2 * SOON)?;
     const OTHERS: [&str; 3] = ["shop/near", "default/other", "default/client"];
     let near = json!({"podSelector": {"matchLabels": {"app": "near"}}});
@@ -332,11 +322,10 @@ pub fn service(lab: &Lab) -> Result<()> {
         })
         .collect();
     for node in ["n1", "n2"] {
-        let mut command = Command::new(find_program("nft").context("nft")?);
-        command.arg(format!(
-            "add table inet services; add chain inet services prerouting {{ type nat hook prerouting priority -100; }}; {rules}"
-        ));
-        output_of(cluster.netns(node)?, command)?;
+        let chain =
+            "add chain inet services prerouting { type nat hook prerouting priority -100; }";
+        let script = format!("add table inet services; {chain}; {rules}");
+        scene::nft(cluster.netns(node)?, &[&script])?;
     }
     let by_service = |port: u16, wanted: Answer| -> Result<()> {
         for service in SERVICE {

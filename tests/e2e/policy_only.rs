@@ -182,11 +182,7 @@ fn add_unnamed(cluster: &mut Cluster, name: &str) -> Result<RunningPod> {
     };
     let kubelet = cluster.node("n1")?.kubelet.clone();
     kubelet.update(&running)?;
-    let result: Value = serde_json::from_str(&kubelet.call("ADD", &running)?)?;
-    for ip in result["ips"].as_array().context("ips")? {
-        let text = ip["address"].as_str().context("address")?;
-        running.addresses.push(text.parse::<ipnet::IpNet>()?.addr());
-    }
+    kubelet.add(&mut running)?;
     Ok(running)
 }
 
@@ -241,9 +237,7 @@ fn wait_good(cluster: &mut Cluster) -> Result<()> {
 }
 
 fn synced(cluster: &mut Cluster) -> Result<()> {
-    let agent = &cluster.node("n1")?.agent;
-    agent.ask(&["wait", "--for", "synced", "--timeout", "30s"])?;
-    Ok(())
+    cluster.node("n1")?.agent.wait_synced()
 }
 
 fn ip_in(netns: &Netns, words: &str) -> Result<String> {
@@ -607,9 +601,8 @@ fn named(lab: &Lab) -> Result<()> {
 }
 
 fn nft(cluster: &Cluster, words: &str) -> Result<String> {
-    let mut command = Command::new(find_program("nft").context("nft")?);
-    command.args(words.split(' '));
-    output_of(cluster.netns("n1")?, command)
+    let words: Vec<&str> = words.split(' ').collect();
+    scene::nft(cluster.netns("n1")?, &words)
 }
 
 /// One table, and nothing else: no route, no other table, no socket for the plugin, no sysctl.

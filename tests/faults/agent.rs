@@ -119,10 +119,7 @@ pub fn closed_without_agent(lab: &Lab) -> Result<()> {
     is_blocked(&cluster, "default/client", "shop/web", Some(80))?;
     wait_reaches(&cluster, "n1", "shop/web", Some(80))?;
     cluster.node("n1")?.agent.restart()?;
-    cluster
-        .node("n1")?
-        .agent
-        .ask(&["wait", "--for", "synced", "--timeout", "30s"])?;
+    cluster.node("n1")?.agent.wait_synced()?;
     is_blocked(&cluster, "default/client", "shop/web", Some(80))?;
     // A change made while it was away counts.
     cluster.node("n1")?.agent.process().kill()?;

@@ -1,17 +1,13 @@
 //! Policies are edited hundreds of times under new flows, agents restart, and tables are repaired: not one allowed packet
 //! is lost, not one denied packet gets through. Every packet begins a flow, so every packet is judged.
 
-use std::process::Command;
-
 use anyhow::{Context, Result, ensure};
-use selvage_lab::daemon::find_program;
 use selvage_lab::probe::raw::NewFlows;
-use selvage_lab::process::output_of;
 use selvage_lab::{Cluster, Lab, eventually, eventually_ok};
 use serde_json::{Value, json};
 
 use crate::harness::{Case, Need};
-use crate::scene::{OWN, SOON, two_nodes, wait_blocked};
+use crate::scene::{OWN, SOON, nft, two_nodes, wait_blocked};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -152,7 +148,7 @@ fn edits(lab: &Lab) -> Result<()> {
         meet(allowed)?;
     }
     let agent = &cluster.node("n1")?.agent;
-    agent.ask(&["wait", "--for", "synced", "--timeout", "30s"])?;
+    agent.wait_synced()?;
     let status = agent.json(&["status"])?;
     let planned = status["policy"]["planned"].as_u64();
     ensure!(
@@ -175,23 +171,21 @@ fn repairs(lab: &Lab) -> Result<()> {
         write(&cluster, "edited", both(&blocks(repair), &ports(repair)))?;
         let agent = &mut cluster.node("n1")?.agent;
         agent.restart()?;
-        agent.ask(&["wait", "--for", "synced", "--timeout", "30s"])?;
+        agent.wait_synced()?;
         meet(&streams.allowed)?;
     }
-    let netns = cluster.netns("n1")?;
-    let nft = |words: &[&str]| {
-        let mut command = Command::new(find_program("nft").context("nft")?);
-        command.args(words);
-        output_of(netns, command)
-    };
+    let node = cluster.netns("n1")?;
     for repair in 0..REPAIRS {
         let chain = ["forward", "prerouting", "output"][repair as usize % 3];
         let verb = ["add", "insert"][repair as usize % 2];
-        nft(&[
-            verb, "rule", "inet", "selvage", chain, "counter", "comment", "stranger",
-        ])?;
+        nft(
+            node,
+            &[
+                verb, "rule", "inet", "selvage", chain, "counter", "comment", "stranger",
+            ],
+        )?;
         eventually_ok(SOON, "the rule is taken away", || {
-            let listed = nft(&["list", "table", "inet", "selvage"])?;
+            let listed = nft(node, &["list", "table", "inet", "selvage"])?;
             ensure!(!listed.contains("stranger"), "{listed}");
             Ok(())
         })?;

@@ -2,19 +2,16 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use selvage_lab::daemon::find_program;
+use anyhow::{Result, bail, ensure};
 use selvage_lab::deadline::patience;
 use selvage_lab::probe::flow::{Account, Flow};
-use selvage_lab::process::output_of;
 use selvage_lab::{Cluster, Lab, eventually, eventually_ok};
 use serde_json::Value;
 
 use crate::harness::{Case, Need};
-use crate::scene::{OWN, SOON, is_blocked, two_nodes, wait_blocked, wait_reaches};
+use crate::scene::{OWN, SOON, is_blocked, nft, two_nodes, wait_blocked, wait_reaches};
 
 const WITH_NFT: &[Need] = &[
     Need::Own("selvage"),
@@ -144,9 +141,7 @@ fn scene(lab: &Lab) -> Result<(Cluster, Traffic)> {
 }
 
 fn synced(cluster: &mut Cluster, node: &str) -> Result<()> {
-    let agent = &mut cluster.node(node)?.agent;
-    agent.ask(&["wait", "--for", "synced", "--timeout", "30s"])?;
-    Ok(())
+    cluster.node(node)?.agent.wait_synced()
 }
 
 /// Killed, killed again as soon as it lives, stopped; on the pod's node and on the client's.
@@ -254,9 +249,7 @@ const FLUSHES: u64 = 3;
 pub fn flushed(lab: &Lab) -> Result<()> {
     let (cluster, traffic) = scene(lab)?;
     for _ in 0..FLUSHES {
-        let mut command = Command::new(find_program("nft").context("nft")?);
-        command.args(["flush", "ruleset"]);
-        output_of(cluster.netns("n1")?, command)?;
+        nft(cluster.netns("n1")?, &["flush", "ruleset"])?;
         wait_blocked(&cluster, "default/client", "shop/web", Some(81))?;
         // What got in soon is not more any longer: the rules come first, then the flows.
         eventually_ok(SOON, "flows of the window end", || {

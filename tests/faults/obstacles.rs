@@ -1,16 +1,13 @@
 //! Pods are cut off by something beside policy: `status` names it, and `why` does not say that all is well.
 
 use std::fs;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use selvage_lab::daemon::find_program;
-use selvage_lab::process::output_of;
 use selvage_lab::{Cluster, Lab, eventually_ok};
 use serde_json::{Value, json};
 
 use crate::harness::{Case, Need};
-use crate::scene::{OWN, SOON, two_nodes, wait_blocked, wait_reaches};
+use crate::scene::{self, OWN, SOON, two_nodes, wait_blocked, wait_reaches};
 
 const WITH_NFT: &[Need] = &[
     Need::Own("selvage"),
@@ -92,8 +89,7 @@ fn lost_state(lab: &Lab) -> Result<()> {
     fs::remove_dir_all(state.join("attachments"))?;
     fs::remove_dir_all(state.join("leases"))?;
     n1.agent.restart()?;
-    n1.agent
-        .ask(&["wait", "--for", "synced", "--timeout", "30s"])?;
+    n1.agent.wait_synced()?;
     wait_blocked(&cluster, "default/client", "shop/web", Some(80))?;
     wait_named(&mut cluster, "1 pod interface has no attachment")?;
     let said = wrong(&mut cluster)?;
@@ -141,9 +137,7 @@ pub fn forwarding(lab: &Lab) -> Result<()> {
 }
 
 fn nft(cluster: &Cluster, script: &str) -> Result<String> {
-    let mut command = Command::new(find_program("nft").context("nft")?);
-    command.arg(script);
-    output_of(cluster.netns("n1")?, command)
+    scene::nft(cluster.netns("n1")?, &[script])
 }
 
 pub fn dropper(lab: &Lab) -> Result<()> {

@@ -166,7 +166,7 @@ fn stall_ends(lab: &Lab) -> Result<()> {
         .objects()
         .write("bad", &selvage_lab::cluster::object("BGPPeer", "bad", spec))?;
     let agent = &cluster.node("n1")?.agent;
-    agent.ask(&["wait", "--for", "synced", "--timeout", "30s"])?;
+    agent.wait_synced()?;
     let to = *cluster.addresses("n1").first().context("an address")?;
     let from = cluster.netns("bad")?.clone();
     let hello = open(65009, 3, [192, 0, 2, 2]);

@@ -145,10 +145,7 @@ fn without_agent(lab: &Lab) -> Result<()> {
         "an interface is left: {refused}"
     );
     cluster.node("n1")?.agent.restart()?;
-    cluster
-        .node("n1")?
-        .agent
-        .ask(&["wait", "--for", "synced", "--timeout", "30s"])?;
+    cluster.node("n1")?.agent.wait_synced()?;
     cluster.start_pod("shop/web")?;
     wait_reaches(&cluster, "default/client", "shop/web", Some(80))
 }

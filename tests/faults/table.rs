@@ -13,7 +13,7 @@ use selvage_lab::{Cluster, Lab, eventually_ok};
 use serde_json::json;
 
 use crate::harness::{Case, Need};
-use crate::scene::{ATTEMPT, SOON, two_nodes, wait_blocked, wait_reaches};
+use crate::scene::{self, ATTEMPT, SOON, two_nodes, wait_blocked, wait_reaches};
 
 const NEEDS: &[Need] = &[
     Need::Own("selvage"),
@@ -45,9 +45,7 @@ spec: {podSelector: {}, policyTypes: [Ingress]}
 ";
 
 fn nft(cluster: &Cluster, words: &[&str]) -> Result<String> {
-    let mut command = Command::new(find_program("nft").context("nft")?);
-    command.args(words);
-    output_of(cluster.netns("n1")?, command)
+    scene::nft(cluster.netns("n1")?, words)
 }
 
 pub fn flushed(lab: &Lab) -> Result<()> {
@@ -263,10 +261,7 @@ fn foreign(lab: &Lab) -> Result<()> {
     wait_blocked(&cluster, "default/client", "shop/web", Some(80))?;
     cluster.node("n1")?.agent.process().kill()?;
     cluster.node("n1")?.agent.restart()?;
-    cluster
-        .node("n1")?
-        .agent
-        .ask(&["wait", "--for", "synced", "--timeout", "30s"])?;
+    cluster.node("n1")?.agent.wait_synced()?;
     let text = nft(&cluster, &["list", "table", "inet", "theirs"])?;
     ensure!(text.contains("counter"), "{text}");
     Ok(())

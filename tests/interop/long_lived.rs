@@ -134,10 +134,7 @@ nodes: [{name: n1, networks: [rack], podCIDRs: [10.244.1.0/24]}]
     cluster
         .objects()
         .write("tor", &object("BGPPeer", "tor", spec(false)))?;
-    cluster
-        .node("n1")?
-        .agent
-        .ask(&["wait", "--for", "synced", "--timeout", "30s"])?;
+    cluster.node("n1")?.agent.wait_synced()?;
     router.kill()?;
     router.restart()?;
     cluster.node("n1")?.agent.wait_established(tor, SOON)?;

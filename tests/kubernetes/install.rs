@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use selvage_lab::kubernetes::{ClusterSettings, KubernetesCluster, Node, PATIENCE, manifests};
-use selvage_lab::{Lab, eventually_ok};
+use selvage_lab::{Lab, eventually_ok, usage};
 use selvage_netlink::{Protocol, Socket, link, nexthop, nft, route};
 use serde_json::Value;
 
@@ -132,12 +132,8 @@ fn is_small() -> Result<()> {
         if !read("cmdline").starts_with("/selvage\0agent\0") {
             continue;
         }
-        let status = read("status");
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("RssAnon:"));
-        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        sizes.push(kilobytes.context("no RssAnon")?.parse::<u64>()?);
+        let pid = process.file_name().to_string_lossy().parse()?;
+        sizes.push(usage::status(pid, "RssAnon")?);
     }
     ensure!(
         sizes.len() == 2 && sizes.iter().all(|size| *size <= IDLE),

@@ -289,10 +289,7 @@ fn reused(lab: &Lab) -> Result<()> {
     cluster.objects().write("pod-default-usurper", &object)?;
     wait_why(&mut cluster, &client.addresses, true)?;
     cluster.objects().remove("pod-default-client")?;
-    cluster
-        .node("n1")?
-        .agent
-        .ask(&["wait", "--for", "synced", "--timeout", "30s"])?;
+    cluster.node("n1")?.agent.wait_synced()?;
     wait_why(&mut cluster, &client.addresses, true)?;
     cluster.objects().remove("pod-default-usurper")?;
     wait_why(&mut cluster, &client.addresses, false)

@@ -5,7 +5,8 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use selvage_lab::usage;
 
 /// A quiet agent with its sessions may use so much of a core: keepalives, and a status that somebody asks for.
 const MOST_CPU: f64 = 0.05;
@@ -40,14 +41,14 @@ impl Usage {
         let before = counters(pid)?;
         thread::sleep(window);
         let after = counters(pid)?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).context("it has ended")?;
-        let kib = |name: &str| number(&status, name);
+        // One that has just ended has no memory any more.
+        let number = |field: &str| usage::status(pid, field).unwrap_or_default();
         let seconds = window.as_secs_f64().max(0.001);
         Ok(Usage {
-            rss: kib("VmRSS:"),
-            anonymous: kib("RssAnon:"),
+            rss: number("VmRSS"),
+            anonymous: number("RssAnon"),
             descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
-            threads: usize::try_from(kib("Threads:"))?,
+            threads: usize::try_from(number("Threads"))?,
             cpu: after.0.saturating_sub(before.0) as f64 / 1e9 / seconds,
             wakeups: after.1.saturating_sub(before.1) as f64 / seconds,
         })
@@ -117,27 +118,10 @@ pub fn load() -> String {
     averages.join(" ")
 }
 
-fn number(text: &str, name: &str) -> u64 {
-    let mut values = text.lines().filter_map(|line| line.strip_prefix(name));
-    let value = values
-        .next()
-        .and_then(|rest| rest.split_whitespace().next());
-    value.and_then(|text| text.parse().ok()).unwrap_or_default()
-}
-
 /// Nanoseconds on a core and voluntary context switches, of all threads.
 fn counters(pid: u32) -> Result<(u64, u64)> {
-    let (mut cpu, mut switches) = (0, 0);
-    for task in fs::read_dir(format!("/proc/{pid}/task")).context("it has ended")? {
-        let path = task?.path();
-        // A thread may end meanwhile.
-        let read = |name| fs::read_to_string(path.join(name)).unwrap_or_default();
-        let schedule = read("schedstat");
-        let first = schedule.split_whitespace().next();
-        cpu += first
-            .and_then(|text| text.parse::<u64>().ok())
-            .unwrap_or_default();
-        switches += number(&read("status"), "voluntary_ctxt_switches:");
-    }
-    Ok((cpu, switches))
+    let threads = usage::threads(pid)?;
+    let cpu = threads.iter().map(|thread| thread.cpu).sum();
+    let sleeps = threads.iter().map(|thread| thread.sleeps).sum();
+    Ok((cpu, sleeps))
 }

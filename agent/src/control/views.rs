@@ -16,7 +16,7 @@ use crate::api::{
     WhyQuestion, WhyView,
 };
 use crate::desired::obstacles::{Meaning, Obstacle, Stops};
-use crate::desired::{Condition, Speaker};
+use crate::desired::{Condition, Speaker, named};
 use crate::objects::not_enforced::{self, MOST_NAMED, WHAT_TO_DO};
 use crate::objects::{Kind, NotEnforced, PolicyKind};
 use crate::source::{At, Problem};
@@ -530,20 +530,10 @@ fn wrong(
             .filter(|pod| pod.why == why)
             .map(|pod| &*pod.name)
             .collect();
-        if let Some(named) = names
-            .get(..names.len().min(MOST_PODS))
-            .filter(|n| !n.is_empty())
-        {
-            let more = match names.len() - named.len() {
-                0 => String::new(),
-                more => format!(" and {more} more"),
-            };
+        if !names.is_empty() {
+            let pods = noun(names.len(), "pod");
             say(
-                format!(
-                    "{} {}{more}: {text}",
-                    noun(names.len(), "pod"),
-                    named.join(", ")
-                ),
+                format!("{pods} {}: {text}", named(&names, MOST_PODS)),
                 Some(todo),
             );
         }

@@ -71,3 +71,13 @@ fn is_global(address: std::net::IpAddr) -> bool {
 fn prefix(net: ipnet::IpNet) -> Option<Prefix> {
     Prefix::new(net.addr(), net.prefix_len())
 }
+
+/// A list for people: the first `most`, and how many more.
+pub fn named<S: AsRef<str>>(all: &[S], most: usize) -> String {
+    let shown: Vec<&str> = all.iter().take(most).map(AsRef::as_ref).collect();
+    let mut text = shown.join(", ");
+    if all.len() > most {
+        text += &format!(" and {} more", all.len() - most);
+    }
+    text
+}

@@ -254,13 +254,8 @@ fn droppers(chains: &[String], patterns: &[String]) -> Obstacle {
     }
 }
 
-/// A list for people: at most five, and how many more.
+/// A list for people.
 fn named(all: impl Iterator<Item = String>) -> String {
     const SHOWN: usize = 5;
-    let all: Vec<String> = all.collect();
-    let mut text = all.get(..SHOWN).unwrap_or(&all).join(", ");
-    if all.len() > SHOWN {
-        text.push_str(&format!(" and {} more", all.len() - SHOWN));
-    }
-    text
+    super::named(&all.collect::<Vec<_>>(), SHOWN)
 }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use selvage_bgp_core::ids::RouterId;
 
-use super::Condition;
+use super::{Condition, named};
 use crate::objects::bgp_configuration::{BgpConfiguration, RouterIdRule, is_identifier};
 use crate::objects::{Kind, Node};
 use crate::store::Store;
@@ -65,11 +65,7 @@ pub(super) fn conditions(
     });
     let names: Vec<&str> = same.map(|other| other.meta.key.name.as_str()).collect();
     if !names.is_empty() {
-        let shown = names.get(..NAMED).unwrap_or(&names).join(", ");
-        let more = match names.len().saturating_sub(NAMED) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
+        let others = named(&names, NAMED);
         let todo = match configuration.router_id {
             RouterIdRule::Address(_) => {
                 "`routerId` of the BGPConfiguration gives all nodes the same: write `fromInternalIP` or `hash` there".to_owned()
@@ -77,7 +73,7 @@ pub(super) fn conditions(
             _ => format!("annotate one of the nodes with `{ANNOTATION}: ADDRESS`, an IPv4 address that is no other's"),
         };
         let message = format!(
-            "the router id {own} is that of {shown}{more}, too: they have no session with this node and do not take its routes; {todo}"
+            "the router id {own} is that of {others}, too: they have no session with this node and do not take its routes; {todo}"
         );
         conditions.push(about("RouterIDConflict", message));
     }

@@ -57,7 +57,7 @@ pub struct Link {
     pub carrier: bool,
     /// Its group (IFLA_GROUP).
     pub group: u32,
-    /// Its name begins as those of another plugin's pods.
+    /// [`PodInterfaces`](crate::pod_interfaces::PodInterfaces) takes it for one that leads to a pod.
     pub pods: bool,
     /// Its MTU.
     pub mtu: u32,

@@ -4,8 +4,8 @@
 //! lock held, and as long as it is there, whoever calls looks whether the table is as it should be and makes it anew
 //! from the attachments where it is not. The mappings are in the attachment before the first of their elements is in
 //! the kernel, and leave it after the last one is gone. Before the first one goes, the attachment says that they end: what
-//! is made anew has none of them, since a port that is free by then may be another pod's. An element leads to the address of exactly one attachment, and
-//! is nobody's if there is none, or its pod is gone.
+//! is made anew has none of them, since a port that is free by then may be another pod's. An element leads to the address of
+//! exactly one attachment, and is nobody's if there is none, or its pod is gone.
 
 mod mapping;
 mod table;

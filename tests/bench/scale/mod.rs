@@ -7,7 +7,6 @@
 mod objects;
 mod server;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::thread;
@@ -18,7 +17,7 @@ use selvage_lab::kubelet::{Kubelet, RunningPod};
 use selvage_lab::network::{Link, add_route};
 use selvage_lab::objects::{Objects, pod as pod_object};
 use selvage_lab::topology::Topology;
-use selvage_lab::{Agent, Lab, Netns};
+use selvage_lab::{Agent, Lab, Netns, usage};
 use serde_json::{Value, json};
 
 use crate::packets::Packets;
@@ -130,11 +129,7 @@ impl Scene {
     }
 
     fn add(&self, mut pod: RunningPod) -> Result<RunningPod> {
-        let result: Value = serde_json::from_str(&self.kubelet.call("ADD", &pod)?)?;
-        for ip in result["ips"].as_array().context("no addresses")? {
-            let cidr: ipnet::IpNet = ip["address"].as_str().context("no address")?.parse()?;
-            pod.addresses.push(cidr.addr());
-        }
+        self.kubelet.add(&mut pod)?;
         Ok(pod)
     }
 
@@ -247,20 +242,23 @@ impl Scene {
     /// What the agent has cost since its start.
     fn cost(&mut self) -> Result<Figures> {
         let pid = self.agent.process().pid();
-        let threads = processor(pid)?;
-        let seconds = |name: &str| threads.get(name).copied().unwrap_or_default();
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let anonymous = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
-        let anonymous = anonymous.and_then(|line| line.split_whitespace().next());
-        let kilobytes: f64 = anonymous.context("no RssAnon")?.parse()?;
+        let threads = usage::threads(pid)?;
+        let used = |is_wanted: &dyn Fn(&str) -> bool| -> f64 {
+            let wanted = threads.iter().filter(|thread| is_wanted(&thread.name));
+            wanted.map(|thread| thread.cpu as f64 / 1e9).sum()
+        };
+        let seconds = |name: &str| used(&|of| of == name);
         Ok(vec![
-            ("anonymous MiB", kilobytes / 1024.0),
+            (
+                "anonymous MiB",
+                usage::status(pid, "RssAnon")? as f64 / 1024.0,
+            ),
             ("ready after, s", self.ready.as_secs_f64()),
             ("CPU, reading, s", seconds("kubernetes")),
             ("CPU, owner of the world, s", seconds("selvage")),
             ("CPU, writer, s", seconds("nft")),
             ("CPU, flows, s", seconds("conntrack")),
-            ("CPU, all, s", threads.values().sum()),
+            ("CPU, all, s", used(&|_| true)),
         ])
     }
 }
@@ -290,22 +288,4 @@ fn percentiles(mut took: Vec<Duration>) -> Figures {
         found.map_or(f64::NAN, |time| time.as_secs_f64() * 1e3)
     };
     vec![("p50 ms", at(50)), ("p99 ms", at(99)), ("max ms", at(100))]
-}
-
-/// Seconds of processor time of a process, by the name of the thread.
-fn processor(pid: u32) -> Result<BTreeMap<String, f64>> {
-    let mut seconds = BTreeMap::new();
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let task = task?.path();
-        // A thread may end between the listing and the look.
-        let (Ok(name), Ok(times)) = (
-            fs::read_to_string(task.join("comm")),
-            fs::read_to_string(task.join("schedstat")),
-        ) else {
-            continue;
-        };
-        let run = times.split_whitespace().next().context("schedstat")?;
-        *seconds.entry(name.trim().to_owned()).or_default() += run.parse::<f64>()? / 1e9;
-    }
-    Ok(seconds)
 }

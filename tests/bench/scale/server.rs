@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result};
-use selvage_lab::Netns;
+use selvage_lab::{Netns, kubernetes::plain_kubeconfig};
 use serde_json::{Value, json};
 
 /// The objects that a collection begins with, by its plural name.
@@ -74,10 +74,7 @@ impl Server {
 
     /// What `--kubeconfig` wants.
     pub(crate) fn kubeconfig(&self) -> Value {
-        json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-            "clusters": [{"name": "c", "cluster": {"server": format!("http://{}", self.address)}}],
-            "users": [{"name": "u", "user": {}}]})
+        plain_kubeconfig(self.address)
     }
 
     /// Sends an event (`ADDED`, `MODIFIED`, `DELETED`) to whoever watches.

@@ -193,6 +193,15 @@ impl Agent {
         serde_json::from_str(&text).with_context(|| format!("selvage {}: {text}", words.join(" ")))
     }
 
+    /// Waits until everything that the agent was told is in the kernel.
+    ///
+    /// # Errors
+    /// When it is not within 30 s.
+    pub fn wait_synced(&self) -> Result<()> {
+        self.ask(&["wait", "--for", "synced", "--timeout", "30s"])
+            .map(drop)
+    }
+
     /// Waits until the agent says that it is ready.
     ///
     /// # Errors

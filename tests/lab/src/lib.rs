@@ -34,6 +34,7 @@ pub mod process;
 pub mod programs;
 pub mod sandbox;
 pub mod topology;
+pub mod usage;
 
 pub use agent::Agent;
 pub use cluster::Cluster;

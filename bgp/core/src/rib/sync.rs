@@ -1,8 +1,8 @@
 //! The first synchronisation of a family: when the table is as complete as it will soon get.
 //!
 //! After a cold start that is when all peers that are Established within [`Limits::gather`] of the start have said
-//! End-of-RIB and the next hops are known, or after [`Limits::first_sync`]. It need not take that long: when all configured peers are there and
-//! complete, that is it.
+//! End-of-RIB and the next hops are known, or after [`Limits::first_sync`]. It need not take that long: when all
+//! configured peers are there and complete, that is it.
 //!
 //! After a restart, neighbours and the kernel have kept the routes of our earlier run (RFC 4724 section 4). Beside the
 //! above, the family waits for every peer that had a session before the restart: until its End-of-RIB, or until the

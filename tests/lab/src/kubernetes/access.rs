@@ -58,6 +58,19 @@ pub(super) enum Proof<'a> {
     Token(&'a str),
 }
 
+/// A kubeconfig for a server of a test, without TLS and without a proof of who asks.
+#[must_use]
+pub fn plain_kubeconfig(server: SocketAddr) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": format!("http://{server}")}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "c",
+    })
+}
+
 /// Writes a kubeconfig for a server. Everything is in the one file, so that it can be handed to anybody.
 pub(super) fn write_kubeconfig(
     file: &Path,

@@ -43,7 +43,7 @@ mod rest;
 mod selvage;
 mod space;
 
-pub use access::{Kubectl, User};
+pub use access::{Kubectl, User, plain_kubeconfig};
 pub use cluster::{ClusterSettings, KubernetesCluster, PATIENCE, Pod};
 pub use control_plane::{ControlPlane, Settings};
 pub use images::AGNHOST;
