@@ -849,7 +849,7 @@ fn a_wait_ends_after_the_last_portion_of_a_long_list() {
 /// A change that only allows more takes no look at the kernel's flows unless some of them are cut.
 #[test]
 fn cut_flows_are_looked_for_only_where_there_are_some() {
-    let mut scene = Scene::new(Vec::new());
+    let (mut scene, dir, _plugin) = scene_with_a_pod("cut-flows");
     let of_peers = object(json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"namespace": "x", "name": "of-peers"},
@@ -859,10 +859,7 @@ fn cut_flows_are_looked_for_only_where_there_are_some() {
         "metadata": {"namespace": "x", "name": "peer", "uid": "p", "labels": {"app": "peer"}},
         "spec": {"nodeName": "n2"}, "status": {"podIPs": [{"ip": "10.0.2.1"}]}}));
     let gone = ObjectEvent::Deleted(Kind::Pod, objects::Key::new("x", "peer"));
-    scene.tell(Work::Objects(vec![pod("a", "u"), of_peers]));
-    let _plugin = scene.attach(attachment("a", 5, "10.0.1.1"));
-    let number = scene.forgets().1;
-    scene.forgot(number);
+    scene.tell(Work::Objects(vec![of_peers]));
     // The kernel has all that was told, and the flows were looked at.
     let settle = |scene: &mut Scene, still_cut| {
         let mut passes = 0;
@@ -891,4 +888,5 @@ fn cut_flows_are_looked_for_only_where_there_are_some() {
         scene.tell(Work::Objects(vec![peer.clone()]));
         assert_eq!(settle(&mut scene, 0), usize::from(is_looked_for));
     }
+    std::fs::remove_dir_all(dir).unwrap();
 }
