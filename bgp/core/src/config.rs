@@ -73,7 +73,8 @@ impl SpeakerConfig {
 pub struct Limits {
     /// How long a neighbour is left alone after its first fault; doubles with every further one, six times at most.
     pub idle_hold: Duration,
-    /// A session of this age proves that earlier faults are over.
+    /// A session of this age proves that earlier faults are over. A neighbour of a range that stays away is remembered so
+    /// long for its last fault.
     pub steady: Duration,
     /// How long a connection may take to become a session, at least and at most; in between, four hold times.
     pub opening: (Duration, Duration),

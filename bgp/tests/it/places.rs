@@ -89,6 +89,31 @@ fn whoever_comes_into_the_place_of_another_is_heard_and_told() {
     });
 }
 
+/// A neighbour of a range that makes one fault after the other is left alone for longer each time: the speaker remembers
+/// it beyond its pause.
+#[test]
+fn a_neighbour_of_a_range_is_remembered_for_its_faults() {
+    in_space(|| {
+        let mut config = reflector();
+        config.limits.idle_hold = Duration::from_millis(20);
+        let (speaker, ..) = start(config);
+        let handle = speaker.handle();
+        let mut place = None;
+        for _ in 0..3 {
+            let mut faulty = Neighbour::connect(address(2), None);
+            faulty.write(&[0; header::HEADER]);
+            let (told, _) = faulty.read_to_end();
+            let told = told.map(|n| (n.code, n.subcode));
+            assert_eq!(told, Some((1, 1)), "the marker is not all ones");
+            let paused = |peer: &PeerStatus| peer.session.state == State::Idle;
+            let found = wait(&handle, 2, |peer| peer.is_none_or(|peer| !paused(peer)));
+            let (idx, _) = found.expect("the neighbour is forgotten with its pause");
+            assert_eq!(*place.get_or_insert(idx), idx);
+        }
+        speaker.stop(Stop::Restart);
+    });
+}
+
 /// Nobody has to ask: sessions and numbers are told when they change, each with the number of its session.
 #[test]
 fn neighbours_and_their_numbers_are_told_as_they_change() {

@@ -99,7 +99,7 @@ impl Peer {
     /// A session is over: its routes go, or stay as stale.
     fn down(&mut self, session: Established, reason: DownReason, now: Now, out: &mut Vec<Output>) {
         if now.since(session.since) >= self.speaker.limits.steady {
-            self.faults_in_a_row = 0;
+            self.forget_faults();
         }
         let keep_stale = restart::kept(&session.negotiated, &reason);
         // What is stale already must not survive a second restart (RFC 4724 section 4.2). Between speakers of one AS it
@@ -318,6 +318,13 @@ impl Peer {
         self.faults_in_a_row = (self.faults_in_a_row + 1).min(IDLE_HOLD_DOUBLINGS);
         let until = now + self.jitter.percent(hold, 75, 100);
         self.idle = Some(Idle::Until(until));
+        self.faults_until = Some(until + self.speaker.limits.steady);
+    }
+
+    /// The next fault is the first one.
+    pub(super) fn forget_faults(&mut self) {
+        self.faults_in_a_row = 0;
+        self.faults_until = None;
     }
 }
 

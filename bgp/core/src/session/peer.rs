@@ -56,6 +56,8 @@ pub struct Peer {
     pub(super) connect_once: bool,
     pub(crate) idle: Option<Idle>,
     pub(super) faults_in_a_row: u32,
+    /// Until when a peer without connections has to be remembered for its faults.
+    pub(super) faults_until: Option<Now>,
     pub(super) stale: Option<Stale>,
     pub(super) stats: Stats,
 }
@@ -109,6 +111,7 @@ impl Peer {
             connect_once: false,
             idle: None,
             faults_in_a_row: 0,
+            faults_until: None,
             stale: None,
             stats: Stats::default(),
         }
@@ -186,10 +189,10 @@ impl Peer {
             Some(Idle::Until(at)) => Some(at),
             _ => None,
         };
-        let own = earlier(
-            earlier(self.retry, idle),
-            self.stale.and_then(|s| s.deadline()),
-        );
+        let stale = self.stale.and_then(|s| s.deadline());
+        let own = [idle, stale, self.faults_until]
+            .into_iter()
+            .fold(self.retry, earlier);
         self.conns
             .iter()
             .fold(own, |at, c| earlier(at, c.deadline()))
@@ -224,10 +227,15 @@ impl Peer {
         self.epoch
     }
 
-    /// Whether nothing needs to be remembered of it: it had connections, has none, keeps no stale routes, and does not
-    /// wait after a fault. A neighbour that came by a range may go then.
+    /// Whether nothing needs to be remembered of it: it had connections, has none, keeps no stale routes, does not wait
+    /// after a fault, and its last fault is [`steady`](crate::config::Limits::steady) ago. A neighbour that came by a range
+    /// may go then.
     pub fn is_forgettable(&self) -> bool {
-        self.next_conn > 0 && self.conns.is_empty() && self.stale.is_none() && self.idle.is_none()
+        self.next_conn > 0
+            && self.conns.is_empty()
+            && self.stale.is_none()
+            && self.idle.is_none()
+            && self.faults_until.is_none()
     }
 
     /// Bytes of the session wait to be read, so that it is not silent: the hold time is given a third more.
@@ -443,7 +451,7 @@ impl Peer {
         self.running = true;
         self.started.get_or_insert(now);
         self.idle = None;
-        self.faults_in_a_row = 0;
+        self.forget_faults();
         self.retry = Some(now);
     }
 
@@ -509,7 +517,7 @@ impl Peer {
         if other_life {
             // What failed before may work now.
             self.idle = None;
-            self.faults_in_a_row = 0;
+            self.forget_faults();
             self.plain = false;
             if self.running && self.conns.is_empty() {
                 self.retry = earlier(self.retry, Some(now + config.timers.connect_retry));
@@ -539,6 +547,10 @@ impl Peer {
 
     fn run_timers(&mut self, now: Now, out: &mut Vec<Output>) {
         let due = |at: Option<Now>| at.is_some_and(|at| at <= now);
+        if due(self.faults_until) {
+            // Their number stays: who has a connection now may not have proved yet that they are over.
+            self.faults_until = None;
+        }
         self.age_stale(now, out);
         let late: Vec<_> = self
             .conns

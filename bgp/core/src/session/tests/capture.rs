@@ -402,6 +402,34 @@ fn a_dynamic_neighbour_can_be_forgotten_when_nothing_is_left() {
     assert!(bench.peer.is_forgettable());
 }
 
+/// DampPeerOscillations (RFC 4271 section 8.1.1) holds for neighbours of a range, too: who is forgotten has no row of
+/// faults.
+#[test]
+fn a_dynamic_neighbour_is_remembered_for_its_faults() {
+    let mut bench = Bench::new(|_, _| {});
+    let limits = crate::config::Limits::default();
+    let mut hold = limits.idle_hold;
+    for _ in 0..4 {
+        let conn = bench.accept();
+        let answer = bench.say(conn, &[0; header::HEADER]);
+        assert_eq!(answer, notification(1, 1, &[]));
+        let pause = bench.peer.snapshot(bench.now).retry_remaining.unwrap();
+        assert!(
+            hold * 3 / 4 <= pause && pause <= hold,
+            "{pause:?} of {hold:?}"
+        );
+        bench.pass(pause);
+        assert_eq!(bench.peer.state(), State::Active);
+        assert!(!bench.peer.is_forgettable());
+        hold *= 2;
+    }
+    // Its time comes by itself.
+    let at = bench.peer.deadline().unwrap();
+    assert_eq!(at.since(bench.now), limits.steady);
+    bench.pass(limits.steady);
+    assert!(bench.peer.is_forgettable());
+}
+
 #[test]
 fn without_n_a_notification_ends_everything() {
     let mut o = open();
