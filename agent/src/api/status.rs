@@ -67,8 +67,11 @@ pub struct SourceView {
     pub synced: bool,
     /// Objects in force, by kind.
     pub objects: BTreeMap<String, usize>,
-    /// What could not be used.
+    /// What could not be used; the first 100.
     pub problems: Vec<ProblemView>,
+    /// How much could not be used.
+    #[serde(default)]
+    pub problem_count: usize,
 }
 
 /// Something in the source that could not be used.

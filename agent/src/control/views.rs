@@ -90,6 +90,8 @@ pub enum Closed {
 
 /// So many pods are named in one finding.
 const MOST_PODS: usize = 5;
+/// So many problems of the sources are shown.
+const MOST_PROBLEMS: usize = 100;
 
 /// Everything on one screen.
 pub fn status(world: &World<'_>) -> StatusView {
@@ -127,7 +129,8 @@ pub fn status(world: &World<'_>) -> StatusView {
                 .iter()
                 .map(|kind| (kind.to_string(), store.count(*kind)))
                 .collect(),
-            problems: store.problems().map(problem).collect(),
+            problems: store.problems().take(MOST_PROBLEMS).map(problem).collect(),
+            problem_count: store.problem_count(),
         },
         bgp,
         routes,
@@ -634,10 +637,20 @@ fn wrong(
             None,
         );
     }
-    for problem in world.store.problems() {
+    for problem in world.store.problems().take(MOST_PROBLEMS) {
         let mut plain = problem.clone();
         let hint = plain.hint.take();
         say(plain.to_string(), hint.as_deref());
+    }
+    let more = world.store.problem_count().saturating_sub(MOST_PROBLEMS);
+    if more > 0 {
+        say(
+            format!(
+                "{more} {} in the objects and files",
+                noun(more, "more problem")
+            ),
+            Some("each is shown when those before it are corrected"),
+        );
     }
     wrong
 }

@@ -198,13 +198,17 @@ pub fn node_status(store: &Store, speaker: &Speaker) -> BgpNodeStatusStatus {
         configured: count(neighbors.len()),
         established: count(neighbors.iter().filter(|neighbor| neighbor.up).count()),
     };
-    let mut wrong = wrong(store, speaker);
+    let mut wrong = wrong(store, speaker, MOST_WRONG + 1);
     let down = neighbors.iter().filter(|neighbor| !neighbor.up);
     wrong.extend(
-        down.take(MOST_WRONG)
+        down.take(MOST_WRONG + 1)
             .map(|n| format!("neighbour {} ({}) is not up", n.address, n.origin)),
     );
-    wrong.truncate(MOST_WRONG);
+    if wrong.len() > MOST_WRONG {
+        // Without their number, which would have the report written anew with each of them.
+        wrong.truncate(MOST_WRONG - 1);
+        wrong.push("and more: `selvage status` on the node shows it".into());
+    }
     // Those that are down first, then those that somebody wrote down, then the mesh.
     neighbors.sort_by_key(|neighbor| (neighbor.up, !neighbor.origin.starts_with("BGPPeer")));
     neighbors.truncate(MOST_NEIGHBORS);
@@ -236,8 +240,8 @@ fn neighbor(
     }
 }
 
-/// What is wrong apart from sessions; nothing that changes by itself.
-fn wrong(store: &Store, speaker: &Speaker) -> Vec<String> {
+/// What is wrong apart from sessions; nothing that changes by itself, and no more than `most` of the sources.
+fn wrong(store: &Store, speaker: &Speaker, most: usize) -> Vec<String> {
     let mut wrong = Vec::new();
     if let Some(failure) = &store.policy_state().failure {
         wrong.push(format!("policy is not in the kernel: {failure}"));
@@ -257,7 +261,7 @@ fn wrong(store: &Store, speaker: &Speaker) -> Vec<String> {
         .iter()
         .filter(|condition| condition.is_bad());
     wrong.extend(conditions.map(|c| format!("{} {}: {}", c.kind, c.key, c.message)));
-    wrong.extend(store.problems().map(ToString::to_string));
+    wrong.extend(store.problems().take(most).map(ToString::to_string));
     wrong.into_iter().map(shortened).collect()
 }
 

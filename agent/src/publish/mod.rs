@@ -73,7 +73,7 @@ pub struct Refused {
     pub key: Key,
     /// Which of the objects that have had this name: `kubectl describe` asks by it.
     pub uid: String,
-    /// The version of the object that the event is about: one event for each.
+    /// The generation of the object that the event is about: one event for each. Empty: one event for each message.
     pub version: String,
     /// One word for programs.
     pub reason: &'static str,

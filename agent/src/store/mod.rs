@@ -6,6 +6,7 @@
 mod intern;
 pub mod observed;
 mod pods;
+mod problems;
 mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,7 +42,7 @@ pub struct Store {
     configuration: Option<Arc<BgpConfiguration>>,
     peers: BTreeMap<String, Arc<BgpPeer>>,
     secrets: BTreeMap<Key, Arc<Secret>>,
-    problems: BTreeMap<Origin, Vec<Problem>>,
+    problems: problems::Problems,
     not_enforced: BTreeMap<PolicyKind, Vec<NotEnforced>>,
     shown: BTreeMap<(Kind, Key), Shown>,
     attachments: BTreeMap<AttachmentId, Arc<Attachment>>,
@@ -165,19 +166,14 @@ impl Store {
                     self.reached = self.reached.max(mark);
                     dirty.views = true;
                 }
-                ObjectEvent::Cleared(origin) => {
-                    dirty.views |= self.problems.remove(&origin).is_some()
-                }
+                ObjectEvent::Cleared(origin) => dirty.views |= self.problems.settle(&origin),
                 ObjectEvent::Invalid(problem) => {
                     if let Some(kind) = Kind::from_name(&problem.kind)
                         && let Some(sweep) = self.sweeps.get_mut(&kind)
                     {
                         sweep.seen(&problem.key);
                     }
-                    self.problems
-                        .entry(problem.origin())
-                        .or_default()
-                        .push(problem);
+                    self.problems.add(problem);
                     dirty.views = true;
                 }
                 ObjectEvent::NotEnforced(kind, policies) => {
@@ -325,7 +321,7 @@ impl Store {
         self.remove(kind, key, dirty);
         dirty.views |= self.shown.remove(&(kind, key.clone())).is_some();
         let origin = Origin::Api(kind.name().to_owned(), key.clone());
-        dirty.views |= self.problems.remove(&origin).is_some();
+        dirty.views |= self.problems.settle(&origin);
     }
 
     fn remove(&mut self, kind: Kind, key: &Key, dirty: &mut Dirty) {
@@ -364,7 +360,7 @@ impl Store {
         let mut keys = self.good_keys(kind);
         let shown = self.shown.keys().filter(|(of, _)| *of == kind);
         keys.extend(shown.map(|(_, key)| key.clone()));
-        let refused = self.problems.keys().filter_map(|origin| match origin {
+        let refused = self.problems.origins().filter_map(|origin| match origin {
             Origin::Api(name, key) if name == kind.name() => Some(key.clone()),
             _ => None,
         });
@@ -475,15 +471,20 @@ impl Store {
         self.secrets.values()
     }
 
-    /// What is wrong in the sources.
+    /// What is wrong in the sources, by origin. There may be 100,000 of them: who tells of them takes the first.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.problems.values().flatten()
+        self.problems.iter()
+    }
+
+    /// How much is wrong in the sources.
+    pub fn problem_count(&self) -> usize {
+        self.problems.count()
     }
 
     /// What is wrong with an object at the API server.
     pub fn problems_of(&self, kind: Kind, key: &Key) -> &[Problem] {
         let origin = Origin::Api(kind.name().to_owned(), key.clone());
-        self.problems.get(&origin).map_or(&[], Vec::as_slice)
+        self.problems.of(&origin)
     }
 
     /// The statuses at the API server of objects of ours.

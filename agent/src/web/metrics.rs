@@ -54,7 +54,7 @@ pub(super) fn text(
         "Whether the source was read completely",
         status.source.synced.into(),
     )?;
-    let problems = count(status.source.problems.len());
+    let problems = count(status.source.problem_count);
     sheet.gauge(
         "selvage_source_problems",
         "Objects and files that could not be used",

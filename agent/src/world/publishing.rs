@@ -22,8 +22,11 @@ use crate::{
 const GATHER: Duration = Duration::from_millis(200);
 /// Between two times that the CNI configuration is put right.
 const PUT_RIGHT: Duration = Duration::from_secs(5);
-/// Policies that are not enforced and get an event each.
+/// Objects that are refused and get an event each, and policies that are not enforced and do: who has more of them has
+/// read one of these.
 const MOST_EVENTS: usize = 50;
+/// The faults of an object are named until the message has so many octets.
+const LONG_MESSAGE: usize = 1_000;
 /// Name of the network, under which leases are kept.
 const NETWORK: &str = "selvage";
 
@@ -131,11 +134,7 @@ impl World {
     pub(super) fn events_about_objects(&self) -> Vec<Refused> {
         let mut refused: Vec<Refused> = Vec::new();
         for problem in self.store.problems() {
-            let At::Api {
-                resource_version,
-                uid,
-            } = &problem.at
-            else {
+            let At::Api { uid, .. } = &problem.at else {
                 continue;
             };
             let Origin::Api(name, key) = problem.origin() else {
@@ -150,20 +149,26 @@ impl World {
                 "" => plain.reason,
                 path => format!("{path}: {}", plain.reason),
             };
-            match refused.last_mut() {
-                Some(last) if (last.kind, &last.key) == (kind.name(), &key) => {
+            let last = refused.last_mut();
+            if let Some(last) = last.filter(|last| (last.kind, &last.key) == (kind.name(), &key)) {
+                if last.message.len() < LONG_MESSAGE {
                     last.message = format!("{}; {text}", last.message);
                 }
-                _ => refused.push(Refused {
-                    api_version: kind.api_version().to_owned(),
-                    kind: kind.name(),
-                    key,
-                    version: resource_version.clone(),
-                    uid: uid.clone(),
-                    reason: "Refused",
-                    message: text,
-                }),
+                continue;
             }
+            if refused.len() == MOST_EVENTS {
+                break;
+            }
+            refused.push(Refused {
+                api_version: kind.api_version().to_owned(),
+                kind: kind.name(),
+                key,
+                // It changes with each heartbeat of a Node; the same fault is told once.
+                version: String::new(),
+                uid: uid.clone(),
+                reason: "Refused",
+                message: text,
+            });
         }
         refused.extend(self.not_enforced());
         refused
@@ -175,7 +180,6 @@ impl World {
             .into_iter()
             .filter(|_| self.setup.features.policy);
         let policies = kinds.flat_map(|kind| self.store.not_enforced(kind));
-        // Who has more of them has read one of these.
         policies.take(MOST_EVENTS).map(|policy| Refused {
             api_version: policy.api_version.clone(),
             kind: policy.kind.name(),

@@ -53,6 +53,49 @@ fn policies_that_are_not_enforced_get_an_event() {
     assert!(scene.world.events_about_objects().is_empty());
 }
 
+/// A cluster may have 100,000 objects that cannot be used, each of which may change at any time: what is told of them
+/// does not grow with their number, which stands beside it.
+#[test]
+fn of_many_refused_objects_the_first_are_told() {
+    let refused = |name: String, faults: usize| {
+        let problem = |n: usize| crate::source::Problem {
+            at: crate::source::At::Api {
+                resource_version: n.to_string(),
+                uid: name.clone(),
+            },
+            kind: "Pod".into(),
+            key: objects::Key::new("x", name.as_str()),
+            path: format!("status.podIPs[{n}].ip"),
+            reason: "`1.2.3` is no address".into(),
+            hint: None,
+        };
+        let problems = (0..faults).map(|n| ObjectEvent::Invalid(problem(n)));
+        problems.collect::<Vec<_>>()
+    };
+    let mut scene = Scene::new(Vec::new());
+    // One with more faults than anybody reads, and more such objects than anybody counts.
+    scene.tell(Work::Objects(refused("a".into(), 5_000)));
+    for n in 0..10_000 {
+        scene.tell(Work::Objects(refused(format!("p{n}"), 1)));
+    }
+    let told = scene.world.events_about_objects();
+    assert_eq!(told.len(), 50);
+    assert_eq!(told[0].uid, "a");
+    assert!(told.iter().all(|told| told.message.len() < 2_000));
+    let status = scene.world.status();
+    let source = &status.source;
+    assert_eq!((source.problem_count, source.problems.len()), (15_000, 100));
+    let last = status.wrong.last().unwrap();
+    assert_eq!(last.what, "14900 more problems in the objects and files");
+    assert!(status.wrong.len() < 110);
+    // An object whose faults are corrected is no more counted.
+    let origin = crate::source::Origin::Api("Pod".into(), objects::Key::new("x", "a"));
+    scene.tell(Work::Objects(vec![ObjectEvent::Cleared(origin)]));
+    let status = scene.world.status();
+    assert_eq!(status.source.problem_count, 10_000);
+    assert_eq!(status.source.problems[0].object, "Pod x/p0");
+}
+
 /// A pod `x/NAME` of this node, isolated by the policy that is there from the start.
 fn pod(name: &str, uid: &str) -> ObjectEvent {
     object(json!({"apiVersion": "v1", "kind": "Pod",

@@ -94,6 +94,7 @@ fn status() -> StatusView {
             missing: vec!["no End-of-RIB from 192.0.2.1".into()],
         },
         source: SourceView {
+            problem_count: 0,
             from: "/etc/selvage/objects".into(),
             synced: true,
             objects: [("Node".to_owned(), 3), ("Pod".to_owned(), 0)].into(),
