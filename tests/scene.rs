@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
-use selvage_lab::cluster::RunningRouter;
+use selvage_lab::cluster::{RunningRouter, object};
 use selvage_lab::daemon::{Router, find_program};
 use selvage_lab::kubernetes::Settings;
 use selvage_lab::probe::flow::Flow;
@@ -19,6 +19,7 @@ use selvage_lab::topology::Topology;
 use selvage_lab::{Cluster, Lab, Netns, eventually, eventually_ok};
 use selvage_netlink::Prefix;
 use selvage_netlink::route::{self, Filter, Route};
+use serde_json::json;
 
 use crate::harness::Need;
 
@@ -103,6 +104,13 @@ pub fn two_nodes(lab: &Lab) -> Result<Cluster> {
     let mut cluster = cluster(lab, TWO_NODES)?;
     cluster.start(2 * SOON)?;
     Ok(cluster)
+}
+
+/// Sessions of the mesh have no hold time: if one ends, that is no slow machine's doing.
+pub fn without_hold_time(cluster: &Cluster) -> Result<()> {
+    let spec = json!({"timers": {"hold": "0s"}});
+    let configuration = object("BGPConfiguration", "default", spec);
+    cluster.objects().write("configuration", &configuration)
 }
 
 pub fn prefix(text: &str) -> Result<IpNet> {

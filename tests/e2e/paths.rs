@@ -397,6 +397,8 @@ fn write_neighbour(cluster: &Cluster, side: &str, more: serde_json::Value) -> Re
         "nodeSelector": {"matchLabels": {"side": side}},
         "address": address,
         "asn": "internal",
+        // If the session ends, that is no slow machine's doing.
+        "timers": {"hold": "0s"},
     });
     cluster
         .objects()

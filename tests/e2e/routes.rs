@@ -79,6 +79,7 @@ fn three_nodes(lab: &Lab) -> Result<Cluster> {
         "  - {name: n3, networks: [rack], podCIDRs: [10.244.3.0/24, 'fd00:10:244:3::/64']}\npods:",
     );
     let mut cluster = scene::cluster(lab, &text)?;
+    scene::without_hold_time(&cluster)?;
     cluster.start(2 * SOON)?;
     Ok(cluster)
 }

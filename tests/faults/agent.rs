@@ -8,8 +8,8 @@ use selvage_lab::{Agent, Cut, Lab, eventually, eventually_ok};
 
 use crate::harness::Case;
 use crate::scene::{
-    OWN, SOON, flows, is_blocked, kernel_route, nothing_lost, prefix, two_nodes, wait_blocked,
-    wait_kernel_route, wait_no_kernel_route, wait_reaches,
+    self, OWN, SOON, flows, is_blocked, kernel_route, nothing_lost, prefix, two_nodes,
+    wait_blocked, wait_kernel_route, wait_no_kernel_route, wait_reaches,
 };
 
 pub fn cases() -> Vec<Case> {
@@ -146,7 +146,9 @@ fn second(lab: &Lab) -> Result<()> {
 
 /// Shorter than the hold time: the kernel loses the routes, BGP nothing.
 fn flap(lab: &Lab) -> Result<()> {
-    let mut cluster = two_nodes(lab)?;
+    let mut cluster = scene::cluster(lab, scene::TWO_NODES)?;
+    scene::without_hold_time(&cluster)?;
+    cluster.start(2 * SOON)?;
     wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     let (netns, n1) = (
         cluster.netns("n2")?.clone(),

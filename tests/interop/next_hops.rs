@@ -75,7 +75,8 @@ nodes: [{{name: n1, networks: [rack, side], podCIDRs: [10.244.1.0/24, 'fd00:10:2
         speaker.neighbour(Neighbour::new(node, 64512)),
     )?;
     let tor = of(&link)?;
-    let spec = json!({"address": tor, "asn": 65001});
+    // If the session ends, that is no slow machine's doing.
+    let spec = json!({"address": tor, "asn": 65001, "timers": {"hold": "0s"}});
     cluster
         .objects()
         .write("tor", &object("BGPPeer", "tor", spec))?;
