@@ -52,6 +52,12 @@ struct Known {
 pub struct PodRoutes {
     socket: Socket,
     monitor: Monitor,
+    seen: Seen,
+}
+
+/// What the kernel has told of links and routes, and has answered.
+#[derive(Debug)]
+struct Seen {
     interfaces: PodInterfaces,
     links: BTreeMap<u32, Known>,
     /// Addresses with a route of their own, and the link over which the kernel sends packets to them.
@@ -64,9 +70,7 @@ impl PodRoutes {
         let mut routes = PodRoutes {
             socket: Socket::open(Protocol::Route)?,
             monitor: Monitor::open(&GROUPS)?,
-            interfaces,
-            links: BTreeMap::new(),
-            hosts: BTreeMap::new(),
+            seen: Seen::new(interfaces),
         };
         routes.read()?;
         Ok(routes)
@@ -74,6 +78,66 @@ impl PodRoutes {
 
     /// The interfaces of pods, by name.
     pub fn all(&self) -> BTreeMap<String, PodInterface> {
+        self.seen.all()
+    }
+
+    /// Takes in what was told since the last call.
+    pub fn update(&mut self) -> Result<(), Error> {
+        let mut events = Vec::new();
+        self.monitor
+            .receive(DATAGRAMS, |event, _| events.push(event))?;
+        if events.contains(&Notification::Overrun) {
+            return self.read();
+        }
+        let mut asked = BTreeSet::new();
+        for event in events {
+            self.seen.take(event, &mut asked);
+        }
+        asked.into_iter().try_for_each(|addr| self.ask(addr))
+    }
+
+    fn read(&mut self) -> Result<(), Error> {
+        self.seen.links.clear();
+        self.seen.hosts.clear();
+        let mut asked = BTreeSet::new();
+        for link in link::list(&mut self.socket)? {
+            self.seen.set_link(&link, &mut asked);
+        }
+        let main = route::Filter {
+            table: Some(TABLE_MAIN),
+            ..route::Filter::default()
+        };
+        for v6 in [false, true] {
+            let routes = route::list(&mut self.socket, v6, &main)?;
+            let hosts = routes.iter().filter(|route| is_host_route(route));
+            asked.extend(hosts.map(|route| route.prefix.addr));
+        }
+        asked.into_iter().try_for_each(|addr| self.ask(addr))
+    }
+
+    /// Asks the kernel which way packets to an address take.
+    fn ask(&mut self, addr: IpAddr) -> Result<(), Error> {
+        let route = match route::lookup(&mut self.socket, addr) {
+            Ok(route) => Some(route),
+            // There is no way, or one on which packets are refused.
+            Err(Error::Refused(_)) => None,
+            Err(error) => return Err(error),
+        };
+        self.seen.answer(addr, route.as_ref());
+        Ok(())
+    }
+}
+
+impl Seen {
+    fn new(interfaces: PodInterfaces) -> Seen {
+        Seen {
+            interfaces,
+            links: BTreeMap::new(),
+            hosts: BTreeMap::new(),
+        }
+    }
+
+    fn all(&self) -> BTreeMap<String, PodInterface> {
         let pods = self.links.iter().filter(|(_, link)| link.pods);
         let mut all: BTreeMap<u32, (String, PodInterface)> = pods
             .map(|(index, link)| {
@@ -98,53 +162,24 @@ impl PodRoutes {
         all.into_values().collect()
     }
 
-    /// Takes in what was told since the last call.
-    pub fn update(&mut self) -> Result<(), Error> {
-        let mut events = Vec::new();
-        self.monitor
-            .receive(DATAGRAMS, |event, _| events.push(event))?;
-        if events.contains(&Notification::Overrun) {
-            return self.read();
-        }
-        let mut asked = BTreeSet::new();
-        for event in events {
-            match event {
-                Notification::Link(link) => self.set_link(&link, &mut asked),
-                Notification::LinkGone(link) => {
-                    self.links.remove(&link.index);
-                    asked.extend(self.behind(link.index));
-                    self.hosts.retain(|_, index| *index != link.index);
-                }
-                // Of whatever kind and table: it may stand before another one, or have done so. When a gateway's IPv6
-                // address is added, its route in table main is there before the one that makes it local.
-                Notification::Route(route) | Notification::RouteGone(route)
-                    if is_of_full_length(&route) =>
-                {
-                    asked.insert(route.prefix.addr);
-                }
-                _ => {}
+    /// Addresses of which the kernel has to be asked are put into `asked`.
+    fn take(&mut self, event: Notification, asked: &mut BTreeSet<IpAddr>) {
+        match event {
+            Notification::Link(link) => self.set_link(&link, asked),
+            Notification::LinkGone(link) => {
+                self.links.remove(&link.index);
+                asked.extend(self.behind(link.index));
+                self.hosts.retain(|_, index| *index != link.index);
             }
+            // Of whatever kind and table: it may stand before another one, or have done so. When a gateway's IPv6
+            // address is added, its route in table main is there before the one that makes it local.
+            Notification::Route(route) | Notification::RouteGone(route)
+                if is_of_full_length(&route) =>
+            {
+                asked.insert(route.prefix.addr);
+            }
+            _ => {}
         }
-        asked.into_iter().try_for_each(|addr| self.ask(addr))
-    }
-
-    fn read(&mut self) -> Result<(), Error> {
-        self.links.clear();
-        self.hosts.clear();
-        let mut asked = BTreeSet::new();
-        for link in link::list(&mut self.socket)? {
-            self.set_link(&link, &mut asked);
-        }
-        let main = route::Filter {
-            table: Some(TABLE_MAIN),
-            ..route::Filter::default()
-        };
-        for v6 in [false, true] {
-            let routes = route::list(&mut self.socket, v6, &main)?;
-            let hosts = routes.iter().filter(|route| is_host_route(route));
-            asked.extend(hosts.map(|route| route.prefix.addr));
-        }
-        asked.into_iter().try_for_each(|addr| self.ask(addr))
     }
 
     /// Addresses of which the kernel has to be asked are put into `asked`.
@@ -157,6 +192,8 @@ impl PodRoutes {
             pods: self.interfaces.contain(&link.name, link.group),
         };
         let before = self.links.insert(link.index, now.clone());
+        // When it goes down, since packets may take another way from then on; when it comes up, since its routes may have
+        // been there still when the kernel was asked then.
         if before.is_some_and(|before| before.up != now.up) {
             asked.extend(self.behind(link.index));
         }
@@ -167,19 +204,15 @@ impl PodRoutes {
         behind.map(|(addr, _)| *addr).collect()
     }
 
-    /// Asks the kernel which way packets to an address take.
-    fn ask(&mut self, addr: IpAddr) -> Result<(), Error> {
-        let route = match route::lookup(&mut self.socket, addr) {
-            Ok(route) => Some(route),
-            // There is no way, or one on which packets are refused.
-            Err(Error::Refused(_)) => None,
-            Err(error) => return Err(error),
-        };
-        match route.filter(is_host_route).as_ref().and_then(interface) {
+    /// The route that packets to an address take; `None`: there is none.
+    fn answer(&mut self, addr: IpAddr, route: Option<&route::Route>) {
+        match route
+            .filter(|route| is_host_route(route))
+            .and_then(interface)
+        {
             Some(index) => self.hosts.insert(addr, index),
             None => self.hosts.remove(&addr),
         };
-        Ok(())
     }
 }
 
@@ -269,4 +302,105 @@ pub fn spawn(
         }
     };
     Ok(Builder::new().name("pod-routes".into()).spawn(run)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use selvage_netlink::link::OperState;
+
+    const UP: u32 = 1;
+
+    fn link(index: u32, name: &str, flags: u32) -> link::Link {
+        link::Link {
+            index,
+            name: name.into(),
+            group: 0,
+            flags,
+            carrier: None,
+            oper_state: OperState::Up,
+            mtu: 1500,
+            kind: "veth".into(),
+            address: None,
+            master: None,
+            link: None,
+            link_netns: None,
+            alias: String::new(),
+        }
+    }
+
+    fn over(addr: IpAddr, index: u32) -> route::Route {
+        let hop = Hop {
+            gateway: None,
+            oif: Some(index),
+            onlink: false,
+            weight: 1,
+        };
+        route::Route::new(Prefix::host(addr), Target::Hop(hop), 3)
+    }
+
+    /// The kernel tells of the link first and takes its routes away after that, those of IPv4 without a word.
+    #[test]
+    fn the_kernel_is_asked_when_a_link_goes_down_and_when_it_comes_up() {
+        let addr: IpAddr = "10.0.0.2".parse().unwrap();
+        let mut seen = Seen::new(PodInterfaces::named(["veth"]));
+        let mut take = |event, answer: Option<u32>| {
+            let mut asked = BTreeSet::new();
+            seen.take(event, &mut asked);
+            for addr in &asked {
+                let route = answer.map(|index| over(*addr, index));
+                seen.answer(*addr, route.as_ref());
+            }
+            let of = |index| {
+                let all = seen.all();
+                let found = all.values().find(|interface| interface.index == index);
+                found.is_some_and(|interface| interface.addresses.contains(&addr))
+            };
+            (!asked.is_empty(), of(5), of(6))
+        };
+        let set = |index, name, flags| Notification::Link(link(index, name, flags));
+        for (event, answer, is_asked, of_5, of_6) in [
+            (set(5, "veth5", UP), None, false, false, false),
+            (set(6, "veth6", UP), None, false, false, false),
+            (
+                Notification::Route(over(addr, 5)),
+                Some(5),
+                true,
+                true,
+                false,
+            ),
+            // Anything else about the link is no reason to ask.
+            (set(5, "veth5", UP), None, false, true, false),
+            // Its route is still there, and is gone by the time when it is up again.
+            (set(5, "veth5", 0), Some(5), true, false, false),
+            (set(5, "veth5", UP), None, true, false, false),
+            (
+                Notification::Route(over(addr, 5)),
+                Some(5),
+                true,
+                true,
+                false,
+            ),
+            // Another one takes its place.
+            (set(5, "veth5", 0), Some(6), true, false, true),
+            (set(5, "veth5", UP), None, false, false, true),
+            (
+                Notification::RouteGone(over(addr, 5)),
+                Some(6),
+                true,
+                false,
+                true,
+            ),
+            (
+                Notification::LinkGone(link(6, "veth6", 0)),
+                None,
+                true,
+                false,
+                false,
+            ),
+        ] {
+            let what = format!("{event:?}");
+            assert_eq!(take(event, answer), (is_asked, of_5, of_6), "{what}");
+        }
+    }
 }

@@ -26,7 +26,7 @@ use super::World;
 use crate::store::{Dirty, Observed, PodInterface, Store};
 
 /// The plugin's DEL comes before the end of the Pod: one without a route is not told of before it is without for so long.
-const GRACE: Duration = Duration::from_secs(5);
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 
 /// What is known of pods of another plugin.
 #[derive(Default)]
@@ -55,6 +55,8 @@ pub(super) struct Foreign {
 struct Place {
     uid: Uid,
     index: u32,
+    /// All addresses that were behind the interface while it was the pod's. Plugins take them away one by one, before the
+    /// interface goes.
     addresses: BTreeSet<IpAddr>,
 }
 
@@ -188,11 +190,14 @@ impl Foreign {
     fn local(&mut self, ifname: IfName, interface: &PodInterface) -> LocalPod {
         let owner = self.owner(interface);
         if let Some(owner) = &owner {
-            let place = Place {
+            let before = self.found.remove(&owner.key);
+            let same = before.filter(|p| p.uid == owner.uid && p.index == interface.index);
+            let mut place = same.unwrap_or_else(|| Place {
                 uid: owner.uid.clone(),
                 index: interface.index,
-                addresses: interface.addresses.clone(),
-            };
+                addresses: BTreeSet::new(),
+            });
+            place.addresses.extend(&interface.addresses);
             self.found.insert(owner.key.clone(), place);
         }
         let pod = match &owner {

@@ -1,5 +1,7 @@
 //! The life of pods, with the writer, the tracker and the plugin played by the test.
 
+mod foreign;
+
 use std::{collections::BTreeMap, path::PathBuf};
 
 use selvage_policy::plan::Delta;
@@ -136,35 +138,48 @@ fn attachment(container: &str, index: u32, address: &str) -> link::Attachment {
     }
 }
 
+/// All that a source says of a cluster with these objects, and a policy that isolates the pods of namespace `x`.
+fn everything(objects: Vec<ObjectEvent>) -> Vec<ObjectEvent> {
+    let mut events: Vec<_> = Kind::ALL.into_iter().map(ObjectEvent::Relist).collect();
+    events.push(object(
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "x", "name": "closed"}, "spec": {"podSelector": {}}}),
+    ));
+    events.extend(objects);
+    events.extend(Kind::ALL.into_iter().map(ObjectEvent::Synced));
+    events
+}
+
 impl Scene {
     /// Everything read, and the first plan applied.
     fn new(found: Vec<Found>) -> Scene {
         let mut scene = Scene::unread(found, true);
-        let mut events: Vec<_> = Kind::ALL.into_iter().map(ObjectEvent::Relist).collect();
-        events.push(object(
-            json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-            "metadata": {"namespace": "x", "name": "closed"}, "spec": {"podSelector": {}}}),
-        ));
-        events.extend(Kind::ALL.into_iter().map(ObjectEvent::Synced));
-        scene.tell(Work::Objects(events));
+        scene.tell(Work::Objects(everything(Vec::new())));
         let generation = scene.plan().expect("the first plan");
         scene.apply(generation, false);
         scene
     }
 
     fn unread(found: Vec<Found>, policy: bool) -> Scene {
+        let features = Features {
+            bgp: false,
+            kernel: false,
+            cni: true,
+            policy,
+        };
+        Scene::with(features, PodInterfaces::Ours, found)
+    }
+
+    /// Nothing is read yet.
+    fn with(features: Features, pods: PodInterfaces, found: Vec<Found>) -> Scene {
+        let policy = features.policy;
         let (nft_sender, nft) = Inbox::new().unwrap();
         let (flow_sender, flows) = Inbox::new().unwrap();
         let (world, _) = Inbox::new().unwrap();
         let setup = Setup {
             local: Local::new("n1"),
-            features: Features {
-                bgp: false,
-                kernel: false,
-                cni: true,
-                policy,
-            },
-            pods: PodInterfaces::Ours,
+            features,
+            pods,
             from: String::new(),
             run_dir: PathBuf::new(),
             state_dir: PathBuf::new(),
