@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Kind, Neighbour, Route, Router, START, Session, Speaker};
+use super::{Kind, LLGR_STALE, Neighbour, Route, Router, START, Session, Speaker};
 use crate::process::output_of;
 
 pub(super) fn start(router: &mut Router, restarting: bool) -> Result<()> {
@@ -191,6 +191,13 @@ fn parse_sessions(text: &str) -> Result<Vec<Session>> {
 
 pub(super) fn routes(router: &Router) -> Result<Vec<Route>> {
     parse_routes(&birdc(router, &["show", "route", "all"])?)
+}
+
+pub(super) fn last_resorts(router: &Router) -> Result<Vec<Route>> {
+    let (high, low) = (LLGR_STALE >> 16, LLGR_STALE & 0xffff);
+    let mark = format!("({high},{low})");
+    let words = ["show", "route", "all", "where", &mark, "~", "bgp_community"];
+    parse_routes(&birdc(router, &words)?)
 }
 
 /// A destination begins in the first column; its further paths leave that column empty, and what is about a path is

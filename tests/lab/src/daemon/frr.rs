@@ -120,6 +120,9 @@ fn configuration(speaker: &Speaker) -> String {
         " bgp graceful-restart stalepath-time {}",
         speaker.restart_time
     );
+    if let Some(time) = speaker.long_lived {
+        let _ = writeln!(t, " bgp long-lived-graceful-restart stale-time {time}");
+    }
     for neighbour in &speaker.neighbours {
         let peer = neighbour.address;
         let _ = writeln!(t, " neighbor {peer} remote-as {}", neighbour.asn);
@@ -265,6 +268,15 @@ pub(super) fn routes(router: &Router) -> Result<Vec<Route>> {
         router,
         &["show bgp ipv6 unicast json"],
     )?)?);
+    Ok(routes)
+}
+
+pub(super) fn last_resorts(router: &Router) -> Result<Vec<Route>> {
+    let mut routes = Vec::new();
+    for family in ["ipv4", "ipv6"] {
+        let words = format!("show bgp {family} unicast community llgr-stale json");
+        routes.extend(parse_routes(&vtysh(router, &[&words])?)?);
+    }
     Ok(routes)
 }
 

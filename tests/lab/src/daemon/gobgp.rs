@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::{Kind, Neighbour, Route, Router, START, Session, Speaker};
+use super::{Kind, LLGR_STALE, Neighbour, Route, Router, START, Session, Speaker};
 use crate::process::output_of;
 
 pub(super) fn start(router: &mut Router, restarting: bool) -> Result<()> {
@@ -105,6 +105,9 @@ fn write_neighbour(t: &mut String, speaker: &Speaker, neighbour: &Neighbour) {
         "[neighbors.graceful-restart.config]\nenabled = true\nrestart-time = {}",
         speaker.restart_time
     );
+    if speaker.long_lived.is_some() {
+        let _ = writeln!(t, "long-lived-enabled = true");
+    }
     for (family, wanted) in [
         ("ipv4-unicast", neighbour.ipv4),
         ("ipv6-unicast", neighbour.ipv6),
@@ -118,6 +121,12 @@ fn write_neighbour(t: &mut String, speaker: &Speaker, neighbour: &Neighbour) {
                 t,
                 "[neighbors.afi-safis.mp-graceful-restart.config]\nenabled = true"
             );
+            if let Some(time) = speaker.long_lived {
+                let _ = writeln!(
+                    t,
+                    "[neighbors.afi-safis.long-lived-graceful-restart.config]\nenabled = true\nrestart-time = {time}"
+                );
+            }
         }
     }
 }
@@ -233,7 +242,16 @@ struct Attribute {
     as_paths: Vec<Segment>,
     nexthop: Option<IpAddr>,
     metric: Option<u32>,
+    #[serde(default)]
+    communities: Vec<u32>,
     value: Option<serde_json::Value>,
+}
+
+impl Path {
+    fn is_last_resort(&self) -> bool {
+        let mut communities = self.attrs.iter().flat_map(|attr| &attr.communities);
+        communities.any(|community| *community == LLGR_STALE)
+    }
 }
 
 #[derive(Deserialize)]
@@ -253,18 +271,32 @@ pub(super) fn routes(router: &Router) -> Result<Vec<Route>> {
     Ok(routes)
 }
 
-fn parse_routes(text: &str) -> Result<Vec<Route>> {
-    // An empty table is printed as words, not as JSON.
-    if !text.trim_start().starts_with('{') {
-        return Ok(Vec::new());
-    }
-    let table: BTreeMap<IpNet, Vec<Path>> =
-        serde_json::from_str(text).context("gobgp global rib -j")?;
+pub(super) fn last_resorts(router: &Router) -> Result<Vec<Route>> {
     let mut routes = Vec::new();
-    for (prefix, paths) in table {
+    for family in ["ipv4", "ipv6"] {
+        let text = gobgp(router, &["global", "rib", "-a", family, "-j"])?;
+        for (prefix, paths) in parse_table(&text)? {
+            let stale = paths.iter().filter(|path| path.is_last_resort());
+            routes.extend(stale.map(|path| route(prefix, path)));
+        }
+    }
+    Ok(routes)
+}
+
+fn parse_routes(text: &str) -> Result<Vec<Route>> {
+    let mut routes = Vec::new();
+    for (prefix, paths) in parse_table(text)? {
         routes.extend(paths.iter().map(|path| route(prefix, path)));
     }
     Ok(routes)
+}
+
+fn parse_table(text: &str) -> Result<BTreeMap<IpNet, Vec<Path>>> {
+    // An empty table is printed as words, not as JSON.
+    if !text.trim_start().starts_with('{') {
+        return Ok(BTreeMap::new());
+    }
+    serde_json::from_str(text).context("gobgp global rib -j")
 }
 
 fn route(prefix: IpNet, path: &Path) -> Route {
@@ -341,6 +373,16 @@ mod tests {
             ]
         );
         assert_eq!(parse_routes("Network not in table\n").expect("empty"), []);
+    }
+
+    #[test]
+    fn a_last_resort_is_known_by_its_community() {
+        let text = r#"{"10.1.0.0/24":[{"attrs":[{"type":8,"communities":[65537,4294901766]}],"stale":true},
+            {"attrs":[{"type":8,"communities":[65537]}],"stale":true},{"attrs":[]}]}"#;
+        let table = parse_table(text).expect("readable");
+        let paths = table.values().flatten();
+        let found: Vec<bool> = paths.map(Path::is_last_resort).collect();
+        assert_eq!(found, [true, false, false]);
     }
 
     #[test]

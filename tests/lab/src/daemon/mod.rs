@@ -90,7 +90,7 @@ pub struct Speaker {
     /// Seconds a restarting neighbour's routes are kept.
     pub restart_time: u16,
     /// Seconds that routes are kept as a last resort after that (RFC 9494), where the daemon does not only help others
-    /// with it; BIRD alone takes it from here.
+    /// with it.
     pub long_lived: Option<u32>,
     /// Short timers in place of the daemon's own. For daemons among themselves, whose connect timers are minutes; with
     /// our agent, which connects within a second, they keep their own.
@@ -374,6 +374,18 @@ impl Router {
         Ok(routes)
     }
 
+    /// The paths that are kept as a last resort: they carry the community LLGR_STALE (RFC 9494).
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn last_resorts(&self) -> Result<Vec<Route>> {
+        match self.kind {
+            Kind::Bird => bird::last_resorts(self),
+            Kind::Frr => frr::last_resorts(self),
+            Kind::Gobgp => gobgp::last_resorts(self),
+        }
+    }
+
     /// The best path to exactly `prefix`.
     ///
     /// # Errors
@@ -489,6 +501,9 @@ impl Router {
             .collect())
     }
 }
+
+/// The community 65535:6 (RFC 9494).
+const LLGR_STALE: u32 = 0xffff_0006;
 
 /// How long a daemon may take to answer its own command line.
 const START: Duration = Duration::from_secs(60);
