@@ -78,7 +78,12 @@ async fn metrics(State(asker): State<Asker>) -> Response {
 
 /// No thread hangs. Nobody is asked: a thread that is busy, or that waits for one that is, could not answer.
 async fn livez(State(asker): State<Asker>) -> Response {
-    match busy(&asker, HANGS) {
+    lives(&asker, HANGS)
+}
+
+/// Whether no thread has been in one turn for so long.
+fn lives(asker: &Asker, limit: Duration) -> Response {
+    match busy(asker, limit) {
         none if none.is_empty() => "ok\n".into_response(),
         hanging => (StatusCode::SERVICE_UNAVAILABLE, hanging).into_response(),
     }
@@ -112,5 +117,45 @@ async fn front(State(asker): State<Asker>) -> Response {
     match look(&asker).await {
         Ok(status) => Html(page::html(&status)).into_response(),
         Err(refusal) => refusal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::pulses::Pulses;
+
+    async fn said(response: Response) -> (StatusCode, String) {
+        let (head, body) = response.into_parts();
+        let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+        (head.status, String::from_utf8(bytes.to_vec()).unwrap())
+    }
+
+    /// The owner of the world answers nobody, as when it waits for another thread.
+    #[tokio::test]
+    async fn whether_the_agent_lives_is_asked_of_nobody() {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let keep = Arc::clone(&asked);
+        let pulses = Pulses::default();
+        let (_turns, turned) = watch::channel(0);
+        let asker = Asker::new(Arc::new(move |query| keep.lock().unwrap().push(query)))
+            .with_signs(turned, pulses.clone());
+        let thread = pulses.thread("routes");
+        thread.work();
+        let limit = Duration::from_secs(60);
+        let answer = tokio::time::timeout(limit, livez(State(asker.clone())));
+        let (status, text) = said(answer.await.expect("an answer")).await;
+        assert_eq!((status, text.as_str()), (StatusCode::OK, "ok\n"));
+        assert!(asked.lock().unwrap().is_empty());
+        // A thread whose turn takes too long is named; one that waits for work is not.
+        let (status, text) = said(lives(&asker, Duration::ZERO)).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(text.contains("the thread routes has been busy"), "{text}");
+        thread.rest();
+        assert_eq!(said(lives(&asker, Duration::ZERO)).await.0, StatusCode::OK);
     }
 }
