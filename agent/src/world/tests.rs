@@ -787,6 +787,117 @@ fn links_of_pods_do_not_concern_the_speaker() {
     }
 }
 
+/// The keeper of host ports learns which addresses the Node object has, and again when those, or those of links, are others.
+#[test]
+fn the_keeper_of_host_ports_is_told_the_nodes_addresses() {
+    let mut scene = Scene::new(Vec::new());
+    let (sender, told) = Inbox::new().unwrap();
+    scene.world.out.host_ports = Some(sender);
+    let node = |address: &str| {
+        Work::Objects(vec![object(json!({"apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": "n1"},
+            "status": {"addresses": [{"type": "InternalIP", "address": address}]}}))])
+    };
+    let link = || {
+        let addresses = vec!["192.0.2.77/24".parse().unwrap()];
+        Work::Observed(Observed::Link(
+            2,
+            store::Link {
+                name: "eth0".into(),
+                addresses,
+                ..store::Link::default()
+            },
+        ))
+    };
+    for (work, expected) in [
+        (node("192.0.2.7"), Some("192.0.2.7")),
+        (node("192.0.2.7"), None),
+        (link(), Some("192.0.2.7")),
+        (link(), None),
+        (node("192.0.2.8"), Some("192.0.2.8")),
+    ] {
+        scene.tell(work);
+        let addresses = told.recv_all().into_iter().map(|work| match work {
+            HostPortWork::Addresses(addresses) => addresses,
+            other => panic!("{other:?}"),
+        });
+        let expected = expected.map(|address| vec![address.parse::<IpAddr>().unwrap()]);
+        assert_eq!(addresses.collect::<Vec<_>>(), Vec::from_iter(expected));
+    }
+}
+
+/// The uplink's MTU is followed at once; that the file is not yet what it is to be is nobody's doing.
+#[test]
+fn the_mtu_of_the_uplink_is_followed_at_once() {
+    let dir = std::env::temp_dir().join(format!("selvage-mtu-{}", std::process::id()));
+    let conflist = dir.join("10-selvage.conflist");
+    std::fs::create_dir_all(&dir).unwrap();
+    let mut scene = Scene::new(Vec::new());
+    scene.world.setup.run_dir = dir.clone();
+    scene.world.setup.cni_conf = Some(conflist.clone());
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"},
+        "spec": {"podCIDRs": ["10.0.1.0/24"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.7"}]}});
+    let uplink = |mtu| {
+        Work::Observed(Observed::Link(
+            2,
+            store::Link {
+                name: "eth0".into(),
+                mtu,
+                addresses: vec!["192.0.2.7/24".parse().unwrap()],
+                ..store::Link::default()
+            },
+        ))
+    };
+    scene.turn_after(
+        Duration::ZERO,
+        vec![uplink(1500), Work::Objects(vec![object(node)])],
+    );
+    for mtu in [1500, 9000] {
+        // Somebody touches the folder in the same moment.
+        scene.turn_after(Duration::ZERO, vec![uplink(mtu), Work::CniFolder]);
+        let text = std::fs::read_to_string(&conflist).unwrap();
+        let conf: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(conf["plugins"][0]["mtu"], mtu, "{text}");
+    }
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// `status` names the pods that are closed, and says why they are at that moment.
+#[test]
+fn closed_pods_are_named_with_the_reason_of_the_moment() {
+    let mut scene = Scene::new(Vec::new());
+    let said = |scene: &mut Scene| -> Vec<String> {
+        let wrong = scene.world.status().wrong.into_iter();
+        let texts = wrong.map(|finding| finding.what);
+        texts.filter(|text| text.contains("closed")).collect()
+    };
+    let unknown = "attached, but no such Pod is known: closed";
+    let _plugin = scene.attach(attachment("a", 5, "10.0.1.1"));
+    assert_eq!(said(&mut scene), [format!("pod x/a: {unknown}")]);
+    scene.tell(Work::Objects(vec![pod("a", "u")]));
+    let generation = scene.last_delta().expect("its dispatch").to;
+    assert_eq!(
+        said(&mut scene),
+        ["pod x/a: closed until the policy is in the kernel"]
+    );
+    scene.apply(generation, false);
+    assert_eq!(said(&mut scene), [""; 0]);
+    let gone = ObjectEvent::Deleted(Kind::Pod, objects::Key::new("x", "a"));
+    scene.tell(Work::Objects(vec![gone]));
+    assert_eq!(said(&mut scene), [format!("pod x/a: {unknown}")]);
+    for number in 1..=6 {
+        let (name, address) = (format!("b{number}"), format!("10.0.1.1{number}"));
+        drop(scene.attach(attachment(&name, 10 + number, &address)));
+    }
+    assert_eq!(
+        said(&mut scene),
+        [format!(
+            "pods x/a, x/b1, x/b2, x/b3, x/b4 and 2 more: {unknown}"
+        )]
+    );
+}
+
 /// A scene with one pod, `x/a`, whose former flows are gone; its run directory, which the test removes, and the plugin.
 fn scene_with_a_pod(name: &str) -> (Scene, PathBuf, oneshot::Receiver<link::Reply>) {
     let dir = std::env::temp_dir().join(format!("selvage-{name}-{}", std::process::id()));

@@ -341,3 +341,22 @@ fn blackholes_lie_under_what_is_announced() {
     local.kernel = false;
     assert!(desired::blackholes(&store, &local).is_empty());
 }
+
+/// Who comes by a range is shown with the object of the longest range that holds the address.
+#[test]
+fn a_neighbour_by_a_range_names_its_object() {
+    let old = "2026-01-01T00:00:00Z";
+    let objects = peer("wide", old, "range: 10.8.0.0/16, asn: internal")
+        + &peer("narrow", old, "range: 10.8.9.0/24, asn: internal")
+        + &peer("six", old, "range: 'fd08::/64', asn: internal");
+    let (speaker, _) = speaker("n1", &objects);
+    for (address, origin) in [
+        ("10.8.1.1", "BGPPeer wide"),
+        ("10.8.9.1", "BGPPeer narrow"),
+        ("fd08::1", "BGPPeer six"),
+        ("10.9.0.1", "range that is no more"),
+    ] {
+        let address = address.parse().unwrap();
+        assert_eq!(speaker.origin(&address, false), origin, "{address}");
+    }
+}
