@@ -9,6 +9,7 @@ use selvage_netlink::{addr, link, neigh, nft};
 use serde_json::{Value, json};
 
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -661,6 +662,51 @@ fn masquerading_without_an_agent() {
     std::fs::remove_dir_all(node.scratch.0.join("state")).unwrap();
     node.del("b", &other).expect_ok();
     assert_eq!(masqueraded(&node), 0, "found by its leases");
+}
+
+/// Another program that translates sources knows more about what it translates: it comes first, whoever was made last, and
+/// also where a chain of ours is as an earlier release made it.
+#[test]
+fn other_programs_translate_sources_first() {
+    const OTHERS: &str = "192.0.2.77";
+    for ours_is_last in [true, false] {
+        let (mut node, pod, outside) = (Node::new("none"), Ns::new(), Ns::new());
+        node.conf["ipMasq"] = json!(true);
+        let uplink = node.ns.link("uplink").unwrap().index;
+        let out = outside.socket();
+        connect(&node, &outside, uplink, out);
+        let own = addr::Address::new(uplink, selvage_netlink::Prefix::host(parse(OTHERS)));
+        node.ns
+            .socket()
+            .apply(|batch| addr::add(batch, &own))
+            .unwrap();
+        let run = |script: &str| {
+            let output = node
+                .ns
+                .within(|| Command::new("nft").arg(script).output().unwrap());
+            assert!(output.status.success(), "{script}: {output:?}");
+        };
+        let other = || {
+            run(&format!(
+                "table ip other {{ chain c {{ type nat hook postrouting priority 100; ip saddr 10.244.1.0/24 snat to {OTHERS}; }}; }}"
+            ));
+        };
+        if ours_is_last {
+            other();
+        }
+        node.add("a", &pod).expect_ok();
+        if !ours_is_last {
+            other();
+        }
+        let seen = || seen_from(&pod, &outside, parse("192.0.2.9"));
+        assert_eq!(seen(), parse(OTHERS), "ours is last: {ours_is_last}");
+        run("flush chain inet selvage-cni postrouting; delete chain inet selvage-cni postrouting");
+        run(
+            "table inet selvage-cni { chain postrouting { type nat hook postrouting priority 100; ip saddr @masquerade4 masquerade; }; }",
+        );
+        node.add("b", &Ns::new()).expect_ok();
+        assert_eq!(seen(), parse(OTHERS), "after an upgrade");
+    }
 }
 
 /// A route to a network or an address.

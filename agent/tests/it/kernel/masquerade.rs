@@ -76,6 +76,34 @@ fn pods_see_pods_and_the_world_sees_the_node() {
     });
 }
 
+/// Another program that translates sources at the priority that they all take finds ours before it, whoever was made last.
+#[test]
+fn ours_is_before_other_programs() {
+    in_netns(|| {
+        sh("echo 1 > /proc/sys/net/ipv4/ip_forward");
+        let (a, out) = (pod("sva", "10.244.0.2"), pod("up1", "203.0.113.9"));
+        let other = || {
+            sh(
+                "nft 'table ip other { chain c { type nat hook postrouting priority 100; ip saddr 10.244.0.2 snat to 198.51.100.7; }; }'",
+            )
+        };
+        for ours_is_last in [true, false] {
+            if ours_is_last {
+                other();
+            }
+            let thread = Thread::start();
+            thread.keep(1, wanted(&["10.244.0.2"], &["10.244.0.0/16"]));
+            if !ours_is_last {
+                other();
+            }
+            let source = seen(&a, &out, "203.0.113.9");
+            assert_eq!(source, NODE, "ours is last: {ours_is_last}");
+            thread.end();
+            sh("nft flush ruleset");
+        }
+    });
+}
+
 /// Without the policy table, which this thread does not know here.
 #[test]
 fn every_damage_is_healed_without_being_asked() {
