@@ -293,6 +293,20 @@ fn reflected(lab: &Lab) -> Result<()> {
         seen.iter().filter(|peer| peer.up).count() == 2,
         "clients of the range: {seen:?}"
     );
+    let shown = rr.json(&["peers"])?;
+    for peer in shown.as_array().context("no list of neighbours")? {
+        ensure!(
+            peer["origin"] == "BGPPeer clients",
+            "who comes by a range: {peer}"
+        );
+    }
+    // It writes no routes: that the kernel has none is nothing to report.
+    for words in [&["routes"][..], &["routes", "10.244.1.0/24"]] {
+        let routes = rr.json(words)?;
+        let rows = routes.as_array().context("a list")?;
+        ensure!(!rows.is_empty(), "{words:?}: {routes}");
+        ensure!(rows.iter().all(|row| row["kernel"].is_null()), "{routes}");
+    }
     let quiet = rr.netns().clone();
     ensure!(
         kernel_route(&quiet, prefix("10.244.1.0/24")?)?.is_none(),

@@ -31,6 +31,11 @@ pub fn cases() -> Vec<Case> {
             BASH,
             go_from_proxy,
         ),
+        Case::new(
+            "scripts::a_build_of_the_cluster_says_how_far_it_is",
+            BASH,
+            how_far,
+        ),
     ]
 }
 
@@ -289,5 +294,47 @@ fn go_from_proxy(lab: &Lab) -> Result<()> {
         "{}",
         ended.text
     );
+    Ok(())
+}
+
+fn how_far(lab: &Lab) -> Result<()> {
+    let stage = Stage::new(lab, "build")?;
+    // A Go that builds everything at once.
+    let go = r#"echo "go $*" >>"$STAGE/asked"
+case " $* " in *" -deps "*) printf 'a\nb\nc\n' ;; esac
+while [ $# -gt 0 ]; do
+  [ "$1" != -o ] || { : >"$2"; chmod 755 "$2"; }
+  shift
+done"#;
+    stage.program("go", go)?;
+    let script = source("cluster/build.sh");
+    let ended = stage.run(lab, &script, Some("conformance"))?;
+    ensure!(ended.code == Some(0), "{:?}: {}", ended.code, ended.text);
+    let lines: Vec<&str> = ended
+        .text
+        .lines()
+        .filter_map(|line| line.strip_prefix("build.sh: "))
+        .collect();
+    let (first, each) = lines.split_first().context("it says nothing")?;
+    let all = each.len();
+    ensure!(
+        first.starts_with(&format!("{all} programs of Kubernetes v"))
+            && first.ends_with(" on two idle cores"),
+        "{}",
+        ended.text
+    );
+    for (number, line) in (1..).zip(each) {
+        ensure!(
+            line.starts_with(&format!("{number} of {all}, "))
+                && line.contains("; left: about ") == (number < all),
+            "{line}"
+        );
+    }
+    // Upstream's packages were vetted by upstream, which takes longer than to build them.
+    let asked = stage.asked();
+    ensure!(asked.contains(" test -c -vet=off "), "{asked}");
+    // All there: nothing is built.
+    let again = stage.run(lab, &script, Some("conformance"))?;
+    ensure!(!again.text.contains("build.sh: "), "{}", again.text);
     Ok(())
 }
