@@ -143,7 +143,7 @@ fn pod(n: u32, namespaces: u32, app: u32) -> Arc<PodFact> {
         host_network: false,
         phase: Phase::Live,
         ports: [].into(),
-        created: i64::from(n),
+        created: n,
     })
 }
 

@@ -808,7 +808,7 @@ impl<'a> Work<'a, '_> {
                 continue;
             };
             let new = pod.map(|pod| members.elements(addr, pod));
-            let new = new.unwrap_or_default();
+            let new: Vec<Key> = new.into_iter().flatten().collect();
             let set = self.tx.plan().sets.get(name);
             let old = set.map(|set| set.elements.of_address(addr));
             for key in old.iter().flatten().filter(|key| !new.contains(*key)) {
@@ -846,14 +846,14 @@ fn put_all(
     elements: Remainder,
 ) {
     match (elements, members) {
-        (Remainder::Fixed(keys), _) => keys.into_iter().for_each(|key| tx.put(name, key, None)),
+        (Remainder::Fixed(keys), _) => tx.put_all(name, keys.into_iter()),
         (Remainder::Of(addresses), Some(members)) => {
-            for addr in addresses {
-                if let Some(pod) = candidate(facts, addr) {
-                    let keys = members.elements(addr, pod);
-                    keys.into_iter().for_each(|key| tx.put(name, key, None));
-                }
-            }
+            let owned = addresses.into_iter();
+            let owned = owned.filter_map(|addr| Some((addr, candidate(facts, addr)?)));
+            tx.put_all(
+                name,
+                owned.flat_map(|(addr, pod)| members.elements(addr, pod)),
+            );
         }
         (Remainder::Of(_), None) => {}
     }

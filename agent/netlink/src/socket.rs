@@ -250,9 +250,22 @@ impl Socket {
         build: impl Fn(&mut Batch),
         mut decode: impl FnMut(Message<'_>) -> Option<T>,
     ) -> Result<Vec<T>> {
+        self.fold(build, Vec::new, |found, message| {
+            found.extend(decode(message));
+        })
+    }
+
+    /// The same, without a list of the answers: each is taken into what `start` gives. An interrupted dump begins anew,
+    /// with another start.
+    pub fn fold<T>(
+        &mut self,
+        build: impl Fn(&mut Batch),
+        start: impl Fn() -> T,
+        mut take: impl FnMut(&mut T, Message<'_>),
+    ) -> Result<T> {
         for _ in 0..DUMP_ATTEMPTS {
-            let mut found = Vec::new();
-            match self.ask(&build, true, |message| found.extend(decode(message))) {
+            let mut found = start();
+            match self.ask(&build, true, |message| take(&mut found, message)) {
                 Err(Error::Interrupted) => {}
                 Err(error) => return Err(error),
                 Ok(()) => return Ok(found),

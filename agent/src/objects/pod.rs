@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 
+use selvage_policy::model::{self, NamedPort, PodFact, PodKey, Proto};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::decode::{Context, Mode};
-use super::meta::{self, PodMeta};
-use super::{Faults, Kind, Meta};
+use super::meta::{self, CONFIG_MIRROR, PodMeta};
+use super::{Faults, Interner, Kind, Meta, Timestamp};
 
 /// A pod.
 #[derive(Clone, Debug, PartialEq)]
@@ -132,6 +133,38 @@ impl Pod {
         faults.is_empty().then_some(pod)
     }
 
+    /// The one form in which a pod is kept.
+    pub fn fact(&self, shared: &mut Interner) -> PodFact {
+        let meta = &self.meta;
+        let uid = meta.annotations.get(CONFIG_MIRROR).unwrap_or(&meta.uid);
+        let named = self.ports.iter().filter(|port| !port.name.is_empty());
+        let ports: Vec<NamedPort> = named
+            .map(|port| NamedPort {
+                name: shared.word(&port.name),
+                protocol: match port.protocol {
+                    Protocol::Tcp => Proto::Tcp,
+                    Protocol::Udp => Proto::Udp,
+                    Protocol::Sctp => Proto::Sctp,
+                },
+                port: port.port,
+            })
+            .collect();
+        PodFact {
+            uid: uid.as_str().into(),
+            key: PodKey::new(shared.word(&meta.key.namespace), meta.key.name.as_str()),
+            labels: shared.labels(&meta.labels),
+            ips: self.ips.as_slice().into(),
+            node: (!self.node.is_empty()).then(|| shared.node(&self.node)),
+            host_network: self.host_network,
+            phase: match self.phase {
+                Phase::Succeeded | Phase::Failed => model::Phase::Finished,
+                Phase::Pending | Phase::Running | Phase::Unknown => model::Phase::Live,
+            },
+            ports: shared.ports(ports),
+            created: meta.created.map_or(0, seconds),
+        }
+    }
+
     pub(super) fn lower(
         meta: Meta,
         spec: &Value,
@@ -165,8 +198,12 @@ impl Pod {
         match (listed, single) {
             (Some(list), _) => {
                 for (i, raw) in list.iter().enumerate() {
-                    let path = format!("status.podIPs[{i}].ip");
-                    ips.extend(faults.take(&path, super::node::address(&raw.ip)));
+                    let address = super::node::address(&raw.ip);
+                    if address.is_err() {
+                        faults.take(&format!("status.podIPs[{i}].ip"), address);
+                    } else {
+                        ips.extend(address);
+                    }
                 }
             }
             (None, Some(text)) => {
@@ -183,4 +220,9 @@ impl Pod {
             ips,
         }
     }
+}
+
+/// As many as a pod's form has room for.
+fn seconds(time: Timestamp) -> u32 {
+    u32::try_from(time.0.max(0)).unwrap_or(u32::MAX)
 }

@@ -12,6 +12,9 @@ pub mod yaml;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use selvage_policy::model::PodFact;
 
 use crate::objects::{Key, Kind, NotEnforced, Object, PolicyKind, Shown};
 
@@ -22,6 +25,9 @@ pub enum ObjectEvent {
     Relist(Kind),
     /// The object is there, in this form.
     Applied(Object),
+    /// The pod is there, in the form in which it is kept. A cluster has many: all that it took to read it stays with whoever
+    /// read it, and memory does not go from thread to thread.
+    Pod(Arc<PodFact>),
     /// The object is gone.
     Deleted(Kind, Key),
     /// Everything that the source held of this kind when it began was sent.

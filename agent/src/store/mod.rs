@@ -3,10 +3,10 @@
 //! One owner on one thread; facts only, no conclusions (those are `desired`'s) and no I/O. A change comes back as
 //! [`Dirty`]: what has to be thought over again.
 
-mod intern;
 pub mod observed;
 mod pods;
 mod problems;
+mod sorted;
 mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use selvage_cni::link::Attachment;
-use selvage_policy::model::{NamedPort, NamespaceFact, Phase, PodFact, PodKey, PolicyKey, Proto};
+use selvage_policy::model::{NamespaceFact, PodFact, PodKey, PolicyKey};
 
 pub use observed::{
     FaultCount, LastFault, Link, Observed, POD_LINK_GROUP, PeerState, PodInterface, PolicyState,
@@ -22,13 +22,11 @@ pub use observed::{
 };
 
 use crate::kernel::sysctl::Setting;
-use crate::objects::meta::CONFIG_MIRROR;
 use crate::objects::{
-    BgpConfiguration, BgpPeer, Key, Kind, NetworkPolicy, Node, NotEnforced, Object, Pod,
-    PolicyKind, Secret, Shown, pod,
+    BgpConfiguration, BgpPeer, Interner, Key, Kind, NetworkPolicy, Node, NotEnforced, Object,
+    PolicyKind, Secret, Shown,
 };
 use crate::source::{ObjectEvent, Origin, Problem};
-use intern::Interner;
 use sweep::Sweep;
 
 /// The world.
@@ -113,7 +111,12 @@ impl Dirty {
     pub fn merge(&mut self, other: Dirty) {
         self.bgp |= other.bgp;
         self.nodes.extend(other.nodes);
-        self.pods.extend(other.pods);
+        if self.pods.is_empty() {
+            // The usual case, and there may be many.
+            self.pods = other.pods;
+        } else {
+            self.pods.extend(other.pods);
+        }
         self.namespaces.extend(other.namespaces);
         self.policies.extend(other.policies);
         self.attachments.extend(other.attachments);
@@ -149,6 +152,12 @@ impl Store {
                         sweep.seen(object.key());
                     }
                     self.set(object, &mut dirty);
+                }
+                ObjectEvent::Pod(fact) => {
+                    if let Some(sweep) = self.sweeps.get_mut(&Kind::Pod) {
+                        sweep.seen_pod(&fact.key);
+                    }
+                    self.put_pod(fact, &mut dirty);
                 }
                 ObjectEvent::Deleted(kind, key) => self.forget(kind, &key, &mut dirty),
                 ObjectEvent::Synced(kind) => {
@@ -292,11 +301,8 @@ impl Store {
                 }
             }
             Object::Pod(pod) => {
-                let fact = pod_fact(&pod, &mut self.shared);
-                let key = fact.key.clone();
-                if self.pods.put(fact) {
-                    dirty.pods.insert(key);
-                }
+                let fact = pod.fact(&mut self.shared);
+                self.put_pod(Arc::new(fact), dirty);
             }
             Object::NetworkPolicy(policy) => {
                 let key = policy.policy.key.clone();
@@ -314,6 +320,13 @@ impl Store {
             Object::Secret(secret) => {
                 dirty.bgp |= replace(&mut self.secrets, secret.meta.key.clone(), secret)
             }
+        }
+    }
+
+    fn put_pod(&mut self, fact: Arc<PodFact>, dirty: &mut Dirty) {
+        let key = fact.key.clone();
+        if self.pods.put(fact) {
+            dirty.pods.insert(key);
         }
     }
 
@@ -586,36 +599,4 @@ fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, value: A
     }
     map.insert(key, value);
     true
-}
-
-/// The one form in which a pod is kept.
-fn pod_fact(pod: &Pod, shared: &mut Interner) -> PodFact {
-    let meta = &pod.meta;
-    let uid = meta.annotations.get(CONFIG_MIRROR).unwrap_or(&meta.uid);
-    let named = pod.ports.iter().filter(|port| !port.name.is_empty());
-    let ports: Vec<NamedPort> = named
-        .map(|port| NamedPort {
-            name: shared.word(&port.name),
-            protocol: match port.protocol {
-                pod::Protocol::Tcp => Proto::Tcp,
-                pod::Protocol::Udp => Proto::Udp,
-                pod::Protocol::Sctp => Proto::Sctp,
-            },
-            port: port.port,
-        })
-        .collect();
-    PodFact {
-        uid: uid.as_str().into(),
-        key: PodKey::new(shared.word(&meta.key.namespace), meta.key.name.as_str()),
-        labels: shared.labels(&meta.labels),
-        ips: pod.ips.as_slice().into(),
-        node: (!pod.node.is_empty()).then(|| shared.word(&pod.node)),
-        host_network: pod.host_network,
-        phase: match pod.phase {
-            pod::Phase::Succeeded | pod::Phase::Failed => Phase::Finished,
-            pod::Phase::Pending | pod::Phase::Running | pod::Phase::Unknown => Phase::Live,
-        },
-        ports: shared.ports(ports),
-        created: meta.created.map_or(0, |time| time.0),
-    }
 }

@@ -151,14 +151,17 @@ impl Members {
 
     /// What the owner of an address contributes to the set, a key perhaps twice. Nobody else contributes elements of that
     /// address.
-    pub(crate) fn elements(&self, addr: IpAddr, owner: Candidate<'_>) -> Vec<Key> {
+    pub(crate) fn elements<'a>(
+        &'a self,
+        addr: IpAddr,
+        owner: Candidate<'a>,
+    ) -> impl Iterator<Item = Key> + 'a {
         let matching = self
             .terms
             .iter()
-            .filter(|(term, _)| term.matches(addr, owner));
+            .filter(move |(term, _)| term.matches(addr, owner));
         matching
-            .flat_map(|(_, shapes)| shapes.iter().flat_map(|s| s.keys(addr, owner.ports)))
-            .collect()
+            .flat_map(move |(_, shapes)| shapes.iter().flat_map(move |s| s.keys(addr, owner.ports)))
     }
 }
 

@@ -4,8 +4,10 @@ use super::{Dirty, PodId, PodTable};
 use crate::model::{
     IfName, Labels, LocalPod, NamespaceFact, Phase, PodFact, PodKey, Policy, PolicyKey,
 };
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::hash::BuildHasher;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -22,12 +24,12 @@ pub(crate) struct Facts {
     namespaces: HashMap<Arc<str>, Namespace>,
     pods: PodTable,
     locals: BTreeMap<IfName, LocalPod>,
-    attached: BTreeMap<PodKey, BTreeSet<IfName>>,
+    attached: HashMap<PodKey, BTreeSet<IfName>>,
     /// Addresses that one pod claims and nobody else: nearly all that there are.
     sole4: HashMap<Ipv4Addr, PodId>,
-    sole6: HashMap<Ipv6Addr, PodId>,
+    sole6: SoleIpv6,
     /// All the others; no address is in both.
-    claims: BTreeMap<IpAddr, Vec<Claim>>,
+    claims: HashMap<IpAddr, Vec<Claim>>,
     nodes: BTreeMap<Arc<str>, Vec<IpAddr>>,
 }
 
@@ -35,8 +37,72 @@ pub(crate) struct Facts {
 #[derive(Debug, Default)]
 struct Namespace {
     labels: Option<Labels>,
-    pods: BTreeSet<PodId>,
+    /// By name, which the pods themselves have.
+    pods: Vec<PodId>,
     policies: BTreeMap<Arc<str>, Arc<Policy>>,
+}
+
+/// IPv6 addresses that one pod claims and nobody else, of pods that have no other one: the pod itself has the address.
+#[derive(Default)]
+struct SoleIpv6 {
+    table: HashTable<SoleIpv6Claim>,
+    hasher: DefaultHashBuilder,
+}
+
+struct SoleIpv6Claim {
+    /// Of the address, so that a table that grows need not look at pods.
+    hash: u32,
+    pod: PodId,
+}
+
+impl SoleIpv6 {
+    fn get(&self, addr: Ipv6Addr, pods: &PodTable) -> Option<PodId> {
+        let hash = self.hash(addr);
+        let found = self.table.find(spread(hash), is_of(hash, addr, pods));
+        found.map(|claim| claim.pod)
+    }
+
+    fn take(&mut self, addr: Ipv6Addr, pods: &PodTable) -> Option<PodId> {
+        let hash = self.hash(addr);
+        let entry = self.table.find_entry(spread(hash), is_of(hash, addr, pods));
+        entry.ok().map(|entry| entry.remove().0.pod)
+    }
+
+    /// The address must not be there. False if it is not the only one of the pod.
+    fn put(&mut self, addr: Ipv6Addr, pod: PodId, pods: &PodTable) -> bool {
+        if pods.get(pod).and_then(|fact| fact.ips.only_v6()) != Some(addr) {
+            return false;
+        }
+        let hash = self.hash(addr);
+        let claim = SoleIpv6Claim { hash, pod };
+        self.table
+            .insert_unique(spread(hash), claim, |claim| spread(claim.hash));
+        true
+    }
+
+    fn hash(&self, addr: Ipv6Addr) -> u32 {
+        let [a, b, c, d, ..] = self.hasher.hash_one(u128::from(addr)).to_ne_bytes();
+        u32::from_ne_bytes([a, b, c, d])
+    }
+}
+
+/// The table looks at both ends of a hash.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(hash)
+}
+
+fn is_of(hash: u32, addr: Ipv6Addr, pods: &PodTable) -> impl Fn(&SoleIpv6Claim) -> bool {
+    move |claim| {
+        let only = || pods.get(claim.pod)?.ips.only_v6();
+        claim.hash == hash && only() == Some(addr)
+    }
+}
+
+impl fmt::Debug for SoleIpv6 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pods = self.table.iter().map(|claim| claim.pod);
+        f.debug_list().entries(pods).finish()
+    }
 }
 
 impl Facts {
@@ -45,7 +111,23 @@ impl Facts {
     }
 
     pub(crate) fn pod_id(&self, key: &PodKey) -> Option<PodId> {
-        self.pods.id(key)
+        self.place(key).ok()
+    }
+
+    /// The number of a pod, or where it belongs in its namespace.
+    fn place(&self, key: &PodKey) -> Result<PodId, usize> {
+        let pods = self.namespaces.get(&key.namespace);
+        let pods = pods.map(|n| n.pods.as_slice()).unwrap_or_default();
+        let order = |id: &PodId| {
+            let name = self.pod(*id).map(|pod| &*pod.key.name);
+            name.cmp(&Some(&*key.name))
+        };
+        // The API server gives them by name.
+        if pods.last().is_some_and(|last| order(last).is_lt()) {
+            return Err(pods.len());
+        }
+        let found = pods.binary_search_by(order)?;
+        pods.get(found).copied().ok_or(found)
     }
 
     /// All pods, in no particular order.
@@ -79,7 +161,7 @@ impl Facts {
     pub(crate) fn sole(&self, addr: IpAddr) -> Option<PodId> {
         match addr {
             IpAddr::V4(addr) => self.sole4.get(&addr).copied(),
-            IpAddr::V6(addr) => self.sole6.get(&addr).copied(),
+            IpAddr::V6(addr) => self.sole6.get(addr, &self.pods),
         }
     }
 
@@ -134,40 +216,43 @@ impl Facts {
     }
 
     pub(crate) fn set_pod(&mut self, fact: Arc<PodFact>, dirty: &mut Dirty) {
-        let known = self.pod_id(&fact.key);
+        let place = self.place(&fact.key);
+        let known = place.ok();
         if let Some(id) = known {
             if self.pod(id) == Some(&fact) {
                 return;
             }
-            self.touch_pod(&fact.key, dirty);
+            self.touch(known, &fact.key, dirty);
             self.release_claims(id);
         }
         let (key, live) = (fact.key.clone(), fact.phase == Phase::Live);
         let claims = (live && !fact.host_network).then(|| fact.ips.clone());
         let id = self.pods.put(known, fact);
-        if known.is_none() {
-            let namespace = self.namespaces.entry(key.namespace.clone()).or_default();
-            namespace.pods.insert(id);
+        if let Err(place) = place {
+            let namespace = self.namespaces.entry_ref(&key.namespace).or_default();
+            namespace.pods.insert(place, id);
         }
         for addr in claims.iter().flat_map(|ips| ips.iter()) {
             self.claim(addr, Claim::Pod(id));
         }
-        self.touch_pod(&key, dirty);
+        self.touch(Some(id), &key, dirty);
     }
 
     pub(crate) fn remove_pod(&mut self, key: &PodKey, dirty: &mut Dirty) {
-        self.touch_pod(key, dirty);
-        let Some(id) = self.pod_id(key) else {
+        let id = self.pod_id(key);
+        self.touch(id, key, dirty);
+        let Some(id) = id else {
             return;
         };
         self.release_claims(id);
         self.pods.remove(id);
         if let Some(namespace) = self.namespaces.get_mut(&key.namespace) {
-            namespace.pods.remove(&id);
+            let place = namespace.pods.iter().position(|other| *other == id);
+            place.map(|place| namespace.pods.remove(place));
         }
         self.forget_if_empty(&key.namespace);
         // Claimants of this node may follow from the pod, so they are looked at once more without it.
-        self.touch_pod(key, dirty);
+        self.touch(None, key, dirty);
     }
 
     pub(crate) fn set_namespace(&mut self, fact: NamespaceFact, dirty: &mut Dirty) {
@@ -259,12 +344,19 @@ impl Facts {
     }
 
     fn claim(&mut self, addr: IpAddr, claim: Claim) {
+        if let (Claim::Pod(id), IpAddr::V4(addr4)) = (claim, addr)
+            && !self.claims.contains_key(&addr)
+            && *self.sole4.entry(addr4).or_insert(id) == id
+        {
+            return;
+        }
         let sole = self.take_sole(addr);
         if let Claim::Pod(id) = claim
             && sole.is_none_or(|sole| sole == id)
             && !self.claims.contains_key(&addr)
+            && self.put_sole(addr, id)
         {
-            return self.put_sole(addr, id);
+            return;
         }
         let claims = self.claims.entry(addr).or_default();
         claims.extend(sole.map(Claim::Pod));
@@ -276,34 +368,41 @@ impl Facts {
     fn unclaim(&mut self, addr: IpAddr, claim: Claim) {
         match (self.take_sole(addr), claim) {
             (Some(sole), Claim::Pod(id)) if sole == id => return,
-            (Some(sole), _) => return self.put_sole(addr, sole),
+            (Some(sole), _) => {
+                self.put_sole(addr, sole);
+                return;
+            }
             (None, _) => {}
         }
         let Some(claims) = self.claims.get_mut(&addr) else {
             return;
         };
         claims.retain(|c| *c != claim);
-        match *claims.as_slice() {
-            [] => drop(self.claims.remove(&addr)),
-            [Claim::Pod(id)] => {
-                self.claims.remove(&addr);
-                self.put_sole(addr, id);
-            }
-            _ => {}
+        let is_settled = match *claims.as_slice() {
+            [] => true,
+            [Claim::Pod(id)] => self.put_sole(addr, id),
+            _ => false,
+        };
+        if is_settled {
+            self.claims.remove(&addr);
         }
     }
 
-    fn put_sole(&mut self, addr: IpAddr, id: PodId) {
+    /// Takes note of a pod that alone claims an address, which nobody did. False: that is for the claims.
+    fn put_sole(&mut self, addr: IpAddr, id: PodId) -> bool {
         match addr {
-            IpAddr::V4(addr) => drop(self.sole4.insert(addr, id)),
-            IpAddr::V6(addr) => drop(self.sole6.insert(addr, id)),
+            IpAddr::V4(addr) => {
+                self.sole4.insert(addr, id);
+                true
+            }
+            IpAddr::V6(addr) => self.sole6.put(addr, id, &self.pods),
         }
     }
 
     fn take_sole(&mut self, addr: IpAddr) -> Option<PodId> {
         match addr {
             IpAddr::V4(addr) => self.sole4.remove(&addr),
-            IpAddr::V6(addr) => self.sole6.remove(&addr),
+            IpAddr::V6(addr) => self.sole6.take(addr, &self.pods),
         }
     }
 
@@ -335,7 +434,12 @@ impl Facts {
     }
 
     fn touch_pod(&self, key: &PodKey, dirty: &mut Dirty) {
-        if let Some(fact) = self.pod_id(key).and_then(|id| self.pod(id)) {
+        self.touch(self.pod_id(key), key, dirty);
+    }
+
+    /// The same with the number of the pod, if it is known.
+    fn touch(&self, id: Option<PodId>, key: &PodKey, dirty: &mut Dirty) {
+        if let Some(fact) = id.and_then(|id| self.pod(id)) {
             fact.ips
                 .iter()
                 .for_each(|addr| self.touch_addr(addr, dirty));

@@ -188,14 +188,11 @@ impl Facts {
     }
 
     /// Lower wins: pods, newest first; then the anonymous; then those that wait.
-    fn rank(&self, standing: Standing) -> (u8, Reverse<i64>) {
+    fn rank(&self, standing: Standing) -> (u8, Reverse<Option<u32>>) {
         match standing {
-            Standing::Pod(id) => (
-                0,
-                Reverse(self.pod(id).map_or(i64::MIN, |fact| fact.created)),
-            ),
-            Standing::Anonymous => (1, Reverse(0)),
-            Standing::Waiting | Standing::Finished => (2, Reverse(0)),
+            Standing::Pod(id) => (0, Reverse(self.pod(id).map(|fact| fact.created))),
+            Standing::Anonymous => (1, Reverse(None)),
+            Standing::Waiting | Standing::Finished => (2, Reverse(None)),
         }
     }
 }

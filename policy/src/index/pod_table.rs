@@ -1,23 +1,19 @@
-//! The pods that the compiler was told of, by number, by key and by labels.
+//! The pods that the compiler was told of, by number and by labels.
 
-use crate::model::{Labels, PodFact, PodKey};
-use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
+use crate::model::{Labels, PodFact};
+use hashbrown::HashMap;
 use std::fmt;
-use std::hash::BuildHasher;
 use std::sync::Arc;
 
 /// A pod by number; numbers are reused and never show in a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct PodId(u32);
 
-/// All pods. A number costs 8 bytes, a key 4 to 8 (the pod itself has its text), labels 4.
+/// All pods. A number costs 8 bytes, labels 4.
 #[derive(Default)]
 pub(crate) struct PodTable {
     pods: Vec<Option<Arc<PodFact>>>,
     free: Vec<PodId>,
-    /// By namespace and name. Every number in it has its pod in `pods`.
-    ids: HashTable<PodId>,
-    hasher: DefaultHashBuilder,
     /// Pods with equal labels, ascending. Most pods have them in common with the others of their ReplicaSet, so a selector
     /// is compared with far fewer labels than there are pods.
     labels: HashMap<Labels, Vec<PodId>>,
@@ -25,12 +21,7 @@ pub(crate) struct PodTable {
 
 impl PodTable {
     pub(crate) fn get(&self, id: PodId) -> Option<&Arc<PodFact>> {
-        at(&self.pods, id)
-    }
-
-    pub(crate) fn id(&self, key: &PodKey) -> Option<PodId> {
-        let is_it = |id: &PodId| self.get(*id).is_some_and(|pod| pod.key == *key);
-        self.ids.find(self.hasher.hash_one(key), is_it).copied()
+        self.pods.get(id.0 as usize)?.as_ref()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<PodFact>> {
@@ -52,18 +43,14 @@ impl PodTable {
                 self.forget_labels(&before, id);
             }
             let same = self.labels.entry_ref(&pod.labels).or_default();
-            if let Err(place) = same.binary_search(&id) {
+            if same.last().is_none_or(|last| *last < id) {
+                same.push(id);
+            } else if let Err(place) = same.binary_search(&id) {
                 same.insert(place, id);
             }
         }
-        let hash = self.hasher.hash_one(&pod.key);
         if let Some(slot) = self.pods.get_mut(id.0 as usize) {
             *slot = Some(pod);
-        }
-        if known.is_none() {
-            let (pods, hasher) = (&self.pods, &self.hasher);
-            let rehash = |id: &PodId| at(pods, *id).map_or(0, |pod| hasher.hash_one(&pod.key));
-            self.ids.insert_unique(hash, id, rehash);
         }
         id
     }
@@ -72,10 +59,6 @@ impl PodTable {
         let Some(pod) = self.get(id).cloned() else {
             return;
         };
-        let hash = self.hasher.hash_one(&pod.key);
-        if let Ok(entry) = self.ids.find_entry(hash, |other| *other == id) {
-            entry.remove();
-        }
         self.forget_labels(&pod.labels, id);
         if let Some(slot) = self.pods.get_mut(id.0 as usize) {
             *slot = None;
@@ -102,10 +85,6 @@ impl PodTable {
             self.labels.remove(labels);
         }
     }
-}
-
-fn at(pods: &[Option<Arc<PodFact>>], id: PodId) -> Option<&Arc<PodFact>> {
-    pods.get(id.0 as usize)?.as_ref()
 }
 
 impl fmt::Debug for PodTable {

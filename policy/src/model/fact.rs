@@ -1,6 +1,6 @@
 //! Facts about the cluster and this node: what the store keeps and the compiler is told.
 
-use super::{Labels, PodIps, Proto, Uid};
+use super::{Labels, PodIps, Proto, Shared, Uid};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -63,15 +63,15 @@ pub struct PodFact {
     /// `status.podIPs`; for a pod of this node the attachment's addresses count instead.
     pub ips: PodIps,
     /// `spec.nodeName`, if bound.
-    pub node: Option<Arc<str>>,
+    pub node: Option<Shared<str>>,
     /// `spec.hostNetwork`: such a pod is neither selected nor a peer.
     pub host_network: bool,
     /// Whether it still counts.
     pub phase: Phase,
     /// Its named ports; equal lists of many pods should be one.
-    pub ports: Arc<[NamedPort]>,
-    /// `metadata.creationTimestamp`, seconds since 1970: of two pods with one address the newest has it.
-    pub created: i64,
+    pub ports: Shared<[NamedPort]>,
+    /// `metadata.creationTimestamp`, seconds since 1970 (until 2106): of two pods with one address the newest has it.
+    pub created: u32,
 }
 
 /// A namespace.

@@ -1,8 +1,8 @@
 //! Labels of an object: sorted, immutable, shared.
 
+use super::Shared;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// Labels, sorted by key; a clone costs a reference count.
 ///
@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// box for each would take several times the room, and a cluster has as many as it has pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(from = "BTreeMap<String, String>", into = "BTreeMap<String, String>")]
-pub struct Labels(Arc<[u8]>);
+pub struct Labels(Shared<[u8]>);
 
 impl Labels {
     /// The value of a key.
@@ -24,7 +24,7 @@ impl Labels {
     /// Whether somebody else has a clone of them.
     #[must_use]
     pub fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
+        self.0.is_shared()
     }
 
     /// All pairs, by key.

@@ -6,6 +6,7 @@ mod labels;
 mod pod_ips;
 mod policy;
 mod selector;
+mod shared;
 mod uid;
 
 pub use address::{Family, Proto};
@@ -18,4 +19,5 @@ pub use policy::{
     Direction, NamespaceMatch, PeerSelector, Peers, Policy, PolicyKey, PortAtom, Ports, Rule,
 };
 pub use selector::{Requirement, Selector, Values};
+pub use shared::Shared;
 pub use uid::Uid;

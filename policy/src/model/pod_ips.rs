@@ -50,6 +50,23 @@ impl PodIps {
     }
 }
 
+impl PodIps {
+    /// The IPv6 address, if there is exactly one.
+    pub(crate) fn only_v6(&self) -> Option<Ipv6Addr> {
+        match &self.0 {
+            Form::None | Form::V4(_) => None,
+            Form::V6(v6) | Form::Both(_, v6) => Some(*v6),
+            Form::Other(all) => {
+                let mut found = all.iter().filter_map(|addr| match addr {
+                    IpAddr::V6(v6) => Some(*v6),
+                    IpAddr::V4(_) => None,
+                });
+                found.next().filter(|_| found.next().is_none())
+            }
+        }
+    }
+}
+
 impl From<&[IpAddr]> for PodIps {
     fn from(all: &[IpAddr]) -> Self {
         PodIps(match *all {

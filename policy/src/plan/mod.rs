@@ -19,7 +19,7 @@ pub mod text;
 
 pub use delta::{Delta, Gen, Misfit, Op};
 pub use diff::diff;
-pub use elements::Elements;
+pub use elements::{Elements, Row};
 pub use key::{Field, IfaceMatch, Key, KeyType, Name};
 
 use crate::model::{Family, Proto};

@@ -77,6 +77,24 @@ impl<'a> Transaction<'a> {
             .push(Op::AddElem(name.clone(), key, verdict));
     }
 
+    /// Elements without verdicts are there afterwards.
+    pub(crate) fn put_all(&mut self, name: &Name, keys: impl Iterator<Item = Key>) {
+        let Some(set) = self.plan.sets.get_mut(name) else {
+            return;
+        };
+        if !self.recording {
+            self.changed |= set.elements.extend(keys);
+            return;
+        }
+        for key in keys {
+            if set.elements.insert(key.clone(), None).is_none() {
+                self.changed = true;
+                let op = Op::AddElem(name.clone(), key, None);
+                self.add_elements.push(op);
+            }
+        }
+    }
+
     /// The element is not there afterwards.
     pub(crate) fn remove(&mut self, name: &Name, key: &Key) {
         let Some(set) = self.plan.sets.get_mut(name) else {

@@ -49,7 +49,7 @@ pub fn pod_at(world: &World, addr: IpAddr) -> Option<&Pod> {
             .ifname
             .clone()
             .unwrap_or_else(|| format!("{}\0{}", pod.namespace, pod.name));
-        (pod.ifname.is_none(), -pod.created, tie)
+        (pod.ifname.is_none(), std::cmp::Reverse(pod.created), tie)
     });
     owners.first().copied()
 }

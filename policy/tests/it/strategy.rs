@@ -107,7 +107,7 @@ pub fn pod(namespace: &'static str, name: &'static str) -> impl Strategy<Value =
         prop::bool::weighted(0.6),
         prop::bool::weighted(0.1),
         prop::bool::weighted(0.1),
-        0..3_i64,
+        0..3_u32,
     );
     (labels(&["app", "tier"]), families, stolen, ports, flags).prop_map(
         move |(labels, (v4, v6), stolen, ports, (local, host_network, finished, created))| {

@@ -34,7 +34,7 @@ pub struct Pod {
     pub host_network: bool,
     pub finished: bool,
     pub ports: Vec<(String, Proto, u16)>,
-    pub created: i64,
+    pub created: u32,
 }
 
 #[derive(Clone, Debug)]

@@ -2,9 +2,9 @@
 
 use super::set::{DataType, FLAG_CONCAT, FLAG_INTERVAL, FLAG_MAP, TYPE_VERDICT, UDATA_COMMENT};
 use super::{
-    Base, ChainType, DATA_VERDICT, Data, Element, Expr, GETCHAIN, GETGEN, GETRULE, GETSET,
-    GETSETELEM, GETTABLE, Hook, NEWCHAIN, NEWGEN, NEWRULE, NEWSET, NEWSETELEM, NEWTABLE, NFGENMSG,
-    SUBSYSTEM, Span, Table, Verdict, find_comment, get_value, header,
+    Base, ChainType, DATA_VALUE, DATA_VERDICT, Data, Element, Expr, GETCHAIN, GETGEN, GETRULE,
+    GETSET, GETSETELEM, GETTABLE, Hook, NEWCHAIN, NEWGEN, NEWRULE, NEWSET, NEWSETELEM, NEWTABLE,
+    NFGENMSG, SUBSYSTEM, Span, Table, Verdict, find_comment, get_value, header,
 };
 use crate::attr::{Attr, Attrs, Body, get_u8};
 use crate::batch::Batch;
@@ -240,6 +240,34 @@ pub fn elements(socket: &mut Socket, table: &Table<'_>, set: &SetInfo) -> Result
         data: raw.data,
     };
     Ok(raw.map(whole).collect())
+}
+
+/// Takes each key of a set without ranges and without data into what `start` gives, in the kernel's order; `ENOENT` if the
+/// set is not there. A set may be as large as a cluster: nothing is kept of its elements. A listing that the kernel has
+/// interrupted begins anew, with another start.
+pub fn fold_keys<T>(
+    socket: &mut Socket,
+    table: &Table<'_>,
+    set: &SetInfo,
+    start: impl Fn() -> T,
+    mut take: impl FnMut(&mut T, &[u8]),
+) -> Result<T> {
+    let build = |batch: &mut Batch| {
+        get(batch, table, GETSETELEM, |body| {
+            body.text(1, table.name);
+            body.text(2, &set.name);
+        });
+    };
+    socket.fold(build, start, |all, message| {
+        let list = attrs(&message, NEWSETELEM).and_then(|mut attrs| attrs.find(|a| a.kind == 3));
+        for element in list.iter().flat_map(Attr::nested) {
+            let key = element.nested().find(|attr| attr.kind == 1);
+            let value = key.and_then(|key| key.nested().find(|inner| inner.kind == DATA_VALUE));
+            if let Some(value) = value {
+                take(all, value.value);
+            }
+        }
+    })
 }
 
 /// The element with this one key, of a set that is no set of ranges; `None` if it, the set or the table is not there.

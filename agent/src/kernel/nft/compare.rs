@@ -7,7 +7,7 @@ use selvage_netlink::{
     nft::{self, list},
 };
 
-use super::plan::{ChainPlan, SetKind, TablePlan};
+use super::plan::{ChainPlan, LargeSet, SetKind, TablePlan};
 
 /// What a table read back is, beside its plan.
 #[derive(Debug)]
@@ -206,12 +206,81 @@ fn sets(
         if !there.matches(&kind.named(name)) {
             return Ok(false);
         }
+        if let Some(large) = plan.large(name) {
+            let reading = Reading::of(socket, table, &there, &*large)?;
+            reading.note(plan, name, &*large, difference);
+            continue;
+        }
         let listed = list::elements(socket, table, &there)?;
         elements(plan, name, &kind, listed, difference);
     }
     difference.del_sets = listed.into_keys().collect();
     difference.del_sets.sort();
     Ok(true)
+}
+
+/// What the kernel has of a large set. It may list an element twice while the set grows.
+struct Reading {
+    /// A bit for each element of the plan's set.
+    seen: Vec<u64>,
+    surplus: HashSet<Vec<u8>>,
+}
+
+impl Reading {
+    fn of(
+        socket: &mut Socket,
+        table: &nft::Table<'_>,
+        set: &list::SetInfo,
+        wanted: &dyn LargeSet,
+    ) -> Result<Reading, Error> {
+        let start = || Reading {
+            seen: vec![0; wanted.count().div_ceil(64)],
+            surplus: HashSet::new(),
+        };
+        list::fold_keys(socket, table, set, start, |reading, key| {
+            let place = wanted.place(key);
+            let word = place.and_then(|place| Some((reading.seen.get_mut(place / 64)?, place)));
+            match word {
+                Some((word, place)) => *word |= 1 << (place % 64),
+                None => drop(reading.surplus.insert(key.to_vec())),
+            }
+        })
+    }
+
+    fn has(&self, place: usize) -> bool {
+        let word = self.seen.get(place / 64);
+        word.is_some_and(|word| word >> (place % 64) & 1 == 1)
+    }
+
+    /// Notes what the set lacks and what it has besides.
+    fn note(
+        self,
+        plan: &dyn TablePlan,
+        name: &str,
+        wanted: &dyn LargeSet,
+        difference: &mut Difference,
+    ) {
+        let seen: u32 = self.seen.iter().map(|word| word.count_ones()).sum();
+        if seen as usize != wanted.count() {
+            let elements = plan.elements(name);
+            let is_missing = |element: &list::ElementInfo| {
+                !wanted
+                    .place(&element.key)
+                    .is_some_and(|place| self.has(place))
+            };
+            let missing = elements.filter(is_missing).collect();
+            difference.add_elements.push((name.to_owned(), missing));
+        }
+        if !self.surplus.is_empty() {
+            let plain = |key| list::ElementInfo {
+                key,
+                last: None,
+                data: None,
+            };
+            let surplus = self.surplus.into_iter().map(plain).collect();
+            difference.del_elements.push((name.to_owned(), surplus));
+        }
+    }
 }
 
 /// Notes what a set lacks and what it has besides.

@@ -20,6 +20,18 @@ pub trait TablePlan {
     fn sets(&self) -> Vec<(&str, SetKind)>;
     /// The elements of a set as the kernel lists them; none if the plan has no such set.
     fn elements(&self, set: &str) -> Box<dyn Iterator<Item = ElementInfo> + '_>;
+    /// The same in little room, for a set of plain keys that may be as large as the cluster; else `None`.
+    fn large(&self, _set: &str) -> Option<Box<dyn LargeSet>> {
+        None
+    }
+}
+
+/// A set of plain keys as it should be.
+pub trait LargeSet {
+    /// How many elements it has.
+    fn count(&self) -> usize;
+    /// A number of the element with this key, below the count and of no other element. `None`: there is no such element.
+    fn place(&self, key: &[u8]) -> Option<usize>;
 }
 
 /// A chain as it should be.

@@ -15,6 +15,9 @@ use super::{
     translate,
 };
 
+/// A transaction of more bytes does not keep its memory.
+const LARGE: usize = 1 << 20;
+
 /// The policy table as far as its writer must know it.
 #[derive(Debug)]
 pub struct NftTable {
@@ -78,6 +81,10 @@ impl NftTable {
     pub fn load(&mut self, plan: &Plan) -> Result<Loaded, Misapplied> {
         self.skeleton = WholeTable::skeleton(plan);
         let loaded = reconcile::reconcile(&mut self.socket, &mut self.transaction, plan)?;
+        if self.transaction.size() > LARGE {
+            // What it took to write all of a large cluster's elements at once is not needed again soon.
+            self.transaction = Transaction::new();
+        }
         let sets = plan.sets.iter();
         self.sets = sets.map(|(name, set)| (name.clone(), set.def)).collect();
         Ok(loaded)

@@ -7,11 +7,11 @@ use selvage_policy::{
     model::Family,
     plan::{
         Action, Base, Chain, Connecting, Field, Hook, IfaceMatch, Key, KeyType, LookupKey, Match,
-        Plan, Rule, SetDef, Side, Verdict,
+        Plan, Row, Rule, SetDef, Side, Verdict,
     },
 };
 
-use super::plan::{ChainPlan, MapKind, SetKind, TablePlan};
+use super::plan::{ChainPlan, LargeSet, MapKind, SetKind, TablePlan};
 
 impl TablePlan for Plan {
     fn name(&self) -> &str {
@@ -39,6 +39,21 @@ impl TablePlan for Plan {
                 .iter()
                 .map(|(key, verdict)| element(&key, verdict, set.def.interval))
         }))
+    }
+
+    fn large(&self, set: &str) -> Option<Box<dyn LargeSet>> {
+        let row = self.sets.get(set)?.elements.row()?;
+        Some(Box::new(row))
+    }
+}
+
+impl LargeSet for Row {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn place(&self, key: &[u8]) -> Option<usize> {
+        Row::place(self, key)
     }
 }
 

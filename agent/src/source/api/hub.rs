@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
@@ -18,7 +18,7 @@ use super::read::{self, Read};
 use super::resource::Resource;
 use super::snapshot::{self, Snapshot};
 use super::standing::{self, Basis, Phase};
-use crate::objects::{Key, Kind, NotEnforced, PolicyKind, Timestamp};
+use crate::objects::{Interner, Key, Kind, NotEnforced, Object, PolicyKind, Timestamp};
 
 /// Told when something about the API server begins to be wrong (why), or is well again (`None`), by a stable name.
 pub type Tell = Box<dyn Fn(&'static str, Option<String>) + Send>;
@@ -82,6 +82,8 @@ struct Known {
     /// What was not named yet by a list under way, of objects and troubles.
     unseen: Option<BTreeSet<Key>>,
     pods: usize,
+    /// What pods have in common.
+    shared: Interner,
     /// All that was there when this mark was asked for was sent.
     proved: u64,
     /// Something that the snapshot has was changed.
@@ -108,6 +110,7 @@ impl Known {
             troubled: BTreeSet::new(),
             unseen: None,
             pods: 0,
+            shared: Interner::default(),
             proved: 0,
             changed: false,
             remembered: false,
@@ -162,6 +165,19 @@ impl Known {
     fn read(&mut self, read: Read, events: &mut Vec<ObjectEvent>) {
         match read {
             Read::Good {
+                object: Object::Pod(pod),
+                ignored,
+                ..
+            } => {
+                let key = &pod.meta.key;
+                self.see(key);
+                if self.troubled.contains(key) || !ignored.is_empty() {
+                    self.settle(key.clone(), ignored, events);
+                }
+                let fact = pod.fact(&mut self.shared);
+                events.push(ObjectEvent::Pod(Arc::new(fact)));
+            }
+            Read::Good {
                 object,
                 ignored,
                 shown,
@@ -200,8 +216,8 @@ impl Known {
 
     /// Says what is wrong with an object now, instead of what was.
     fn settle(&mut self, key: Key, problems: Vec<Problem>, events: &mut Vec<ObjectEvent>) {
-        let origin = Origin::Api(self.resource.kind.name().to_owned(), key.clone());
         if self.troubled.remove(&key) {
+            let origin = Origin::Api(self.resource.kind.name().to_owned(), key.clone());
             events.push(ObjectEvent::Cleared(origin));
         }
         if !problems.is_empty() {

@@ -207,7 +207,7 @@ pub(super) fn pod(fact: &PodFact) -> String {
         .map(|port| json!({"name": *port.name, "protocol": protocol(port.protocol), "containerPort": port.port}))
         .collect();
     let ips: Vec<Value> = fact.ips.iter().map(|ip| json!({ "ip": ip })).collect();
-    let created = (fact.created != 0).then(|| Timestamp(fact.created).to_string());
+    let created = (fact.created != 0).then(|| Timestamp(fact.created.into()).to_string());
     let phase = match fact.phase {
         Phase::Live => "Running",
         Phase::Finished => "Failed",
@@ -223,7 +223,7 @@ pub(super) fn pod(fact: &PodFact) -> String {
             "creationTimestamp": created,
         },
         "spec": {
-            "nodeName": fact.node,
+            "nodeName": fact.node.as_deref(),
             "hostNetwork": fact.host_network,
             "containers": [{"ports": ports}],
         },

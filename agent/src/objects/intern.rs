@@ -4,17 +4,18 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use selvage_policy::model::{Labels, NamedPort};
+use selvage_policy::model::{Labels, NamedPort, Shared};
 
 /// What is not used any more is looked for after so many new ones at least.
 const OFTEN: usize = 1024;
 
 /// What is shared.
 #[derive(Debug, Default)]
-pub(super) struct Interner {
+pub struct Interner {
     words: HashSet<Arc<str>>,
+    nodes: HashSet<Shared<str>>,
     labels: HashSet<Labels>,
-    ports: HashSet<Arc<[NamedPort]>>,
+    ports: HashSet<Shared<[NamedPort]>>,
     /// New ones since nobody's were thrown away.
     fresh: usize,
     /// How many were left then.
@@ -32,6 +33,16 @@ impl Interner {
         word
     }
 
+    pub(super) fn node(&mut self, name: &str) -> Shared<str> {
+        if let Some(known) = self.nodes.get(name) {
+            return known.clone();
+        }
+        self.tidy();
+        let node: Shared<str> = name.into();
+        self.nodes.insert(node.clone());
+        node
+    }
+
     pub(super) fn labels(&mut self, labels: &Labels) -> Labels {
         if let Some(known) = self.labels.get(labels) {
             return known.clone();
@@ -41,14 +52,18 @@ impl Interner {
         labels.clone()
     }
 
-    pub(super) fn ports(&mut self, ports: Vec<NamedPort>) -> Arc<[NamedPort]> {
+    pub(super) fn ports(&mut self, ports: Vec<NamedPort>) -> Shared<[NamedPort]> {
         if let Some(known) = self.ports.get(ports.as_slice()) {
-            return Arc::clone(known);
+            return known.clone();
         }
         self.tidy();
-        let ports: Arc<[NamedPort]> = ports.into();
-        self.ports.insert(Arc::clone(&ports));
+        let ports: Shared<[NamedPort]> = ports.into();
+        self.ports.insert(ports.clone());
         ports
+    }
+
+    fn count(&self) -> usize {
+        self.words.len() + self.nodes.len() + self.labels.len() + self.ports.len()
     }
 
     /// Costs a constant time for each new one, taken over many.
@@ -56,10 +71,11 @@ impl Interner {
         self.fresh += 1;
         if self.fresh > OFTEN.max(self.left) {
             // Lists of ports first: they hold words.
-            self.ports.retain(|ports| Arc::strong_count(ports) > 1);
+            self.ports.retain(Shared::is_shared);
+            self.nodes.retain(Shared::is_shared);
             self.words.retain(|word| Arc::strong_count(word) > 1);
             self.labels.retain(Labels::is_shared);
-            self.left = self.words.len() + self.labels.len() + self.ports.len();
+            self.left = self.count();
             self.fresh = 0;
         }
     }
@@ -86,15 +102,18 @@ mod tests {
             }])
         };
         let list = ports(&mut interner, 0);
+        let node = interner.node("a");
         for n in 1..10_000 {
             interner.word(&format!("w{n}"));
+            interner.node(&format!("n{n}"));
             interner.labels(&labels(n));
             ports(&mut interner, n as u16);
         }
         assert!(Arc::ptr_eq(&word, &interner.word("a")));
-        assert!(Arc::ptr_eq(&list, &ports(&mut interner, 0)));
+        assert!(std::ptr::eq(&*list, &*ports(&mut interner, 0)));
+        assert!(std::ptr::eq(&*node, &*interner.node("a")));
         assert!(kept.is_shared() && interner.labels(&labels(0)) == kept);
-        let left = interner.words.len() + interner.labels.len() + interner.ports.len();
+        let left = interner.count();
         assert!(left < 3 * OFTEN, "{left}");
     }
 }
