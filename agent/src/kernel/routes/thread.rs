@@ -197,8 +197,7 @@ fn apply(table: &mut RouteTable, work: RouteWork) {
     match work {
         RouteWork::Waiting(changes) => {
             let waiting = changes.take();
-            let folded: Vec<RouteChange> = waiting.folded.into_values().collect();
-            for batch in std::iter::once(folded).chain(waiting.batches) {
+            for batch in std::iter::once(waiting.folded).chain(waiting.batches) {
                 table.change(&batch);
             }
             for (next_hop, wanted) in waiting.watched {
