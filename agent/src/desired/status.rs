@@ -198,7 +198,7 @@ pub fn node_status(store: &Store, speaker: &Speaker) -> BgpNodeStatusStatus {
         configured: count(neighbors.len()),
         established: count(neighbors.iter().filter(|neighbor| neighbor.up).count()),
     };
-    let mut wrong = wrong(store, speaker, MOST_WRONG + 1);
+    let mut wrong = wrong(store, speaker);
     let down = neighbors.iter().filter(|neighbor| !neighbor.up);
     wrong.extend(
         down.take(MOST_WRONG + 1)
@@ -240,8 +240,9 @@ fn neighbor(
     }
 }
 
-/// What is wrong apart from sessions; nothing that changes by itself, and no more than `most` of the sources.
-fn wrong(store: &Store, speaker: &Speaker, most: usize) -> Vec<String> {
+/// What is wrong apart from sessions; nothing that changes by itself. Of the sources no more than what shows that there is more
+/// than is listed.
+fn wrong(store: &Store, speaker: &Speaker) -> Vec<String> {
     let mut wrong = Vec::new();
     if let Some(failure) = &store.policy_state().failure {
         wrong.push(format!("policy is not in the kernel: {failure}"));
@@ -261,7 +262,12 @@ fn wrong(store: &Store, speaker: &Speaker, most: usize) -> Vec<String> {
         .iter()
         .filter(|condition| condition.is_bad());
     wrong.extend(conditions.map(|c| format!("{} {}: {}", c.kind, c.key, c.message)));
-    wrong.extend(store.problems().take(most).map(ToString::to_string));
+    wrong.extend(
+        store
+            .problems()
+            .take(MOST_WRONG + 1)
+            .map(ToString::to_string),
+    );
     wrong.into_iter().map(shortened).collect()
 }
 

@@ -5,7 +5,6 @@
 
 pub mod observed;
 mod pods;
-mod problems;
 mod sorted;
 mod sweep;
 
@@ -40,7 +39,7 @@ pub struct Store {
     configuration: Option<Arc<BgpConfiguration>>,
     peers: BTreeMap<String, Arc<BgpPeer>>,
     secrets: BTreeMap<Key, Arc<Secret>>,
-    problems: problems::Problems,
+    problems: BTreeMap<Origin, Vec<Problem>>,
     not_enforced: BTreeMap<PolicyKind, Vec<NotEnforced>>,
     shown: BTreeMap<(Kind, Key), Shown>,
     attachments: BTreeMap<AttachmentId, Arc<Attachment>>,
@@ -175,14 +174,19 @@ impl Store {
                     self.reached = self.reached.max(mark);
                     dirty.views = true;
                 }
-                ObjectEvent::Cleared(origin) => dirty.views |= self.problems.settle(&origin),
+                ObjectEvent::Cleared(origin) => {
+                    dirty.views |= self.problems.remove(&origin).is_some()
+                }
                 ObjectEvent::Invalid(problem) => {
                     if let Some(kind) = Kind::from_name(&problem.kind)
                         && let Some(sweep) = self.sweeps.get_mut(&kind)
                     {
                         sweep.seen(&problem.key);
                     }
-                    self.problems.add(problem);
+                    self.problems
+                        .entry(problem.origin())
+                        .or_default()
+                        .push(problem);
                     dirty.views = true;
                 }
                 ObjectEvent::NotEnforced(kind, policies) => {
@@ -334,7 +338,7 @@ impl Store {
         self.remove(kind, key, dirty);
         dirty.views |= self.shown.remove(&(kind, key.clone())).is_some();
         let origin = Origin::Api(kind.name().to_owned(), key.clone());
-        dirty.views |= self.problems.settle(&origin);
+        dirty.views |= self.problems.remove(&origin).is_some();
     }
 
     fn remove(&mut self, kind: Kind, key: &Key, dirty: &mut Dirty) {
@@ -373,7 +377,7 @@ impl Store {
         let mut keys = self.good_keys(kind);
         let shown = self.shown.keys().filter(|(of, _)| *of == kind);
         keys.extend(shown.map(|(_, key)| key.clone()));
-        let refused = self.problems.origins().filter_map(|origin| match origin {
+        let refused = self.problems.keys().filter_map(|origin| match origin {
             Origin::Api(name, key) if name == kind.name() => Some(key.clone()),
             _ => None,
         });
@@ -486,18 +490,18 @@ impl Store {
 
     /// What is wrong in the sources, by origin. There may be 100,000 of them: who tells of them takes the first.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.problems.iter()
+        self.problems.values().flatten()
     }
 
     /// How much is wrong in the sources.
     pub fn problem_count(&self) -> usize {
-        self.problems.count()
+        self.problems.values().map(Vec::len).sum()
     }
 
     /// What is wrong with an object at the API server.
     pub fn problems_of(&self, kind: Kind, key: &Key) -> &[Problem] {
         let origin = Origin::Api(kind.name().to_owned(), key.clone());
-        self.problems.of(&origin)
+        self.problems.get(&origin).map_or(&[], Vec::as_slice)
     }
 
     /// The statuses at the API server of objects of ours.
