@@ -198,11 +198,10 @@ impl Pod {
         match (listed, single) {
             (Some(list), _) => {
                 for (i, raw) in list.iter().enumerate() {
-                    let address = super::node::address(&raw.ip);
-                    if address.is_err() {
-                        faults.take(&format!("status.podIPs[{i}].ip"), address);
-                    } else {
-                        ips.extend(address);
+                    match super::node::address(&raw.ip) {
+                        Ok(address) => ips.push(address),
+                        // A cluster has many pods: the path is written where it is needed.
+                        refused => drop(faults.take(&format!("status.podIPs[{i}].ip"), refused)),
                     }
                 }
             }

@@ -165,19 +165,6 @@ impl Known {
     fn read(&mut self, read: Read, events: &mut Vec<ObjectEvent>) {
         match read {
             Read::Good {
-                object: Object::Pod(pod),
-                ignored,
-                ..
-            } => {
-                let key = &pod.meta.key;
-                self.see(key);
-                if self.troubled.contains(key) || !ignored.is_empty() {
-                    self.settle(key.clone(), ignored, events);
-                }
-                let fact = pod.fact(&mut self.shared);
-                events.push(ObjectEvent::Pod(Arc::new(fact)));
-            }
-            Read::Good {
                 object,
                 ignored,
                 shown,
@@ -187,7 +174,10 @@ impl Known {
                 self.see(&key);
                 self.keep(&key, kept, true);
                 self.settle(key, ignored, events);
-                events.push(ObjectEvent::Applied(object));
+                events.push(match object {
+                    Object::Pod(pod) => ObjectEvent::Pod(Arc::new(pod.fact(&mut self.shared))),
+                    object => ObjectEvent::Applied(object),
+                });
                 events.extend(shown.map(ObjectEvent::Shown));
             }
             Read::Bad {
