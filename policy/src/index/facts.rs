@@ -111,11 +111,11 @@ impl Facts {
     }
 
     pub(crate) fn pod_id(&self, key: &PodKey) -> Option<PodId> {
-        self.place(key).ok()
+        self.place(key).ok().map(|(_, id)| id)
     }
 
-    /// The number of a pod, or where it belongs in its namespace.
-    fn place(&self, key: &PodKey) -> Result<PodId, usize> {
+    /// Where a pod is in its namespace, and its number; or where it belongs.
+    fn place(&self, key: &PodKey) -> Result<(usize, PodId), usize> {
         let pods = self.namespaces.get(&key.namespace);
         let pods = pods.map(|n| n.pods.as_slice()).unwrap_or_default();
         let order = |id: &PodId| {
@@ -127,7 +127,7 @@ impl Facts {
             return Err(pods.len());
         }
         let found = pods.binary_search_by(order)?;
-        pods.get(found).copied().ok_or(found)
+        pods.get(found).map(|id| (found, *id)).ok_or(found)
     }
 
     /// All pods, in no particular order.
@@ -217,7 +217,7 @@ impl Facts {
 
     pub(crate) fn set_pod(&mut self, fact: Arc<PodFact>, dirty: &mut Dirty) {
         let place = self.place(&fact.key);
-        let known = place.ok();
+        let known = place.ok().map(|(_, id)| id);
         if let Some(id) = known {
             if self.pod(id) == Some(&fact) {
                 return;
@@ -239,16 +239,15 @@ impl Facts {
     }
 
     pub(crate) fn remove_pod(&mut self, key: &PodKey, dirty: &mut Dirty) {
-        let id = self.pod_id(key);
-        self.touch(id, key, dirty);
-        let Some(id) = id else {
+        let found = self.place(key).ok();
+        self.touch(found.map(|(_, id)| id), key, dirty);
+        let Some((place, id)) = found else {
             return;
         };
         self.release_claims(id);
         self.pods.remove(id);
         if let Some(namespace) = self.namespaces.get_mut(&key.namespace) {
-            let place = namespace.pods.iter().position(|other| *other == id);
-            place.map(|place| namespace.pods.remove(place));
+            namespace.pods.remove(place);
         }
         self.forget_if_empty(&key.namespace);
         // Claimants of this node may follow from the pod, so they are looked at once more without it.
