@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
 use selvage_lab::cluster::{RunningRouter, object};
-use selvage_lab::daemon::{Router, find_program};
+use selvage_lab::daemon::{Kind, Router, find_program};
 use selvage_lab::kubernetes::Settings;
 use selvage_lab::probe::flow::Flow;
 use selvage_lab::probe::ping::ping;
@@ -32,6 +32,10 @@ pub const PROTOCOL: u8 = 85;
 
 /// The agent and the plugin.
 pub const OWN: &[Need] = &[Need::Own("selvage"), Need::Own("selvage-cni")];
+/// The same, and another daemon.
+pub const WITH_BIRD: &[Need] = &[OWN[0], OWN[1], Need::Daemon(Kind::Bird)];
+pub const WITH_FRR: &[Need] = &[OWN[0], OWN[1], Need::Daemon(Kind::Frr)];
+pub const WITH_GOBGP: &[Need] = &[OWN[0], OWN[1], Need::Daemon(Kind::Gobgp)];
 
 /// Two nodes that mesh, a pod on each.
 pub const TWO_NODES: &str = "

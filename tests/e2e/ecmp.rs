@@ -12,9 +12,9 @@ use selvage_lab::{Cluster, Lab, cluster, eventually_ok, programs};
 use selvage_netlink::{Prefix, addr, link};
 use serde_json::{Value, json};
 
-use super::paths::{TWO_ROUTERS, WITH_BIRD, gateways};
+use super::paths::{TWO_ROUTERS, gateways};
 use crate::harness::Case;
-use crate::scene::{self, ATTEMPT, SOON, other, prefix};
+use crate::scene::{self, ATTEMPT, SOON, WITH_BIRD, other, prefix};
 
 pub fn cases() -> Vec<Case> {
     vec![Case::new(

@@ -4,7 +4,6 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail, ensure};
-use selvage_lab::daemon::Kind;
 use selvage_lab::network::add_route;
 use selvage_lab::objects::Objects;
 use selvage_lab::probe::server::EchoServer;
@@ -14,17 +13,11 @@ use selvage_netlink::route::{Kind as RouteKind, Target};
 use selvage_netlink::{Prefix, addr, link, nexthop};
 use serde_json::json;
 
-use crate::harness::{Case, Need};
+use crate::harness::Case;
 use crate::scene::{
-    self, ATTEMPT, OWN, PROTOCOL, SOON, TWO_NODES, flows, kernel_route, nothing_lost, other,
-    prefix, two_nodes, wait_kernel_route, wait_no_kernel_route, wait_reaches,
+    self, ATTEMPT, OWN, PROTOCOL, SOON, TWO_NODES, WITH_BIRD, flows, kernel_route, nothing_lost,
+    other, prefix, two_nodes, wait_kernel_route, wait_no_kernel_route, wait_reaches,
 };
-
-pub const WITH_BIRD: &[Need] = &[
-    Need::Own("selvage"),
-    Need::Own("selvage-cni"),
-    Need::Daemon(Kind::Bird),
-];
 
 pub fn cases() -> Vec<Case> {
     vec![

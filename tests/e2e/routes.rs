@@ -4,24 +4,17 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use selvage_lab::agent::Peer;
-use selvage_lab::daemon::Kind;
 use selvage_lab::probe::flow::Flow;
 use selvage_lab::{Cluster, Lab, eventually_ok, objects};
 use selvage_netlink::route::Kind as RouteKind;
 use selvage_netlink::{Prefix, addr};
 use serde_json::json;
 
-use crate::harness::{Case, Need};
+use crate::harness::Case;
 use crate::scene::{
-    self, OWN, SOON, TWO_NODES, other, prefix, two_nodes, wait_kernel_route, wait_no_kernel_route,
-    wait_reaches,
+    self, OWN, SOON, TWO_NODES, WITH_BIRD, other, prefix, two_nodes, wait_kernel_route,
+    wait_no_kernel_route, wait_reaches,
 };
-
-const WITH_BIRD: &[Need] = &[
-    Need::Own("selvage"),
-    Need::Own("selvage-cni"),
-    Need::Daemon(Kind::Bird),
-];
 
 pub fn cases() -> Vec<Case> {
     vec![

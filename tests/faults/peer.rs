@@ -4,19 +4,12 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use anyhow::{Context, Result, bail, ensure};
-use selvage_lab::daemon::Kind;
 use selvage_lab::{Cluster, Lab, eventually_ok};
 use serde_json::json;
 
 use crate::conformance::speaker::{OPEN, Speaker, UPDATE, message, open};
-use crate::harness::{Case, Need};
-use crate::scene::{self, SOON, other, prefix, wait_kernel_route};
-
-const WITH_BIRD: &[Need] = &[
-    Need::Own("selvage"),
-    Need::Own("selvage-cni"),
-    Need::Daemon(Kind::Bird),
-];
+use crate::harness::Case;
+use crate::scene::{self, SOON, WITH_BIRD, other, prefix, wait_kernel_route};
 
 pub fn cases() -> Vec<Case> {
     vec![

@@ -2,63 +2,63 @@
 //! without a password, routes of both families both ways and into the kernel, withdrawal.
 
 use anyhow::{Context, Result, bail, ensure};
-use selvage_lab::daemon::Kind;
 use selvage_lab::{Cluster, Lab, eventually_ok};
 use serde_json::json;
 
-use crate::harness::{Case, Need};
+use crate::harness::Case;
 use crate::scene::{
-    self, SOON, kernel_route, other, prefix, wait_kernel_route, wait_no_kernel_route,
+    self, SOON, WITH_BIRD, WITH_FRR, WITH_GOBGP, kernel_route, other, prefix, wait_kernel_route,
+    wait_no_kernel_route,
 };
 
-const SELVAGE: Need = Need::Own("selvage");
-const CNI: Need = Need::Own("selvage-cni");
-
 pub fn cases() -> Vec<Case> {
-    const BIRD: &[Need] = &[SELVAGE, CNI, Need::Daemon(Kind::Bird)];
-    const FRR: &[Need] = &[SELVAGE, CNI, Need::Daemon(Kind::Frr)];
-    const GOBGP: &[Need] = &[SELVAGE, CNI, Need::Daemon(Kind::Gobgp)];
     vec![
-        Case::new("interop::bird_as_top_of_rack", BIRD, |lab| {
+        Case::new("interop::bird_as_top_of_rack", WITH_BIRD, |lab| {
             top_of_rack(lab, "bird")
         }),
-        Case::new("interop::frr_as_top_of_rack", FRR, |lab| {
+        Case::new("interop::frr_as_top_of_rack", WITH_FRR, |lab| {
             top_of_rack(lab, "frr")
         }),
-        Case::new("interop::gobgp_as_top_of_rack", GOBGP, |lab| {
+        Case::new("interop::gobgp_as_top_of_rack", WITH_GOBGP, |lab| {
             top_of_rack(lab, "gobgp")
         }),
         Case::new(
             "interop::bird_keeps_routes_of_an_agent_that_restarts",
-            BIRD,
+            WITH_BIRD,
             |lab| keeps(lab, "bird"),
         ),
         Case::new(
             "interop::frr_keeps_routes_of_an_agent_that_restarts",
-            FRR,
+            WITH_FRR,
             |lab| keeps(lab, "frr"),
         ),
         Case::new(
             "interop::gobgp_keeps_routes_of_an_agent_that_restarts",
-            GOBGP,
+            WITH_GOBGP,
             |lab| keeps(lab, "gobgp"),
         ),
-        Case::new("interop::a_bird_that_is_killed_is_helped", BIRD, |lab| {
-            helps(lab, "bird")
-        }),
-        Case::new("interop::an_frr_that_is_killed_is_helped", FRR, |lab| {
-            helps(lab, "frr")
-        }),
-        Case::new("interop::a_gobgp_that_is_killed_is_helped", GOBGP, |lab| {
-            helps(lab, "gobgp")
-        }),
-        Case::new("interop::bird_as_internal_neighbour", BIRD, |lab| {
+        Case::new(
+            "interop::a_bird_that_is_killed_is_helped",
+            WITH_BIRD,
+            |lab| helps(lab, "bird"),
+        ),
+        Case::new(
+            "interop::an_frr_that_is_killed_is_helped",
+            WITH_FRR,
+            |lab| helps(lab, "frr"),
+        ),
+        Case::new(
+            "interop::a_gobgp_that_is_killed_is_helped",
+            WITH_GOBGP,
+            |lab| helps(lab, "gobgp"),
+        ),
+        Case::new("interop::bird_as_internal_neighbour", WITH_BIRD, |lab| {
             internal(lab, "bird")
         }),
-        Case::new("interop::frr_as_internal_neighbour", FRR, |lab| {
+        Case::new("interop::frr_as_internal_neighbour", WITH_FRR, |lab| {
             internal(lab, "frr")
         }),
-        Case::new("interop::gobgp_as_internal_neighbour", GOBGP, |lab| {
+        Case::new("interop::gobgp_as_internal_neighbour", WITH_GOBGP, |lab| {
             internal(lab, "gobgp")
         }),
     ]

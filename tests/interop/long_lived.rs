@@ -10,13 +10,11 @@ use selvage_lab::daemon::{Kind, Neighbour, Router, Speaker};
 use selvage_lab::{Cluster, Cut, Lab, eventually_ok};
 use serde_json::json;
 
-use crate::harness::{Case, Need};
-use crate::scene::{self, SOON, prefix, wait_kernel_route, wait_no_kernel_route};
+use crate::harness::Case;
+use crate::scene::{
+    self, SOON, WITH_BIRD, WITH_FRR, WITH_GOBGP, prefix, wait_kernel_route, wait_no_kernel_route,
+};
 
-const OWN: [Need; 2] = [Need::Own("selvage"), Need::Own("selvage-cni")];
-const WITH_BIRD: &[Need] = &[OWN[0], OWN[1], Need::Daemon(Kind::Bird)];
-const WITH_FRR: &[Need] = &[OWN[0], OWN[1], Need::Daemon(Kind::Frr)];
-const WITH_GOBGP: &[Need] = &[OWN[0], OWN[1], Need::Daemon(Kind::Gobgp)];
 const PODS: &str = "10.244.1.0/24";
 const OUTSIDE: &str = "10.99.0.0/16";
 

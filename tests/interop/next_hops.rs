@@ -12,14 +12,9 @@ use selvage_netlink::route::{self, Filter};
 use selvage_netlink::{Prefix, addr};
 use serde_json::json;
 
-use crate::harness::{Case, Need};
-use crate::scene::{self, SOON, prefix};
+use crate::harness::Case;
+use crate::scene::{self, SOON, WITH_BIRD, prefix};
 
-const WITH_BIRD: &[Need] = &[
-    Need::Own("selvage"),
-    Need::Own("selvage-cni"),
-    Need::Daemon(Kind::Bird),
-];
 const PODS: [&str; 2] = ["10.244.1.0/24", "fd00:10:244:1::/64"];
 /// RTPROT_BIRD.
 const BIRD: u8 = 12;

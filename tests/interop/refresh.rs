@@ -13,47 +13,50 @@ use selvage_netlink::monitor::Group;
 use selvage_netlink::{Monitor, Prefix, RouteEvent};
 use serde_json::{Value, json};
 
-use crate::harness::{Case, Need};
-use crate::scene::{self, SOON, other, prefix, wait_kernel_route, wait_no_kernel_route};
-
-const SELVAGE: Need = Need::Own("selvage");
-const CNI: Need = Need::Own("selvage-cni");
-const BIRD: &[Need] = &[SELVAGE, CNI, Need::Daemon(Kind::Bird)];
-const FRR: &[Need] = &[SELVAGE, CNI, Need::Daemon(Kind::Frr)];
-const GOBGP: &[Need] = &[SELVAGE, CNI, Need::Daemon(Kind::Gobgp)];
+use crate::harness::Case;
+use crate::scene::{
+    self, SOON, WITH_BIRD, WITH_FRR, WITH_GOBGP, other, prefix, wait_kernel_route,
+    wait_no_kernel_route,
+};
 
 pub fn cases() -> Vec<Case> {
     vec![
-        Case::new("interop::bird_asks_for_a_refresh", BIRD, |lab| {
+        Case::new("interop::bird_asks_for_a_refresh", WITH_BIRD, |lab| {
             asked(lab, "bird")
         }),
-        Case::new("interop::frr_asks_for_a_refresh", FRR, |lab| {
+        Case::new("interop::frr_asks_for_a_refresh", WITH_FRR, |lab| {
             asked(lab, "frr")
         }),
         Case::new(
             "interop::a_filter_changes_without_a_reset_of_bird",
-            BIRD,
+            WITH_BIRD,
             |lab| filtered(lab, "bird"),
         ),
         Case::new(
             "interop::a_filter_changes_without_a_reset_of_frr",
-            FRR,
+            WITH_FRR,
             |lab| filtered(lab, "frr"),
         ),
         Case::new(
             "interop::a_filter_changes_without_a_reset_of_gobgp",
-            GOBGP,
+            WITH_GOBGP,
             |lab| filtered(lab, "gobgp"),
         ),
-        Case::new("interop::bird_loses_no_route_for_a_moment", BIRD, |lab| {
-            gapless(lab, "bird")
-        }),
-        Case::new("interop::frr_loses_no_route_for_a_moment", FRR, |lab| {
-            gapless(lab, "frr")
-        }),
-        Case::new("interop::gobgp_costs_no_route_for_a_moment", GOBGP, |lab| {
-            gapless(lab, "gobgp")
-        }),
+        Case::new(
+            "interop::bird_loses_no_route_for_a_moment",
+            WITH_BIRD,
+            |lab| gapless(lab, "bird"),
+        ),
+        Case::new(
+            "interop::frr_loses_no_route_for_a_moment",
+            WITH_FRR,
+            |lab| gapless(lab, "frr"),
+        ),
+        Case::new(
+            "interop::gobgp_costs_no_route_for_a_moment",
+            WITH_GOBGP,
+            |lab| gapless(lab, "gobgp"),
+        ),
     ]
 }
 
