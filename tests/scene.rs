@@ -103,10 +103,17 @@ pub fn cluster(lab: &Lab, text: &str) -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// Two nodes that mesh, a pod on each, everything up.
+/// Two nodes that mesh, a pod on each, everything up: each pod reaches the other at every address. So what is blocked
+/// later was open before, and an agent that is killed had told the kernel of all that there is.
 pub fn two_nodes(lab: &Lab) -> Result<Cluster> {
     let mut cluster = cluster(lab, TWO_NODES)?;
     cluster.start(2 * SOON)?;
+    for (from, to) in [
+        ("default/client", "shop/web"),
+        ("shop/web", "default/client"),
+    ] {
+        wait_reaches(&cluster, from, to, Some(80))?;
+    }
     Ok(cluster)
 }
 

@@ -37,7 +37,6 @@ pub fn cases() -> Vec<Case> {
 
 fn answers(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
-    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     let node = cluster.node("n1")?;
     let pid = node.agent.process().pid();
     let agent = &node.agent;
@@ -149,7 +148,6 @@ fn code(output: &Output) -> String {
 
 fn exit_codes(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
-    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     // A neighbour that never comes.
     let absent = json!({"address": "192.0.2.77", "asn": 65077});
     cluster
@@ -292,7 +290,6 @@ pub fn http(netns: &Netns, path: &str) -> Result<(String, String)> {
 
 fn web(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
-    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     let node = cluster.netns("n1")?.clone();
     for path in ["/livez", "/healthz", "/readyz", "/"] {
         let (line, body) = http(&node, path)?;
@@ -409,7 +406,6 @@ fn files(directory: &std::path::Path) -> Result<Vec<PathBuf>> {
 
 fn cleanup(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
-    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     let netns = cluster.netns("n1")?.clone();
     // What others own stays.
     add_route(&netns, prefix("203.0.113.0/24")?, "192.0.2.2".parse()?)?;

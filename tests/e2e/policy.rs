@@ -65,7 +65,6 @@ fn allow_from(labels: Value) -> Value {
 
 pub fn blocks(lab: &Lab) -> Result<()> {
     let cluster = two_nodes(lab)?;
-    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     cluster.objects().write("deny", &default_deny())?;
     wait_blocked(&cluster, "default/client", "shop/web", Some(80))?;
     is_blocked(&cluster, "default/client", "shop/web", None)?;

@@ -263,7 +263,6 @@ fn interface_of(cluster: &Cluster, address: IpAddr) -> Result<String> {
 /// Between the plugin's ADD and the address in the Pod's status nothing passes, in or out.
 fn unknown(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
-    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     wait_good(&mut cluster)?;
     let new = add_unnamed(&mut cluster, "new")?;
     let address = *new.addresses.first().context("an address")?;
@@ -424,7 +423,6 @@ fn away(lab: &Lab) -> Result<()> {
 /// A route that goes closes the pod, one that comes opens it, and one more address is the same pod's.
 fn routes(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
-    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     let web = cluster.pod("shop/web")?.running.clone();
     let of = |v6: bool| web.addresses.iter().find(|addr| addr.is_ipv6() == v6);
     let (v4, v6) = (

@@ -170,7 +170,6 @@ fn from_outside(lab: &Lab) -> Result<()> {
 
 pub fn pod_goes(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
-    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     let before = cluster.addresses("shop/web");
     let from = cluster.netns("default/client")?.clone();
     cluster.stop_pod("shop/web")?;

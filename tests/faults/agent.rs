@@ -61,7 +61,6 @@ fn peer(agent: &Agent, address: IpAddr) -> Result<Peer> {
 /// The agent of n1, then that of n2, ends and starts again.
 fn ends(lab: &Lab, how: End) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
-    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     let flows = flows(&cluster)?;
     for (node, other) in [("n1", "n2"), ("n2", "n1")] {
         let address = *cluster.addresses(node).first().context("an address")?;
@@ -173,7 +172,6 @@ fn flap(lab: &Lab) -> Result<()> {
 
 fn flap_without_agent(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
-    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     let netns = cluster.netns("n2")?.clone();
     let link = cluster.link("rack/n2")?.clone();
     cluster.node("n2")?.agent.process().kill()?;

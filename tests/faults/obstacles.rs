@@ -82,7 +82,6 @@ fn why(cluster: &mut Cluster, v6: bool) -> Result<(bool, String)> {
 
 fn lost_state(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
-    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     let n1 = cluster.node("n1")?;
     n1.agent.process().kill()?;
     let state = n1.agent.state_dir().to_owned();
@@ -113,7 +112,6 @@ fn sysctl(cluster: &Cluster, path: &str, value: &str) -> Result<()> {
 
 pub fn forwarding(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
-    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     wait_good(&mut cluster)?;
     for (v6, path, name) in [
         (false, "ipv4/ip_forward", "net.ipv4.ip_forward"),
@@ -142,7 +140,6 @@ fn nft(cluster: &Cluster, script: &str) -> Result<String> {
 
 pub fn dropper(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
-    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     wait_good(&mut cluster)?;
     // As iptables-nft makes it of `iptables -P FORWARD DROP`.
     let table = "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy ";

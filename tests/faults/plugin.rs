@@ -107,7 +107,6 @@ fn full_disk(lab: &Lab) -> Result<()> {
 
 fn namespace_gone(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
-    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     let running = cluster.pod("shop/web")?.running.clone();
     // The servers' sockets would keep it.
     cluster.stop_servers("shop/web")?;

@@ -132,7 +132,6 @@ fn wait_says(cluster: &mut Cluster, node: &str, words: &str, says: bool) -> Resu
 /// restarted. Under counted flows: not one packet is lost but those that the policy means.
 fn broken(lab: &Lab) -> Result<()> {
     let mut cluster = two_nodes(lab)?;
-    wait_reaches(&cluster, "default/client", "shop/web", Some(80))?;
     let control = cluster.control()?;
     eventually_ok(SOON, "an agent follows all kinds on one connection", || {
         let connections = control.proxy().connections();
