@@ -433,17 +433,44 @@ fn host_ports_come_before_services_whoever_was_first() {
             assert!(answer.starts_with("pod "), "{why}, from {place}: {answer}");
         }
     };
-    nft(&rules("prerouting"));
-    nft(&rules("output"));
+    let other_comes_last = || {
+        nft("table inet proxy {}\ndelete table inet proxy\n");
+        nft(&rules("prerouting"));
+        nft(&rules("output"));
+    };
+    other_comes_last();
     reaches_pod("the other program came last");
-    for chain in ["prerouting", "output"] {
-        nft(&format!(
-            "flush chain inet selvage-cni {chain}\ndelete chain inet selvage-cni {chain}\n\
-             table inet selvage-cni {{ chain {chain} {{ type nat hook {chain} priority -100; fib daddr type local jump hostports;\n}}\n}}\n"
-        ));
+    // The rules of an earlier release, or those of today in chains that hook in where they did then.
+    for (container, earlier) in [
+        ("b", Some("fib daddr type local jump hostports;")),
+        ("c", None),
+    ] {
+        for chain in ["prerouting", "output"] {
+            let body = match earlier {
+                Some(rule) => rule.to_owned(),
+                None => rules_of(&node, chain),
+            };
+            nft(&format!(
+                "flush chain inet selvage-cni {chain}\ndelete chain inet selvage-cni {chain}\n\
+                 table inet selvage-cni {{ chain {chain} {{ type nat hook {chain} priority -100;\n{body}\n}}\n}}\n"
+            ));
+        }
+        other_comes_last();
+        node.add(container, &Ns::new()).expect_ok();
+        reaches_pod(&format!("after an upgrade, {container}"));
     }
-    node.add("b", &Ns::new()).expect_ok();
-    reaches_pod("after an upgrade");
+}
+
+/// The rules of a base chain of the plugin's table, as `nft` lists and loads them.
+fn rules_of(node: &Node, chain: &str) -> String {
+    let list = ["list", "chain", "inet", "selvage-cni", chain];
+    let output = node
+        .ns
+        .within(|| Command::new("nft").args(list).output().unwrap());
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (_, after) = text.split_once("policy accept;\n").expect("a base chain");
+    let rules = after.lines().take_while(|line| line.trim() != "}");
+    rules.map(|line| format!("{line}\n")).collect()
 }
 
 #[test]
