@@ -787,6 +787,29 @@ fn links_of_pods_do_not_concern_the_speaker() {
     }
 }
 
+/// What the speaker should be is worked out again when an interface of the node changes, and not with every pod.
+#[test]
+fn a_pods_interface_does_not_have_the_speaker_worked_out_again() {
+    let mut scene = Scene::new(Vec::new());
+    scene.world.setup.features.bgp = true;
+    let link = |group| store::Link {
+        name: "x".into(),
+        group,
+        ..store::Link::default()
+    };
+    for (observed, again) in [
+        (Observed::Link(2, link(0)), true),
+        (Observed::Link(7, link(store::POD_LINK_GROUP)), false),
+        (Observed::LinkGone(7), false),
+        (Observed::LinkGone(2), true),
+    ] {
+        let text = format!("{observed:?}");
+        scene.world.speaker = None;
+        scene.tell(Work::Observed(observed));
+        assert_eq!(scene.world.speaker.is_some(), again, "{text}");
+    }
+}
+
 /// The keeper of host ports learns which addresses the Node object has, and again when those, or those of links, are others.
 #[test]
 fn the_keeper_of_host_ports_is_told_the_nodes_addresses() {
