@@ -140,11 +140,11 @@ impl IoThread {
         let Some((left_out, left_out_of_all)) = limit.pass_within(now, &mut self.fault_log) else {
             return;
         };
-        let message: String = report.message.iter().map(|o| format!("{o:02x}")).collect();
+        let octets: String = report.message.iter().map(|o| format!("{o:02x}")).collect();
         warn!(
             peer = %slot.config.key,
             prefixes = report.prefixes(LOGGED_PREFIXES),
-            message,
+            octets,
             left_out,
             left_out_of_all,
             "{}", report.fault
