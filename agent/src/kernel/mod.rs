@@ -24,6 +24,7 @@ pub mod nexthops;
 pub mod nft;
 pub mod open;
 pub mod pod_routes;
+pub mod retry;
 pub mod routes;
 pub mod sysctl;
 pub mod watch;

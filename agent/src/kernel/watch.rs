@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::AsFd,
     thread::{Builder, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -14,7 +14,7 @@ use selvage_netlink::{
     netconf,
 };
 
-use super::{Shutdown, sysctl};
+use super::{Shutdown, retry::Retry, sysctl};
 use crate::{
     config::Features,
     inbox::Inbox,
@@ -40,6 +40,8 @@ pub struct Links {
     links: BTreeMap<u32, Link>,
     /// Whether IPv4 and IPv6 packets are forwarded; `None`: the namespace does not have the family.
     forwarding: [Option<bool>; 2],
+    /// Notifications were lost, and what they were about has not been read since.
+    lost: bool,
 }
 
 impl Links {
@@ -51,6 +53,7 @@ impl Links {
             pods,
             links: BTreeMap::new(),
             forwarding: [None; 2],
+            lost: false,
         };
         links.read()?;
         Ok(links)
@@ -74,15 +77,19 @@ impl Links {
         Observed::Forwarding { ipv4, ipv6 }
     }
 
-    /// What changed since the last call.
+    /// What changed since the last call that did not fail. After one that failed everything is told.
     pub fn changes(&mut self) -> Result<Vec<Observed>, Error> {
         let mut events = Vec::new();
-        self.monitor
-            .receive(DATAGRAMS, |event, _| events.push(event))?;
+        let received = self
+            .monitor
+            .receive(DATAGRAMS, |event, _| events.push(event));
+        self.lost |= received.is_err() || events.contains(&Notification::Overrun);
+        received?;
         let before = self.links.clone();
         let forwarding = self.forwarding;
-        if events.contains(&Notification::Overrun) {
+        if self.lost {
             self.read()?;
+            self.lost = false;
             return Ok(vec![Observed::Links(self.links.clone()), self.forwarding()]);
         }
         for event in events {
@@ -103,12 +110,15 @@ impl Links {
         Ok(changes)
     }
 
+    /// Where it fails, what was known stays.
     fn read(&mut self) -> Result<(), Error> {
+        let links = link::list(&mut self.socket)?;
+        let addresses = addr::list(&mut self.socket)?;
         self.links.clear();
-        for link in link::list(&mut self.socket)? {
+        for link in links {
             self.set(link);
         }
-        for address in addr::list(&mut self.socket)? {
+        for address in addresses {
             self.add(&address);
         }
         for (v6, forwarding) in [false, true].into_iter().zip(&mut self.forwarding) {
@@ -177,17 +187,6 @@ fn concerns(change: &Observed, uplinks: &BTreeSet<u32>) -> bool {
     }
 }
 
-/// The sysctls that are wrong; none is said where they cannot be read.
-fn sysctls(features: Features, pods: &PodInterfaces) -> Option<Observed> {
-    match sysctl::verify(features, pods) {
-        Ok(wrong) => Some(Observed::Sysctls(wrong)),
-        Err(error) => {
-            tracing::warn!(%error, "watch: sysctls could not be verified");
-            None
-        }
-    }
-}
-
 /// Starts the thread `watch` in the calling thread's network namespace: first all links and the sysctls that are wrong,
 /// then what changes. It ends by a message to its inbox. `output` is called on that thread.
 pub fn spawn(
@@ -199,25 +198,74 @@ pub fn spawn(
     let mut links = Links::open(pods.clone())?;
     let run = move || {
         output(Observed::Links(links.all().clone()));
-        sysctls(features, &pods).into_iter().for_each(&mut output);
         output(links.forwarding());
-        while inbox.recv_all().is_empty() {
-            if let Err(error) = inbox.wait(&[links.monitor.as_fd()], None) {
+        let mut unverified = true;
+        let mut retry = Retry::default();
+        loop {
+            if unverified {
+                match sysctl::verify(features, &pods) {
+                    Ok(wrong) => {
+                        unverified = false;
+                        output(Observed::Sysctls(wrong));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "watch: sysctls could not be verified, trying again");
+                    }
+                }
+            }
+            let now = Instant::now();
+            if !unverified && !links.lost {
+                retry.done();
+            } else if !retry.is_resting(now) {
+                retry.failed(now);
+            }
+            let timeout = retry.at().map(|at| at.saturating_duration_since(now));
+            // A socket that failed is not waited for: what it had is read again after a rest.
+            let monitor = [links.monitor.as_fd()];
+            let awaited = if links.lost { &[] } else { &monitor[..] };
+            if let Err(error) = inbox.wait(awaited, timeout) {
                 tracing::error!(%error, "watch: cannot wait");
                 std::thread::sleep(Duration::from_millis(100));
+            }
+            if !inbox.recv_all().is_empty() {
+                return;
             }
             let uplinks = links.uplinks();
             match links.changes() {
                 Ok(changes) => {
-                    let verify = changes.iter().any(|change| concerns(change, &uplinks));
+                    unverified |= changes.iter().any(|change| concerns(change, &uplinks));
                     changes.into_iter().for_each(&mut output);
-                    if verify {
-                        sysctls(features, &pods).into_iter().for_each(&mut output);
-                    }
                 }
-                Err(error) => tracing::warn!(%error, "watch: links could not be read"),
+                Err(error) => {
+                    tracing::warn!(%error, "watch: links could not be read, trying again");
+                }
             }
         }
     };
     Ok(Builder::new().name("watch".into()).spawn(run)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After notifications were lost, and the kernel did not answer either.
+    #[test]
+    fn what_could_not_be_read_is_known_as_before_and_read_later() {
+        let mut links = Links::open(PodInterfaces::default()).unwrap();
+        let all = links.all().clone();
+        assert!(!all.is_empty(), "each namespace has a loopback interface");
+        links.lost = true;
+        // It knows no links.
+        let other = Socket::open(Protocol::Netfilter).unwrap();
+        let socket = std::mem::replace(&mut links.socket, other);
+        for _ in 0..2 {
+            links.changes().unwrap_err();
+            assert_eq!(links.all(), &all);
+        }
+        links.socket = socket;
+        let changes = links.changes().unwrap();
+        assert_eq!(changes, [Observed::Links(all), links.forwarding()]);
+        assert_eq!(links.changes().unwrap(), []);
+    }
 }

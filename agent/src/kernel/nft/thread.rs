@@ -23,17 +23,13 @@ use super::{
 };
 use crate::{
     inbox::Inbox,
-    kernel::{Shutdown, open::TABLES as OURS},
+    kernel::{Shutdown, open::TABLES as OURS, retry::Retry},
 };
 
 const DATAGRAMS: usize = 4096;
 /// How long a policy table that somebody else has changed may stand without its plan. Whoever has the plan answers
 /// within milliseconds as a rule; where other work holds that back, the table is closed.
 const PATIENCE: Duration = Duration::from_millis(300);
-/// A kept table that the kernel refused is tried again after this time, then after twice as long each time,
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// at most after this time.
-const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// What the nft writer is told.
 #[derive(Debug)]
@@ -154,6 +150,7 @@ pub fn spawn(
         wanting: false,
         close: None,
         droppers: BTreeSet::new(),
+        listing: Retry::default(),
     };
     Ok(Builder::new()
         .name("nft".into())
@@ -174,6 +171,8 @@ struct Writer<F> {
     close: Option<Close>,
     /// What was told of other's forward chains.
     droppers: BTreeSet<Dropper>,
+    /// When they are listed again.
+    listing: Retry,
 }
 
 /// When the policy table is closed unless its plan has come.
@@ -190,13 +189,8 @@ struct Keeping {
     number: u64,
     /// The programs that changed it since it was as it should be.
     damaged_by: Option<String>,
-    refused: Option<Refused>,
-}
-
-/// A refusal: when the table is tried again, and how long that is after the refusal.
-struct Refused {
-    wait: Duration,
-    until: Instant,
+    /// When a table that the kernel refused is tried again.
+    retry: Retry,
 }
 
 impl<F: FnMut(NftEvent)> Writer<F> {
@@ -224,6 +218,9 @@ impl<F: FnMut(NftEvent)> Writer<F> {
                 return;
             }
             self.listen();
+            if self.listing.is_due(Instant::now()) {
+                self.look_for_droppers();
+            }
             self.heal();
             self.close_in_time();
         }
@@ -231,9 +228,9 @@ impl<F: FnMut(NftEvent)> Writer<F> {
 
     /// When something is to be done though nothing comes.
     fn deadline(&self) -> Option<Instant> {
-        let retries = self.kept.values().filter_map(|kept| kept.refused.as_ref());
+        let retries = self.kept.values().filter_map(|kept| kept.retry.at());
         retries
-            .map(|refused| refused.until)
+            .chain(self.listing.at())
             .chain(self.close.map(|close| close.at))
             .chain(self.witness.deadline())
             .min()
@@ -311,12 +308,12 @@ impl<F: FnMut(NftEvent)> Writer<F> {
                 table: KeptTable::new(plan),
                 number,
                 damaged_by: None,
-                refused: None,
+                retry: Retry::default(),
             }),
         };
         keeping.number = number;
         // Another plan may be taken.
-        keeping.refused = None;
+        keeping.retry.done();
         self.heal();
     }
 
@@ -325,13 +322,12 @@ impl<F: FnMut(NftEvent)> Writer<F> {
         let now = Instant::now();
         let (socket, transaction) = (&mut self.table.socket, &mut self.table.transaction);
         for (name, keeping) in &mut self.kept {
-            let waits = keeping.refused.as_ref().is_some_and(|r| r.until > now);
-            if !keeping.table.is_due() || waits {
+            if !keeping.table.is_due() || keeping.retry.is_resting(now) {
                 continue;
             }
             let refused = match keeping.table.apply(socket, transaction) {
                 Ok(loaded) => {
-                    keeping.refused = None;
+                    keeping.retry.done();
                     if let Some(by) = keeping.damaged_by.take()
                         && loaded == Loaded::Replaced
                     {
@@ -346,18 +342,13 @@ impl<F: FnMut(NftEvent)> Writer<F> {
                     None
                 }
                 Err(error) => {
-                    let before = keeping.refused.take().map(|refused| refused.wait);
-                    let wait = before.map_or(FIRST_RETRY, |wait| (2 * wait).min(LAST_RETRY));
                     let reason = error.to_string();
                     tracing::warn!(
                         table = name,
                         reason,
                         "nft: the kernel does not take our table, trying again"
                     );
-                    keeping.refused = Some(Refused {
-                        wait,
-                        until: now + wait,
-                    });
+                    keeping.retry.failed(now);
                     Some(reason)
                 }
             };
@@ -415,8 +406,12 @@ impl<F: FnMut(NftEvent)> Writer<F> {
     fn look_for_droppers(&mut self) {
         let listed = match list::base_chains(&mut self.table.socket) {
             Ok(listed) => listed,
-            Err(error) => return tracing::warn!(%error, "nft: chains of others cannot be listed"),
+            Err(error) => {
+                self.listing.failed(Instant::now());
+                return tracing::warn!(%error, "nft: chains of others cannot be listed, trying again");
+            }
         };
+        self.listing.done();
         let families = [
             (Family::Inet, "inet"),
             (Family::Ipv4, "ip"),

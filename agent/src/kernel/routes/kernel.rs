@@ -3,6 +3,7 @@
 use std::{
     net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
+    time::Instant,
 };
 
 use rustix::io::Errno;
@@ -20,6 +21,7 @@ use super::{
 use crate::kernel::{
     PROTOCOL_BGP, TABLE_MAIN,
     nexthops::{ForeignNexthop, Hop, Target, Underlay, UnderlayRoute},
+    retry::Retry,
 };
 
 /// So many messages are encoded at once; between two such portions notifications are read.
@@ -35,6 +37,8 @@ pub struct Kernel {
     batch: Batch,
     /// Notifications that came while we wrote.
     backlog: Vec<Notice>,
+    /// When the underlay is read again.
+    reading: Retry,
 }
 
 /// What somebody else did.
@@ -84,6 +88,7 @@ impl Kernel {
             monitor,
             batch: Batch::new(),
             backlog: Vec::new(),
+            reading: Retry::default(),
         })
     }
 
@@ -135,19 +140,30 @@ impl Kernel {
         !self.backlog.is_empty()
     }
 
-    /// Takes in what others did since the last call.
+    /// When [`Kernel::listen`] is to be called though nobody did anything.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.reading.at()
+    }
+
+    /// Takes in what others did since the last call, and what could not be read then.
     pub fn listen(&mut self, table: &mut RouteTable) {
         let mut changed = false;
         // What vanishes without a word of its own can only be read.
-        let mut reread = false;
+        let mut reread = self.reading.is_due(Instant::now());
         for notice in self.notices() {
             reread |= matches!(notice, Notice::Overrun | Notice::AddressGone(IpAddr::V4(_)));
             changed |= tell(table, notice);
         }
         if reread {
             match self.read_underlay() {
-                Ok(underlay) => *table.underlay() = underlay,
-                Err(error) => tracing::warn!(%error, "routes: links and routes could not be read"),
+                Ok(underlay) => {
+                    *table.underlay() = underlay;
+                    self.reading.done();
+                }
+                Err(error) => {
+                    self.reading.failed(Instant::now());
+                    tracing::warn!(%error, "routes: links and routes could not be read, trying again");
+                }
             }
         }
         if changed || reread {
@@ -436,5 +452,37 @@ fn foreign_nexthop(object: &nexthop::Nexthop) -> ForeignNexthop {
             ForeignNexthop::Group(members.iter().map(|member| member.id).collect())
         }
         nexthop::Kind::Blackhole => ForeignNexthop::Reject,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::kernel::RoutePolicy;
+
+    /// After notifications were lost, and the kernel did not answer either.
+    #[test]
+    fn what_could_not_be_read_is_read_later() {
+        let mut kernel = Kernel::open().unwrap();
+        let underlay = kernel.read_underlay().unwrap();
+        let objects = kernel.has_objects().unwrap();
+        let mut table =
+            RouteTable::start(RoutePolicy::default(), underlay, objects, &mut kernel).unwrap();
+        assert_eq!(kernel.deadline(), None);
+        // It knows no links.
+        let other = Socket::open(Protocol::Netfilter).unwrap();
+        let socket = std::mem::replace(&mut kernel.socket, other);
+        kernel.backlog.push(Notice::Overrun);
+        kernel.listen(&mut table);
+        let again = kernel.deadline().expect("it is tried again");
+        kernel.socket = socket;
+        let limit = Instant::now() + Duration::from_secs(60);
+        while kernel.deadline().is_some() {
+            assert!(Instant::now() < limit, "not read again");
+            std::thread::sleep(again.saturating_duration_since(Instant::now()));
+            kernel.listen(&mut table);
+        }
     }
 }

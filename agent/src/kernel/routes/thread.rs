@@ -162,6 +162,9 @@ impl<F: FnMut(RouteEvent)> Writer<F> {
             Some(at) => Some(at.since(self.now())),
             None => None,
         };
+        let reading = self.kernel.deadline();
+        let reading = reading.map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = [timeout, reading].into_iter().flatten().min();
         if let Err(error) = self.inbox.wait(&[self.kernel.as_fd()], timeout) {
             tracing::error!(%error, "routes: cannot wait");
             std::thread::sleep(Duration::from_millis(100));
